@@ -1,0 +1,35 @@
+//! Hashes, keys and signatures. The only room that names `ed25519-dalek` and `sha2`.
+//!
+//! # Rules
+//! * A signature is checked with `verify_strict`, one by one, and by nothing else: plain and batch
+//!   verification accept signatures that others refuse, and two honest machines that disagree
+//!   about a signature are a split of consensus.
+//! * A key is used only after [`AdmittedKey::admit`]: canonical, not weak, free of torsion.
+//! * Every signature is over [`preimage::preimage`]: a tag of fixed length, the chain, the body.
+//!   There is no untyped `sign(bytes)`: each purpose has its own method.
+//! * [`known_answers::check`] runs before anything is signed or verified. It detects a build in
+//!   which some dependency switched on lenient verification.
+
+mod keys;
+pub mod known_answers;
+pub mod preimage;
+mod signed;
+
+pub use keys::{AdmittedKey, ConsensusKey, DeviceKey, KeyError, Signature};
+pub use signed::{BadSignature, Verified};
+
+use sha2::{Digest as _, Sha256};
+
+use crate::ids::Digest;
+
+/// SHA-256 of the concatenation of `parts`.
+///
+/// The caller makes the concatenation unambiguous (fixed-length parts, or one trailing part).
+#[must_use]
+pub fn sha256(parts: &[&[u8]]) -> Digest {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update(part);
+    }
+    Digest(hasher.finalize().into())
+}

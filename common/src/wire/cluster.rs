@@ -1,0 +1,77 @@
+//! Messages between members of one cluster (`muster-cluster/1`).
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    codec::Wire,
+    entry::SignedEntry,
+    ids::{ClusterId, Founding, LogIndex, RaftNodeId, Term},
+    verdict::Answer,
+    wire::op::WriteRefusal,
+};
+
+/// An entry on its one hop to the leader; never forwarded twice.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forward {
+    /// Cluster of the sender.
+    pub cluster: ClusterId,
+    /// Founding of the sender.
+    pub founding: Founding,
+    /// The entry, as its author signed it.
+    pub entry: SignedEntry,
+}
+
+impl Wire for Forward {
+    const BYTES_MAX: usize = 16 * 1024;
+}
+
+/// How a write ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WriteOutcome {
+    /// On the disks of a majority, with this decision.
+    Committed(Answer),
+    /// Not in the log, and will not be.
+    Refused(WriteRefusal),
+    /// May be in the log: ask again with the same signed bytes.
+    Unknown,
+}
+
+impl Wire for WriteOutcome {
+    const BYTES_MAX: usize = 1024;
+}
+
+/// Asks the leader for a position that includes every write acknowledged before now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Linearize {
+    /// Cluster of the sender.
+    pub cluster: ClusterId,
+    /// Founding of the sender.
+    pub founding: Founding,
+}
+
+impl Wire for Linearize {
+    const BYTES_MAX: usize = 64;
+}
+
+/// Answer to [`Linearize`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Linearized {
+    /// Wait until this index is applied.
+    At {
+        /// Term of the leader that answers.
+        term: Term,
+        /// The position.
+        index: LogIndex,
+    },
+    /// Ask that member.
+    NotLeader {
+        /// The leader, if known.
+        leader: Option<RaftNodeId>,
+    },
+    /// No majority answered the leader in time.
+    NoQuorum,
+}
+
+impl Wire for Linearized {
+    const BYTES_MAX: usize = 64;
+}

@@ -1,0 +1,384 @@
+//! Messages between an operator and any process (`muster-op/1`), and through a drone's local socket.
+//!
+//! Reads need the role `op.read`. Writes carry the author's own signature: the connection's role adds
+//! nothing to them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    block::FinalizedBlock,
+    codec::{Blob, BoundedVec, Label, Wire},
+    entry::{Fence, SignedEntry},
+    ids::{
+        BatchSeq, BlockTime, ClusterId, DeviceId, Digest, EntryId, EntryNumber, Epoch, Founding, Height, KeyVersion,
+        LogIndex, RaftNodeId, TaskId, Term, View,
+    },
+    task::{Scope, Task, TaskState},
+    verdict::Verdict,
+};
+
+/// How a read may be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Consistency {
+    /// Includes every write acknowledged before the request.
+    Linearizable,
+    /// What this process has applied, with its age.
+    Local,
+    /// What finalized blocks say.
+    Final,
+}
+
+/// What an operator asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant)]
+pub enum OpRequest {
+    /// Enter a signed entry (agents; forwarded to the leader once).
+    Enter(SignedEntry),
+    /// One task.
+    Task {
+        /// Which.
+        task: TaskId,
+        /// How fresh.
+        consistency: Consistency,
+        /// Fail with `TooStale` beyond this age.
+        staleness_ms_max: Option<u64>,
+    },
+    /// Tasks in order of their ids.
+    Tasks {
+        /// Only these states; empty means all.
+        states: BoundedVec<TaskState, 10>,
+        /// After this one.
+        after: Option<TaskId>,
+        /// At most this many, up to 256.
+        limit: u16,
+        /// How fresh.
+        consistency: Consistency,
+        /// Fail with `TooStale` beyond this age.
+        staleness_ms_max: Option<u64>,
+    },
+    /// All events of one task.
+    History {
+        /// Which.
+        task: TaskId,
+    },
+    /// The proof file of one task (validators).
+    Prove {
+        /// Which.
+        task: TaskId,
+    },
+    /// The highest number used in an author's stream, so that a new client can go on.
+    HighestNumber {
+        /// Whose.
+        author: DeviceId,
+        /// Under which key.
+        key_version: KeyVersion,
+        /// Through which cluster.
+        cluster: ClusterId,
+    },
+    /// State of this process.
+    Status,
+    /// Finalized blocks (validators), at most 64.
+    Blocks {
+        /// First height.
+        from: Height,
+        /// How many.
+        limit: u16,
+    },
+}
+
+impl Wire for OpRequest {
+    const BYTES_MAX: usize = 64 * 1024;
+}
+
+/// Why a write is not in the log and will not be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WriteRefusal {
+    /// No majority: the cluster or this side of it is read-only.
+    NoQuorum {
+        /// Last known leader.
+        leader: Option<RaftNodeId>,
+        /// Worth trying again after this time.
+        retry_after_ms: u64,
+    },
+    /// Quorum is back, this member is still behind.
+    CatchingUp {
+        /// Entries behind.
+        behind: u64,
+    },
+    /// A bounded queue is full.
+    Overloaded {
+        /// Which.
+        what: Label,
+        /// Worth trying again after this time.
+        retry_after_ms: u64,
+    },
+    /// Refused by a rule; trying the same again does not help.
+    Rejected {
+        /// The rule, as a decision would put it.
+        verdict: Verdict,
+        /// More detail for people.
+        detail: Label,
+    },
+}
+
+/// What is known of a task's place in the global order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Finality {
+    /// On a majority of its cluster's disks, not yet final.
+    ClusterCommitted,
+    /// In a finalized block, with this decision.
+    Final {
+        /// Height of the block.
+        height: Height,
+        /// The global tier's decision about the newest final event.
+        verdict: Verdict,
+    },
+}
+
+/// Who holds a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HolderView {
+    /// The drone.
+    pub device: DeviceId,
+    /// Its claim.
+    pub fence: Fence,
+}
+
+/// One task, as one process sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskView {
+    /// Identity.
+    pub id: TaskId,
+    /// Who submitted it.
+    pub author: DeviceId,
+    /// Whose queue it is in.
+    pub scope: Scope,
+    /// Cluster it was submitted through.
+    pub through: ClusterId,
+    /// Its content.
+    pub task: Task,
+    /// Where it is in its life.
+    pub state: TaskState,
+    /// Cluster that has custody, or whose it is.
+    pub cluster: Option<ClusterId>,
+    /// Until when, in block time.
+    pub custody_until: Option<BlockTime>,
+    /// Who holds it.
+    pub holder: Option<HolderView>,
+    /// Tries used.
+    pub attempts: u8,
+    /// 0 to 100, as last reported.
+    pub percent: u8,
+    /// How final.
+    pub finality: Finality,
+}
+
+/// One event of a task.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventView {
+    /// Entry that caused it; `None` for decisions of the machinery (assignment, expiry).
+    pub entry: Option<EntryId>,
+    /// In words: `submit`, `claim`, `assigned`, `expired` and so on.
+    pub what: Label,
+    /// Who signed.
+    pub author: Option<DeviceId>,
+    /// Cluster whose log holds it.
+    pub cluster: Option<ClusterId>,
+    /// Where in that log.
+    pub index: Option<LogIndex>,
+    /// Height of the block that made it final.
+    pub height: Option<Height>,
+    /// What was decided.
+    pub verdict: Verdict,
+    /// State of the task afterwards.
+    pub state: TaskState,
+    /// The author's note for people.
+    pub note: Blob<256>,
+}
+
+/// What an agent may do now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Quorum in the cluster, validators reachable.
+    Normal,
+    /// Quorum in the cluster, no validators.
+    Island,
+    /// No quorum.
+    ReadOnly,
+    /// Quorum is back; log or snapshot behind.
+    CatchingUp,
+}
+
+impl Mode {
+    /// The word in tables and JSON.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Normal => "normal",
+            Self::Island => "island",
+            Self::ReadOnly => "read_only",
+            Self::CatchingUp => "catching_up",
+        }
+    }
+}
+
+/// What stands beside every value read from an agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadContext {
+    /// How it was answered.
+    pub consistency: Consistency,
+    /// Index applied when it was answered.
+    pub applied: LogIndex,
+    /// Raft term.
+    pub term: Term,
+    /// Leader as far as known.
+    pub leader: Option<RaftNodeId>,
+    /// Mode of the agent.
+    pub mode: Mode,
+    /// How old the value may be; `None` is "unknown".
+    pub staleness_ms: Option<u64>,
+    /// Global height applied.
+    pub global_height: Height,
+    /// How old the global view may be; `None` is "unknown".
+    pub global_age_ms: Option<u64>,
+}
+
+/// State of an agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentStatus {
+    /// Which device.
+    pub device: DeviceId,
+    /// Name for people.
+    pub label: Label,
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// Its founding.
+    pub founding: Founding,
+    /// Raft member id.
+    pub raft: RaftNodeId,
+    /// Whether it leads.
+    pub is_leader: bool,
+    /// Mode, freshness, heights.
+    pub context: ReadContext,
+    /// Last index in its log.
+    pub last_index: LogIndex,
+    /// Voters of the cluster.
+    pub voters: BoundedVec<RaftNodeId, 64>,
+    /// Batches in the outbox, not yet final.
+    pub outbox_batches: u32,
+    /// Their bytes.
+    pub outbox_bytes: u64,
+    /// Sequence of the last batch that is final.
+    pub final_seq: BatchSeq,
+    /// Digest of the queue's state at `context.applied`.
+    pub queue_digest: Digest,
+    /// Digest of the global state at `context.global_height`.
+    pub global_digest: Digest,
+    /// Tasks by state, in the order of [`TaskState::ALL`].
+    pub tasks: [u32; 10],
+    /// Microseconds since this process started.
+    pub uptime_us: u64,
+}
+
+/// State of a validator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ValidatorStatus {
+    /// Which device.
+    pub device: DeviceId,
+    /// Name for people.
+    pub label: Label,
+    /// Epoch of its set.
+    pub epoch: Epoch,
+    /// View it is in.
+    pub view: View,
+    /// Height of its last finalized block.
+    pub height: Height,
+    /// Digest of that block.
+    pub block: Digest,
+    /// Height executed.
+    pub executed: Height,
+    /// Digest of the state there.
+    pub state_digest: Digest,
+    /// Time of the last finalized block.
+    pub block_time: BlockTime,
+    /// This validator's clock less that time, microseconds.
+    pub clock_offset_us: i64,
+    /// Batches held that are not final.
+    pub pending_batches: u32,
+    /// Validators connected now, itself included.
+    pub validators_up: u16,
+    /// Validators in the set.
+    pub validators: u16,
+    /// Whether it still listens before its first vote.
+    pub is_listening: bool,
+    /// Tasks by state, in the order of [`TaskState::ALL`].
+    pub tasks: [u32; 10],
+    /// Microseconds since this process started.
+    pub uptime_us: u64,
+}
+
+/// What an operator is answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant)]
+pub enum OpAnswer {
+    /// To `Enter`.
+    Write {
+        /// Identity of the entry: repeat the same bytes to learn the outcome.
+        id: EntryId,
+        /// How it ended.
+        outcome: super::cluster::WriteOutcome,
+    },
+    /// To `Task`.
+    Task {
+        /// The task, or `None` if it is not known.
+        task: Option<TaskView>,
+        /// How it was read.
+        context: ReadContext,
+    },
+    /// To `Tasks`.
+    Tasks {
+        /// In order of their ids.
+        tasks: BoundedVec<TaskView, 256>,
+        /// Whether there are more.
+        more: bool,
+        /// How they were read.
+        context: ReadContext,
+    },
+    /// To `History`.
+    History {
+        /// In order.
+        events: BoundedVec<EventView, 1024>,
+    },
+    /// To `Prove`: an encoded proof file.
+    Proof(Blob<{ 3 * 1024 * 1024 }>),
+    /// To `HighestNumber`.
+    HighestNumber(EntryNumber),
+    /// To `Status`.
+    Agent(AgentStatus),
+    /// To `Status`.
+    Validator(ValidatorStatus),
+    /// To `Blocks`.
+    Blocks(BoundedVec<FinalizedBlock, 64>),
+    /// The answer would be older than the caller allows.
+    TooStale {
+        /// Age; `None` is "unknown".
+        staleness_ms: Option<u64>,
+    },
+    /// A linearizable read found no quorum.
+    NoQuorum {
+        /// Last known leader.
+        leader: Option<RaftNodeId>,
+        /// Worth trying again after this time.
+        retry_after_ms: u64,
+    },
+    /// Not known here.
+    NotFound,
+    /// This process does not answer such requests.
+    Unsupported(Label),
+}
+
+impl Wire for OpAnswer {
+    const BYTES_MAX: usize = 4 * 1024 * 1024;
+}
