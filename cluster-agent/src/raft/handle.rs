@@ -1,0 +1,352 @@
+//! The facade: opens a member, founds a cluster, answers peers, changes members, ends.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use common::ids::{Digest, LogPosition, RaftNodeId};
+use openraft::{
+    ChangeMembers,
+    async_runtime::WatchReceiver,
+    errors::{ClientWriteError, ForwardReason, InitializeError, RaftError},
+    metrics::RaftMetrics,
+    type_config::alias::WatchReceiverOf,
+};
+use openraft_rt::AsyncRuntime;
+
+use super::{
+    alarm::AlarmSink,
+    codec::MEMBERS_MAX,
+    config::{ConfigError, RaftConfig},
+    log::RaftLog,
+    machine::{MachineAdapter, ReplicatedMachine},
+    network::{Network, RaftLink, RaftRpc},
+    propose::InFlight,
+    server::{AppendCheck, Raft, RpcRefusal, Server},
+    signal::Signal,
+    status::{FatalReason, RaftStatus, fatal_reason, from_metrics},
+    store::{LogStore, StoreError, snapshot::SnapshotStore},
+    types::{Member, TypeConfig, position},
+};
+
+/// What a member runs on.
+pub struct RaftPorts {
+    /// Disk of the log.
+    pub log: Arc<dyn LogStore>,
+    /// Disk of the snapshots.
+    pub snapshots: Arc<dyn SnapshotStore>,
+    /// Way to the other members.
+    pub link: Arc<dyn RaftLink>,
+    /// What commands are applied to.
+    pub machine: Arc<dyn ReplicatedMachine>,
+    /// What a command must pass before it enters any log.
+    pub check: Arc<dyn AppendCheck>,
+    /// Who hears of broken peers.
+    pub alarms: AlarmSink,
+}
+
+/// Why a member does not start.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// Relations between settings do not hold.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The disk failed or what is on it contradicts itself. Nothing was deleted.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// openraft refused to start.
+    #[error("raft: {0}")]
+    Raft(String),
+}
+
+/// How a founding ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Founding {
+    /// This call founded the cluster.
+    Founded,
+    /// It was founded before, here or by a leader that reached us.
+    Already,
+}
+
+/// Why a membership change was not made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeError {
+    /// Another member leads, or none is known.
+    #[error("not the leader; leader: {leader:?}")]
+    NotLeader {
+        /// A hint; it may be dead.
+        leader: Option<RaftNodeId>,
+    },
+    /// This member leads, but reaches no majority.
+    #[error("no quorum")]
+    NoQuorum,
+    /// The change contradicts the membership, or another one is not finished.
+    #[error("{0}")]
+    Refused(String),
+    /// Possibly made. Look at [`RaftStatus::is_joint`] and ask again until it is finished.
+    #[error("the outcome is unknown")]
+    Unknown,
+}
+
+/// A running member. Clones share it.
+pub struct RaftHandle<R: AsyncRuntime> {
+    pub(super) inner: Arc<Inner<R>>,
+}
+
+impl<R: AsyncRuntime> Clone for RaftHandle<R> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone() }
+    }
+}
+
+pub(super) struct Inner<R: AsyncRuntime> {
+    pub raft: Raft<R>,
+    pub machine: MachineAdapter<R>,
+    pub server: Server<R>,
+    pub config: RaftConfig,
+    pub in_flight: Arc<InFlight>,
+    pub changes: Signal,
+    metrics: WatchReceiverOf<TypeConfig<R>, RaftMetrics<TypeConfig<R>>>,
+}
+
+impl<R: AsyncRuntime> Inner<R> {
+    /// A copy: a reference that is held would stop openraft's core.
+    fn metrics(&self) -> RaftMetrics<TypeConfig<R>> {
+        self.metrics.borrow_watched().clone()
+    }
+
+    pub fn is_ended(&self) -> bool {
+        self.metrics().running_state.is_err()
+    }
+}
+
+impl<R: AsyncRuntime> RaftHandle<R> {
+    /// Reads the disk back, restores the machine and starts. Requests of peers may come as soon as
+    /// this returns.
+    ///
+    /// # Errors
+    /// [`OpenError`]; the process must exit, nothing was deleted.
+    pub async fn open(id: RaftNodeId, config: RaftConfig, ports: RaftPorts) -> Result<Self, OpenError> {
+        config.validate()?;
+        let openraft = config.to_openraft().validate().map_err(|error| OpenError::Raft(error.to_string()))?;
+        let changes = Signal::default();
+        let log = RaftLog::<R>::open(ports.log, ports.alarms.clone())?;
+        let machine = MachineAdapter::open(ports.machine, ports.snapshots, log.clone(), changes.clone()).await?;
+        check_purged_part(&log, &machine)?;
+        let network = Network {
+            me: id,
+            link: ports.link,
+            log: log.clone(),
+            frame_timeout: config.snapshot_frame_timeout(),
+        };
+        let raft = Raft::<R>::new(id.0, Arc::new(openraft), network, log.clone(), machine.clone()).await;
+        let raft = raft.map_err(|error| OpenError::Raft(error.to_string()))?;
+        let metrics = raft.metrics();
+        let server = Server {
+            raft: raft.clone(),
+            log,
+            check: ports.check,
+            alarms: ports.alarms,
+            snapshot_idle: config.snapshot_idle(),
+            is_quarantined: AtomicBool::new(false),
+            incoming: Mutex::new(None),
+        };
+        let in_flight = Arc::default();
+        let inner = Inner { raft, machine, server, config, in_flight, changes: changes.clone(), metrics: metrics.clone() };
+        // Ends with openraft's core, whose sender it watches.
+        drop(R::spawn(forward_changes::<R>(metrics, changes)));
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Founds the cluster with `members` as voters. Exactly the founding members call it, all with
+    /// the same members; a member that joins later never does.
+    ///
+    /// # Errors
+    /// [`OpenError::Raft`] if this member is not among `members` or there are too many.
+    pub async fn initialize_once(&self, members: BTreeMap<RaftNodeId, Member>) -> Result<Founding, OpenError> {
+        if members.len() > MEMBERS_MAX {
+            return Err(OpenError::Raft(format!("{} members, at most {MEMBERS_MAX} allowed", members.len())));
+        }
+        let members: BTreeMap<u64, Member> = members.into_iter().map(|(id, member)| (id.0, member)).collect();
+        match self.inner.raft.initialize(members).await {
+            Ok(()) => Ok(Founding::Founded),
+            Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(Founding::Already),
+            Err(error) => Err(OpenError::Raft(error.to_string())),
+        }
+    }
+
+    /// Carries out a request of the member `from`. The caller has proved that the connection is
+    /// `from`'s, and bounds `body` by [`RaftRpc::request_bytes_max`].
+    ///
+    /// # Errors
+    /// [`RpcRefusal`]; nothing was changed.
+    pub async fn handle(&self, from: RaftNodeId, kind: RaftRpc, body: &[u8]) -> Result<Vec<u8>, RpcRefusal> {
+        self.inner.server.handle(from, kind, body).await
+    }
+
+    /// State at this instant.
+    #[must_use]
+    pub fn status(&self) -> RaftStatus {
+        let is_quarantined = self.inner.server.is_quarantined.load(Ordering::Acquire);
+        let mut status = from_metrics::<R>(&self.inner.metrics(), is_quarantined);
+        // The machine is ahead of the metrics for a moment; callers compare with what they read there.
+        status.applied = self.inner.machine.applied().0.max(status.applied);
+        status
+    }
+
+    /// Rises whenever [`status`](Self::status) or the applied position may have changed.
+    #[must_use]
+    pub fn changes(&self) -> Signal {
+        self.inner.changes.clone()
+    }
+
+    /// Position and chain of the last applied entry.
+    #[must_use]
+    pub fn applied(&self) -> (LogPosition, Digest) {
+        self.inner.machine.applied()
+    }
+
+    /// Resolves when Raft ended by itself: the process must exit with the reason's code.
+    pub async fn fatal(&self) -> FatalReason {
+        loop {
+            let seen = self.inner.changes.version();
+            if let Err(fatal) = &self.inner.metrics().running_state
+                && let Some(reason) = fatal_reason::<R>(fatal)
+            {
+                return reason;
+            }
+            self.inner.changes.changed(seen).await;
+        }
+    }
+
+    /// Stops as voter: peers are refused and no campaign is begun, until the process restarts.
+    pub fn quarantine(&self, reason: &str) {
+        tracing::error!(reason, "this member stops as voter");
+        self.inner.server.is_quarantined.store(true, Ordering::Release);
+        self.inner.raft.runtime_config().elect(false);
+        self.inner.raft.runtime_config().heartbeat(false);
+        self.inner.changes.notify();
+    }
+
+    /// Lets this member campaign or not, for a choice of leader by link quality.
+    pub fn set_may_campaign(&self, may_campaign: bool) {
+        self.inner.raft.runtime_config().elect(may_campaign);
+    }
+
+    /// Asks the others whether they would elect this member, and campaigns if so. Harmless while a
+    /// leader is alive.
+    pub async fn campaign(&self) {
+        // An error means that Raft has ended, which `fatal` reports.
+        let _ = self.inner.raft.trigger().elect(true).await;
+    }
+
+    /// On the leader: hands over to `to`, a voter that holds the whole log.
+    pub async fn transfer_leader(&self, to: RaftNodeId) {
+        let _ = self.inner.raft.trigger().transfer_leader(to.0).await;
+    }
+
+    /// The link to `peer` came up: try it now, not after the pause that follows failures.
+    pub async fn reset_backoff(&self, peer: RaftNodeId) {
+        let _ = self.inner.raft.trigger().reset_backoff([peer.0]).await;
+    }
+
+    /// Makes a snapshot now. Returns when it is asked for, not when it is made.
+    pub async fn make_snapshot(&self) {
+        let _ = self.inner.raft.trigger().snapshot().await;
+    }
+
+    /// On the leader: adds a member without a vote; it receives the log from now on.
+    ///
+    /// # Errors
+    /// [`ChangeError`].
+    pub async fn add_learner(&self, id: RaftNodeId, member: Member, deadline: Duration) -> Result<LogPosition, ChangeError> {
+        let status = self.status();
+        let others = status.voters.iter().chain(&status.learners).filter(|other| **other != id).count();
+        if others >= MEMBERS_MAX {
+            return Err(ChangeError::Refused(format!("{others} members, at most {MEMBERS_MAX} allowed")));
+        }
+        let change = ChangeMembers::AddNodes(BTreeMap::from([(id.0, member)]));
+        self.change(change, true, deadline).await
+    }
+
+    /// On the leader: makes `voters`, all of them members already, the voters. Former voters become
+    /// learners. Also finishes a change that was interrupted.
+    ///
+    /// # Errors
+    /// [`ChangeError`].
+    pub async fn change_voters(&self, voters: BTreeSet<RaftNodeId>, deadline: Duration) -> Result<LogPosition, ChangeError> {
+        let change = ChangeMembers::ReplaceAllVoters(voters.into_iter().map(|id| id.0).collect());
+        self.change(change, true, deadline).await
+    }
+
+    /// On the leader: removes learners from the cluster. A removed member is not told.
+    ///
+    /// # Errors
+    /// [`ChangeError`].
+    pub async fn remove_learners(&self, ids: BTreeSet<RaftNodeId>, deadline: Duration) -> Result<LogPosition, ChangeError> {
+        let change = ChangeMembers::RemoveNodes(ids.into_iter().map(|id| id.0).collect());
+        self.change(change, true, deadline).await
+    }
+
+    async fn change(
+        &self,
+        change: ChangeMembers<u64, Member>,
+        keeps_former_voters: bool,
+        deadline: Duration,
+    ) -> Result<LogPosition, ChangeError> {
+        let changed = R::timeout(deadline, self.inner.raft.change_membership(change, keeps_former_voters)).await;
+        match changed.map_err(|_| ChangeError::Unknown)? {
+            Ok(response) => Ok(position(&response.log_id)),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
+                if forward.reason == ForwardReason::LeaseExpired {
+                    return Err(ChangeError::NoQuorum);
+                }
+                Err(ChangeError::NotLeader { leader: forward.leader_id.map(RaftNodeId) })
+            }
+            Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(error))) => {
+                Err(ChangeError::Refused(error.to_string()))
+            }
+            Err(RaftError::APIError(ClientWriteError::PreconditionFailed(error))) => {
+                Err(ChangeError::Refused(error.to_string()))
+            }
+            Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) | RaftError::Fatal(_)) => {
+                Err(ChangeError::Unknown)
+            }
+        }
+    }
+
+    /// Ends this member's tasks. What was acknowledged is durable; the log store is closed by its
+    /// owner afterwards.
+    pub async fn shutdown(&self) {
+        if let Err(error) = self.inner.raft.shutdown().await {
+            tracing::warn!(%error, "raft ended with an error");
+        }
+        self.inner.changes.notify();
+    }
+}
+
+/// The purged part of the log must be in the snapshot, or the machine could never be rebuilt.
+fn check_purged_part<R: AsyncRuntime>(log: &RaftLog<R>, machine: &MachineAdapter<R>) -> Result<(), StoreError> {
+    let Some(purged) = log.purged() else { return Ok(()) };
+    let kept = machine.snapshot_position();
+    if kept.index < purged.index {
+        let (kept, purged) = (kept.index, purged.index);
+        return Err(StoreError::Corrupt(format!("the log is purged up to {purged}, the snapshot ends at {kept}")));
+    }
+    Ok(())
+}
+
+async fn forward_changes<R: AsyncRuntime>(
+    mut metrics: WatchReceiverOf<TypeConfig<R>, RaftMetrics<TypeConfig<R>>>,
+    changes: Signal,
+) {
+    while metrics.changed().await.is_ok() {
+        changes.notify();
+    }
+    changes.notify();
+}

@@ -1,0 +1,538 @@
+//! openraft's log storage over the disk port: the chain, the cache of recent entries, the hints.
+//!
+//! # Rules
+//! * Upon an append: compute each entry's chain; if a leader claimed another, refuse and store
+//!   nothing. Entries are readable before they are durable; openraft is told when they are.
+//! * Upon a truncation at or below what is committed: refuse. Committed entries do not change.
+//! * Upon a vote: answer only when it is durable.
+//! * The hint of what is committed travels with the next write; one of them is in flight at most.
+//!
+//! # Invariants
+//! * log-forks-refused: two members that store the same log id store the same bytes below it, or one
+//!   of them refused the append.
+//!
+//! # Why
+//! Raft compares terms and indexes only, so a lying leader can give two followers different bytes
+//! under one id. The chain makes the id of an entry cover everything below it.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Debug,
+    io,
+    marker::PhantomData,
+    ops::{Bound, RangeBounds},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use common::ids::{Digest, LogIndex, LogPosition, Term};
+use futures::channel::oneshot;
+use openraft::{
+    OptionalSend, RaftLogReader,
+    storage::{IOFlushed, LogState, RaftLogStorage},
+};
+use openraft_rt::AsyncRuntime;
+
+use super::{
+    alarm::{AlarmSink, RaftAlarm},
+    codec::{self, APPEND_ENTRY_BYTES_MAX, CommittedRecord, EntryRecord, PurgedRecord, WireLogId, WireVote},
+    store::{LogOp, LogRecord, LogStore, StoreError},
+    types::{
+        Entry, LogId, TypeConfig, Vote, entry_from_wire, entry_to_wire, index_from_raft, log_id_from_wire,
+        log_id_to_wire, vote_from_wire, vote_to_wire,
+    },
+};
+
+/// Durable entries are kept in memory up to this many bytes.
+const CACHE_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// What one entry costs in memory besides its bytes.
+const CACHE_OVERHEAD_BYTES: usize = 256;
+
+/// The log of this member. Clones share it: openraft's readers, the server's checks and the network
+/// client look at the same log.
+pub(super) struct RaftLog<R> {
+    inner: Arc<Inner>,
+    runtime: PhantomData<fn() -> R>,
+}
+
+impl<R> Clone for RaftLog<R> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), runtime: PhantomData }
+    }
+}
+
+struct Inner {
+    store: Arc<dyn LogStore>,
+    alarms: AlarmSink,
+    view: Mutex<View>,
+}
+
+/// Everything submitted so far, durable or not.
+struct View {
+    vote: Option<WireVote>,
+    committed: Option<WireLogId>,
+    purged: Option<PurgedRecord>,
+    /// Index of the first entry that is not purged; meaningless while `last` is the purge marker.
+    first: LogIndex,
+    /// Last entry or, without one, the purge marker.
+    last: Option<Tip>,
+    /// The newest entries, without a gap up to `last`.
+    cache: BTreeMap<LogIndex, Arc<Cached>>,
+    cache_bytes: usize,
+    /// Rises with every truncation and purge, so that a read from the store notices them.
+    epoch: u64,
+    hint: Hint,
+    /// Chain at the last installed snapshot, for the purge that follows it.
+    snapshot_mark: Option<PurgedRecord>,
+}
+
+#[derive(Clone, Copy)]
+struct Tip {
+    id: WireLogId,
+    chain: Option<Digest>,
+}
+
+struct Cached {
+    entry: Entry,
+    bytes_len: usize,
+    is_durable: AtomicBool,
+}
+
+#[derive(Default)]
+struct Hint {
+    unsent: Option<Bytes>,
+    in_flight: Arc<AtomicBool>,
+}
+
+/// What this member has at an index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Held {
+    /// Purged and not the last purged one: nothing can be compared.
+    Below,
+    /// An entry or the purge marker with this id and chain.
+    At(WireLogId, Option<Digest>),
+    /// Beyond the log.
+    Beyond,
+}
+
+impl<R: AsyncRuntime> RaftLog<R> {
+    /// Reads the log back and recomputes its chain.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] if the log contradicts itself; the member must not start.
+    pub fn open(store: Arc<dyn LogStore>, alarms: AlarmSink) -> Result<Self, StoreError> {
+        let view = recover(&*store)?;
+        let inner = Inner { store, alarms, view: Mutex::new(view) };
+        Ok(Self { inner: Arc::new(inner), runtime: PhantomData })
+    }
+
+    fn view(&self) -> MutexGuard<'_, View> {
+        self.inner.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Term of the last vote given or seen, 0 before the first.
+    pub fn term(&self) -> Term {
+        self.view().vote.map_or(Term(0), |vote| vote.term)
+    }
+
+    /// Last entry or purge marker.
+    pub fn last(&self) -> Option<WireLogId> {
+        self.view().last.map(|tip| tip.id)
+    }
+
+    /// What is known to be committed.
+    pub fn committed(&self) -> Option<WireLogId> {
+        self.view().committed
+    }
+
+    /// Position of the last purged entry.
+    pub fn purged(&self) -> Option<LogPosition> {
+        self.view().purged.map(|record| LogPosition { term: record.id.term, index: record.id.index })
+    }
+
+    /// Remembers the chain at a snapshot that is being installed, for the purge that follows.
+    pub fn note_snapshot(&self, id: WireLogId, chain: Digest) {
+        self.view().snapshot_mark = Some(PurgedRecord { id, chain: Some(chain) });
+    }
+
+    /// The id and chain at `index`.
+    pub fn held(&self, index: LogIndex) -> Result<Held, StoreError> {
+        {
+            let view = self.view();
+            if let Some(cached) = view.cache.get(&index) {
+                return Ok(Held::At(log_id_to_wire(&cached.entry.id), cached.entry.chain));
+            }
+            if let Some(purged) = view.purged
+                && index <= purged.id.index
+            {
+                let is_marker = index == purged.id.index;
+                return Ok(if is_marker { Held::At(purged.id, purged.chain) } else { Held::Below });
+            }
+            if view.last.is_none_or(|tip| index > tip.id.index) {
+                return Ok(Held::Beyond);
+            }
+        }
+        let found = self.entries(index, index.next(), usize::MAX)?;
+        Ok(found.first().map_or(Held::Beyond, |entry| Held::At(log_id_to_wire(&entry.id), entry.chain)))
+    }
+
+    /// The chain at exactly this entry, if it is known here.
+    pub fn chain_at(&self, id: WireLogId) -> Option<Digest> {
+        match self.held(id.index) {
+            Ok(Held::At(held, chain)) if held == id => chain,
+            Ok(_) | Err(_) => None,
+        }
+    }
+
+    /// Entries from `from` up to before `to`, clipped to the log.
+    fn entries(&self, from: LogIndex, to: LogIndex, bytes_max: usize) -> Result<Vec<Entry>, StoreError> {
+        loop {
+            let (from, to, cached_from, epoch) = {
+                let view = self.view();
+                let Some((first, end)) = view.range() else { return Ok(Vec::new()) };
+                let (from, to) = (from.max(first), to.min(end));
+                if from >= to {
+                    return Ok(Vec::new());
+                }
+                let cached_from = view.cache.keys().next().copied().unwrap_or(end);
+                if from >= cached_from {
+                    return Ok(view.cached_range(from, to, bytes_max, 0));
+                }
+                (from, to, cached_from, view.epoch)
+            };
+            let records = self.inner.store.read(from, to.min(cached_from), bytes_max)?;
+            let view = self.view();
+            if view.epoch != epoch {
+                continue;
+            }
+            let bytes_used = records.iter().map(|record| record.bytes.len()).sum();
+            let mut entries = decode_run(&records, from)?;
+            let next = LogIndex(from.0 + entries.len() as u64);
+            if entries.is_empty() {
+                return Err(StoreError::Corrupt(format!("entry {from} is missing")));
+            }
+            if next == cached_from && next < to && bytes_used < bytes_max {
+                entries.extend(view.cached_range(next, to, bytes_max, bytes_used));
+            }
+            // The store ends at its byte bound, or at a gap; a caller that asked without a bound
+            // must not take the second for the first.
+            if bytes_max == usize::MAX && entries.len() as u64 != to.0 - from.0 {
+                return Err(StoreError::Corrupt(format!("entries after {next} are missing")));
+            }
+            return Ok(entries);
+        }
+    }
+
+    fn submit(&self, op: LogOp, done: super::store::Done) {
+        let hint = self.view().take_hint();
+        if let Some((bytes, in_flight)) = hint {
+            let landed = Box::new(move |_| in_flight.store(false, Ordering::Release));
+            self.inner.store.submit(LogOp::Committed(bytes), landed);
+        }
+        self.inner.store.submit(op, done);
+    }
+
+    fn push(&self, entries: impl IntoIterator<Item = Entry>) -> Result<(Vec<LogRecord>, Vec<Arc<Cached>>), StoreError> {
+        let mut view = self.view();
+        let (mut records, mut cached) = (Vec::new(), Vec::new());
+        let mut tip = view.last;
+        for mut entry in entries {
+            let wire = entry_to_wire(&entry).map_err(|error| StoreError::Misuse(error.to_string()))?;
+            if let Some(tip) = tip
+                && tip.id.index.next() != wire.id.index
+            {
+                return Err(StoreError::Misuse(format!("append at {} above {}", wire.id.index, tip.id.index)));
+            }
+            let chain = wire.chain(tip.and_then(|tip| tip.chain).unwrap_or_default());
+            if let Some(claimed) = entry.chain
+                && claimed != chain
+            {
+                (self.inner.alarms)(RaftAlarm::ForkedLog { index: wire.id.index, ours: chain, theirs: claimed });
+                return Err(StoreError::Misuse(format!("forked log at {}: nothing was stored", wire.id.index)));
+            }
+            entry.chain = Some(chain);
+            tip = Some(Tip { id: wire.id, chain: Some(chain) });
+            let index = wire.id.index;
+            let bytes = Bytes::from(codec::encode(EntryRecord { chain, entry: wire }));
+            let bytes_len = bytes.len();
+            cached.push(Arc::new(Cached { entry, bytes_len, is_durable: AtomicBool::new(false) }));
+            records.push(LogRecord { index, bytes });
+        }
+        view.extend(&cached, tip);
+        Ok((records, cached))
+    }
+}
+
+impl View {
+    /// First index and the one after the last, or `None` without entries.
+    fn range(&self) -> Option<(LogIndex, LogIndex)> {
+        let tip = self.last?;
+        let is_marker = self.purged.is_some_and(|purged| purged.id.index >= tip.id.index);
+        (!is_marker).then(|| (self.first, tip.id.index.next()))
+    }
+
+    fn cached_range(&self, from: LogIndex, to: LogIndex, bytes_max: usize, mut bytes_used: usize) -> Vec<Entry> {
+        let mut found = Vec::new();
+        for cached in self.cache.range(from..to).map(|(_, cached)| cached) {
+            let is_first = found.is_empty() && bytes_used == 0;
+            bytes_used = bytes_used.saturating_add(cached.bytes_len);
+            if !is_first && bytes_used > bytes_max {
+                break;
+            }
+            found.push(cached.entry.clone());
+        }
+        found
+    }
+
+    fn extend(&mut self, cached: &[Arc<Cached>], tip: Option<Tip>) {
+        if let Some(first) = cached.first()
+            && self.range().is_none()
+        {
+            self.first = index_from_raft(first.entry.id.index);
+        }
+        self.last = tip;
+        for entry in cached {
+            self.cache_bytes += entry.bytes_len + CACHE_OVERHEAD_BYTES;
+            self.cache.insert(index_from_raft(entry.entry.id.index), entry.clone());
+        }
+        self.evict();
+    }
+
+    /// Forgets the oldest durable entries above the bound.
+    fn evict(&mut self) {
+        while self.cache_bytes > CACHE_BYTES_MAX
+            && let Some(oldest) = self.cache.first_entry()
+            && oldest.get().is_durable.load(Ordering::Acquire)
+        {
+            self.cache_bytes -= oldest.remove().bytes_len + CACHE_OVERHEAD_BYTES;
+        }
+    }
+
+    fn retain(&mut self, keep: impl Fn(LogIndex) -> bool) {
+        self.cache.retain(|index, _| keep(*index));
+        self.cache_bytes = self.cache.values().map(|cached| cached.bytes_len + CACHE_OVERHEAD_BYTES).sum();
+        self.epoch += 1;
+    }
+
+    fn take_hint(&mut self) -> Option<(Bytes, Arc<AtomicBool>)> {
+        if self.hint.unsent.is_none() || self.hint.in_flight.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        self.hint.unsent.take().map(|bytes| (bytes, self.hint.in_flight.clone()))
+    }
+}
+
+/// Decodes records that must start at `from` and have no gap.
+fn decode_run(records: &[LogRecord], from: LogIndex) -> Result<Vec<Entry>, StoreError> {
+    let mut next = from;
+    let mut entries = Vec::with_capacity(records.len());
+    for record in records {
+        let corrupt = |why: &dyn std::fmt::Display| StoreError::Corrupt(format!("entry {}: {why}", record.index));
+        let decoded: EntryRecord = codec::decode(&record.bytes).map_err(|error| corrupt(&error))?;
+        if record.index != next || decoded.entry.id.index != next {
+            return Err(corrupt(&format!("expected index {next}")));
+        }
+        next = next.next();
+        entries.push(entry_from_wire(decoded.entry, Some(decoded.chain)).map_err(|why| corrupt(&why))?);
+    }
+    Ok(entries)
+}
+
+fn recover(store: &dyn LogStore) -> Result<View, StoreError> {
+    let found = store.recovered()?;
+    let bad = |what: &str, error: common::codec::DecodeError| StoreError::Corrupt(format!("{what}: {error}"));
+    let vote = found.vote.as_deref().map(codec::decode).transpose().map_err(|error| bad("vote", error))?;
+    let hint = found.committed.as_deref().map(codec::decode::<CommittedRecord>).transpose();
+    let committed = hint.map_err(|error| bad("committed hint", error))?.and_then(|record| record.id);
+    let marker = found.purged.as_ref().map(|(_, bytes)| codec::decode::<PurgedRecord>(bytes)).transpose();
+    let purged = marker.map_err(|error| bad("purge marker", error))?;
+    let mut view = View {
+        vote,
+        committed,
+        purged,
+        first: LogIndex(1),
+        last: purged.map(|record| Tip { id: record.id, chain: record.chain }),
+        cache: BTreeMap::new(),
+        cache_bytes: 0,
+        epoch: 0,
+        hint: Hint::default(),
+        snapshot_mark: None,
+    };
+    let Some((first, last)) = found.records else { return Ok(view) };
+    if let Some(purged) = purged
+        && first != purged.id.index.next()
+    {
+        return Err(StoreError::Corrupt(format!("first entry {first} does not follow {}", purged.id.index)));
+    }
+    view.first = first;
+    let mut next = first;
+    while next <= last {
+        let records = store.read(next, last.next(), APPEND_ENTRY_BYTES_MAX)?;
+        if records.is_empty() {
+            return Err(StoreError::Corrupt(format!("entry {next} is missing")));
+        }
+        let lens: Vec<usize> = records.iter().map(|record| record.bytes.len()).collect();
+        for (entry, bytes_len) in decode_run(&records, next)?.into_iter().zip(lens) {
+            next = next.next();
+            view.recover_entry(entry, bytes_len)?;
+        }
+    }
+    Ok(view)
+}
+
+impl View {
+    fn recover_entry(&mut self, entry: Entry, bytes_len: usize) -> Result<(), StoreError> {
+        let wire = entry_to_wire(&entry).map_err(|error| StoreError::Corrupt(error.to_string()))?;
+        let chain = wire.chain(self.last.and_then(|tip| tip.chain).unwrap_or_default());
+        if entry.chain != Some(chain) {
+            return Err(StoreError::Corrupt(format!("entry {}: its chain does not follow", wire.id.index)));
+        }
+        let tip = Tip { id: wire.id, chain: Some(chain) };
+        let cached = Arc::new(Cached { entry, bytes_len, is_durable: AtomicBool::new(true) });
+        self.last = Some(tip);
+        self.cache_bytes += bytes_len + CACHE_OVERHEAD_BYTES;
+        self.cache.insert(wire.id.index, cached);
+        self.evict();
+        Ok(())
+    }
+}
+
+impl<R: AsyncRuntime> RaftLogReader<TypeConfig<R>> for RaftLog<R> {
+    async fn try_get_log_entries<B: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: B,
+    ) -> Result<Vec<Entry>, io::Error> {
+        let from = match range.start_bound() {
+            Bound::Included(index) => index_from_raft(*index),
+            Bound::Excluded(index) => index_from_raft(*index).next(),
+            Bound::Unbounded => LogIndex(0),
+        };
+        let to = match range.end_bound() {
+            Bound::Included(index) => index_from_raft(*index).next(),
+            Bound::Excluded(index) => index_from_raft(*index),
+            Bound::Unbounded => LogIndex(u64::MAX),
+        };
+        Ok(self.entries(from, to, usize::MAX)?)
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        Ok(self.view().vote.map(vote_from_wire))
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+        Ok(self.entries(index_from_raft(start), index_from_raft(end), APPEND_ENTRY_BYTES_MAX)?)
+    }
+}
+
+impl<R: AsyncRuntime> RaftLogStorage<TypeConfig<R>> for RaftLog<R> {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig<R>>, io::Error> {
+        let view = self.view();
+        Ok(LogState {
+            last_purged_log_id: view.purged.map(|record| log_id_from_wire(record.id)),
+            last_log_id: view.last.map(|tip| log_id_from_wire(tip.id)),
+        })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        let wire = vote_to_wire(vote);
+        let (sender, receiver) = oneshot::channel();
+        let done = Box::new(move |outcome| drop(sender.send(outcome)));
+        self.submit(LogOp::Vote(codec::encode(wire).into()), done);
+        receiver.await.map_err(|_| StoreError::Closed)??;
+        self.view().vote = Some(wire);
+        Ok(())
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
+        let id = committed.as_ref().map(log_id_to_wire);
+        let bytes = Bytes::from(codec::encode(CommittedRecord { id }));
+        let hint = {
+            let mut view = self.view();
+            view.committed = id;
+            view.hint.unsent = Some(bytes);
+            view.take_hint()
+        };
+        if let Some((bytes, in_flight)) = hint {
+            let landed = Box::new(move |_| in_flight.store(false, Ordering::Release));
+            self.inner.store.submit(LogOp::Committed(bytes), landed);
+        }
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
+        Ok(self.view().committed.map(log_id_from_wire))
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig<R>>) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let (records, cached) = self.push(entries)?;
+        let done = Box::new(move |outcome: Result<(), StoreError>| {
+            if outcome.is_ok() {
+                cached.iter().for_each(|entry| entry.is_durable.store(true, Ordering::Release));
+            }
+            callback.io_completed(outcome.map_err(io::Error::from));
+        });
+        self.submit(LogOp::Append(records), done);
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
+        let from = last.map_or(LogIndex(1), |id| index_from_raft(id.index).next());
+        if self.view().last.is_none_or(|tip| tip.id.index < from) {
+            return Ok(());
+        }
+        if let Some(committed) = self.committed()
+            && from <= committed.index
+        {
+            (self.inner.alarms)(RaftAlarm::ConflictBelowCommitted { index: from, committed: committed.index });
+            return Err(StoreError::Misuse(format!("truncation at {from} below committed {}", committed.index)).into());
+        }
+        let below = match from.previous() {
+            Some(index) if index > LogIndex(0) => self.held(index)?,
+            Some(_) | None => Held::Beyond,
+        };
+        let mut view = self.view();
+        view.last = match below {
+            Held::At(id, chain) => Some(Tip { id, chain }),
+            Held::Below | Held::Beyond => None,
+        };
+        view.retain(|index| index < from);
+        drop(view);
+        self.submit(LogOp::Truncate { from }, Box::new(|_| ()));
+        Ok(())
+    }
+
+    async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
+        let id = log_id_to_wire(&upto);
+        let held = self.held(id.index)?;
+        let mut view = self.view();
+        let chain = match (held, view.snapshot_mark) {
+            (Held::At(found, chain), _) if found == id => chain,
+            (_, Some(mark)) if mark.id == id => mark.chain,
+            _ => None,
+        };
+        let marker = PurgedRecord { id, chain };
+        view.purged = Some(marker);
+        view.retain(|index| index > id.index);
+        view.first = id.index.next();
+        if view.last.is_none_or(|tip| tip.id.index <= id.index) {
+            view.last = Some(Tip { id, chain });
+        }
+        drop(view);
+        let op = LogOp::Purge { upto: id.index, marker: codec::encode(marker).into() };
+        self.submit(op, Box::new(|_| ()));
+        Ok(())
+    }
+}

@@ -1,0 +1,311 @@
+//! openraft's network over our link port: encodes, adds the chain, keeps deadlines.
+//!
+//! # Rules
+//! * Every call has a deadline, ours as well as the link's.
+//! * Pre-vote is a real question: openraft's default would grant it to itself.
+//! * A leader names its chain at the entry before those it sends. It sends none without knowing it.
+//! * A snapshot goes in frames, each answered with the offset to go on from; an interrupted transfer
+//!   of the same bytes resumes where it stood.
+
+use std::{io, marker::PhantomData, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use common::ids::{Digest, RaftNodeId};
+use futures::future::{BoxFuture, Either, select};
+use openraft::{
+    OptionalSend,
+    errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable},
+    network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2},
+    raft::{
+        AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderError, TransferLeaderRequest,
+        TransferLeaderResponse, VoteRequest, VoteResponse,
+    },
+};
+use openraft_rt::AsyncRuntime;
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    codec::{
+        self, AppendReply, AppendRequest, BallotReply, BallotRequest, Body, SNAPSHOT_FRAME_BYTES_MAX, SnapshotFrame,
+        SnapshotReply, TransferReply, TransferRequest,
+    },
+    log::RaftLog,
+    server::RpcRefusal,
+    types::{
+        Member, Snapshot, TypeConfig, Vote, entry_to_wire, log_id_from_wire, log_id_to_wire, vote_from_wire,
+        vote_to_wire,
+    },
+};
+
+/// Kinds of request between members; the transport chooses stream and priority by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RaftRpc {
+    /// Entries or a heartbeat.
+    Append,
+    /// A campaign.
+    Vote,
+    /// Whether a campaign would succeed; changes nothing.
+    PreVote,
+    /// A frame of a snapshot; lowest priority.
+    Snapshot,
+    /// The leader hands over.
+    TransferLeader,
+}
+
+impl RaftRpc {
+    /// All kinds.
+    pub const ALL: [Self; 5] = [Self::Append, Self::Vote, Self::PreVote, Self::Snapshot, Self::TransferLeader];
+
+    /// Number on the wire.
+    #[must_use]
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Append => 1,
+            Self::Vote => 2,
+            Self::PreVote => 3,
+            Self::Snapshot => 4,
+            Self::TransferLeader => 5,
+        }
+    }
+
+    /// The kind with this number.
+    #[must_use]
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.code() == code)
+    }
+
+    /// Longest request body, in bytes.
+    #[must_use]
+    pub fn request_bytes_max(self) -> usize {
+        1 + match self {
+            Self::Append => AppendRequest::BYTES_MAX,
+            Self::Vote | Self::PreVote => BallotRequest::BYTES_MAX,
+            Self::Snapshot => SnapshotFrame::BYTES_MAX,
+            Self::TransferLeader => TransferRequest::BYTES_MAX,
+        }
+    }
+}
+
+/// Longest answer to any request, in bytes.
+pub const REPLY_BYTES_MAX: usize = 128;
+
+/// Why a call brought no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LinkError {
+    /// No connection to the peer; openraft waits before it tries again.
+    #[error("peer is unreachable: {0}")]
+    Unreachable(String),
+    /// No answer in time.
+    #[error("no answer in time")]
+    Timeout,
+    /// The connection broke during the call.
+    #[error("connection: {0}")]
+    Network(String),
+    /// The peer refused the request.
+    #[error("peer refused: {0}")]
+    Refused(RpcRefusal),
+}
+
+/// Calls between members. The transport proves who the peer is; here it is only named.
+pub trait RaftLink: Send + Sync + 'static {
+    /// Sends `body` to `to` and returns the peer's answer, at most [`REPLY_BYTES_MAX`] bytes, within
+    /// `deadline`. Dropping the future gives up the call.
+    fn call(
+        &self,
+        to: RaftNodeId,
+        kind: RaftRpc,
+        body: Bytes,
+        deadline: Duration,
+    ) -> BoxFuture<'static, Result<Bytes, LinkError>>;
+}
+
+/// Makes clients; connecting is the link's business.
+pub(super) struct Network<R> {
+    pub me: RaftNodeId,
+    pub link: Arc<dyn RaftLink>,
+    pub log: RaftLog<R>,
+    pub frame_timeout: Duration,
+}
+
+impl<R: AsyncRuntime> RaftNetworkFactory<TypeConfig<R>> for Network<R> {
+    type Network = Client<R>;
+
+    async fn new_client(&mut self, target: u64, _member: &Member) -> Client<R> {
+        Client {
+            me: self.me,
+            to: RaftNodeId(target),
+            link: self.link.clone(),
+            log: self.log.clone(),
+            frame_timeout: self.frame_timeout,
+            runtime: PhantomData,
+        }
+    }
+}
+
+/// Calls to one member.
+pub(super) struct Client<R> {
+    me: RaftNodeId,
+    to: RaftNodeId,
+    link: Arc<dyn RaftLink>,
+    log: RaftLog<R>,
+    frame_timeout: Duration,
+    runtime: PhantomData<fn() -> R>,
+}
+
+type Outcome<T, R> = Result<T, RPCError<TypeConfig<R>>>;
+
+fn broken<R: AsyncRuntime>(why: impl ToString) -> RPCError<TypeConfig<R>> {
+    RPCError::Network(NetworkError::new(&io::Error::other(why.to_string())))
+}
+
+impl<R: AsyncRuntime> Client<R> {
+    async fn call<Q: Body, A: Body>(&self, kind: RaftRpc, action: RPCTypes, request: Q, ttl: Duration) -> Outcome<A, R> {
+        let body = Bytes::from(codec::encode(request));
+        let call = self.link.call(self.to, kind, body, ttl);
+        let outcome = R::timeout(ttl, call).await.unwrap_or(Err(LinkError::Timeout));
+        let reply = outcome.map_err(|error| self.link_error(&error, action, ttl))?;
+        codec::decode(&reply).map_err(|error| broken(format!("answer of {}: {error}", self.to)))
+    }
+
+    fn link_error(&self, error: &LinkError, action: RPCTypes, timeout: Duration) -> RPCError<TypeConfig<R>> {
+        match error {
+            LinkError::Timeout => RPCError::Timeout(Timeout { action, id: self.me.0, target: self.to.0, timeout }),
+            LinkError::Network(_) => RPCError::Network(NetworkError::new(error)),
+            // A refusal repeats itself: wait as for a peer that is away.
+            LinkError::Unreachable(_) | LinkError::Refused(_) => RPCError::Unreachable(Unreachable::new(error)),
+        }
+    }
+
+    fn append_request(&self, request: &AppendEntriesRequest<TypeConfig<R>>) -> Outcome<AppendRequest, R> {
+        let previous = request.prev_log_id.as_ref().map(log_id_to_wire);
+        let previous_chain = previous.and_then(|id| self.log.chain_at(id));
+        if previous.is_some() && previous_chain.is_none() && !request.entries.is_empty() {
+            return Err(broken("the entry before these was purged meanwhile"));
+        }
+        let entries: Result<Vec<_>, _> = request.entries.iter().map(entry_to_wire).collect();
+        let entries = entries.map_err(broken)?.try_into().map_err(broken)?;
+        let committed = request.leader_commit.as_ref().map(log_id_to_wire);
+        Ok(AppendRequest { vote: vote_to_wire(&request.vote), previous, previous_chain, entries, committed })
+    }
+
+    async fn ballot(&self, kind: RaftRpc, request: VoteRequest<TypeConfig<R>>, option: RPCOption) -> Outcome<BallotReply, R> {
+        let request = BallotRequest {
+            vote: vote_to_wire(&request.vote),
+            last: request.last_log_id.as_ref().map(log_id_to_wire),
+            is_transfer: request.leadership_transfer,
+        };
+        self.call(kind, RPCTypes::Vote, request, option.soft_ttl()).await
+    }
+
+    async fn send_snapshot(&self, vote: &Vote, bytes: &Bytes, ttl: Duration) -> Outcome<SnapshotResponse<TypeConfig<R>>, R> {
+        let vote = vote_to_wire(vote);
+        let digest = Digest(Sha256::digest(bytes).into());
+        let (bytes_total, mut offset, mut stalled) = (bytes.len(), 0, 0);
+        loop {
+            let end = bytes_total.min(offset + SNAPSHOT_FRAME_BYTES_MAX);
+            let frame = SnapshotFrame {
+                vote,
+                digest,
+                bytes_total: bytes_total as u64,
+                offset: offset as u64,
+                bytes: bytes[offset..end].to_vec().try_into().map_err(broken)?,
+            };
+            // The last frame is answered after the installation, which has the whole time.
+            let deadline = if end == bytes_total { ttl } else { self.frame_timeout.min(ttl) };
+            match self.call(RaftRpc::Snapshot, RPCTypes::InstallSnapshot, frame, deadline).await? {
+                SnapshotReply::Done { vote } => return Ok(SnapshotResponse::new(vote_from_wire(vote))),
+                SnapshotReply::Continue { offset: next } => {
+                    let next = usize::try_from(next).ok().filter(|next| *next < bytes_total);
+                    let next = next.ok_or_else(|| broken("asked for bytes past the end of the snapshot"))?;
+                    // A receiver that always asks for the same offset must not hold us for ever.
+                    stalled = if next > offset { 0 } else { stalled + 1 };
+                    if stalled > 3 {
+                        return Err(broken("the snapshot does not get on"));
+                    }
+                    offset = next;
+                }
+            }
+        }
+    }
+}
+
+impl<R: AsyncRuntime> RaftNetworkV2<TypeConfig<R>> for Client<R> {
+    type SnapshotData = Bytes;
+
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig<R>>,
+        option: RPCOption,
+    ) -> Outcome<AppendEntriesResponse<TypeConfig<R>>, R> {
+        let request = self.append_request(&request)?;
+        let reply = self.call(RaftRpc::Append, RPCTypes::AppendEntries, request, option.soft_ttl()).await?;
+        Ok(match reply {
+            AppendReply::Success => AppendEntriesResponse::Success,
+            AppendReply::PartialSuccess(id) => AppendEntriesResponse::PartialSuccess(id.map(log_id_from_wire)),
+            AppendReply::Conflict => AppendEntriesResponse::Conflict,
+            AppendReply::HigherVote(vote) => AppendEntriesResponse::HigherVote(vote_from_wire(vote)),
+        })
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<TypeConfig<R>>,
+        option: RPCOption,
+    ) -> Outcome<VoteResponse<TypeConfig<R>>, R> {
+        self.ballot(RaftRpc::Vote, request, option).await.map(ballot_response)
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<TypeConfig<R>>,
+        option: RPCOption,
+    ) -> Outcome<VoteResponse<TypeConfig<R>>, R> {
+        self.ballot(RaftRpc::PreVote, request, option).await.map(ballot_response)
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig<R>>, StreamingError<TypeConfig<R>>> {
+        let sending = std::pin::pin!(self.send_snapshot(&vote, &snapshot.snapshot, option.soft_ttl()));
+        match select(sending, std::pin::pin!(cancel)).await {
+            Either::Left((outcome, _)) => outcome.map_err(StreamingError::from),
+            Either::Right((closed, _)) => Err(StreamingError::Closed(closed)),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig<R>>,
+        option: RPCOption,
+    ) -> Outcome<TransferLeaderResponse<TypeConfig<R>>, R> {
+        let request = TransferRequest {
+            vote: vote_to_wire(request.from_leader()),
+            to: RaftNodeId(*request.to_node_id()),
+            last: request.last_log_id().map(log_id_to_wire),
+        };
+        let reply = self.call(RaftRpc::TransferLeader, RPCTypes::TransferLeader, request, option.soft_ttl()).await?;
+        Ok(match reply {
+            TransferReply::Accepted => Ok(()),
+            TransferReply::VoteChanged { expected, actual } => Err(TransferLeaderError::VoteChanged {
+                expected: vote_from_wire(expected),
+                actual: vote_from_wire(actual),
+            }),
+            TransferReply::LogNotFlushed { expected, actual } => Err(TransferLeaderError::LogNotFlushed {
+                expected: expected.map(log_id_from_wire),
+                actual: actual.map(log_id_from_wire),
+            }),
+        })
+    }
+}
+
+fn ballot_response<R: AsyncRuntime>(reply: BallotReply) -> VoteResponse<TypeConfig<R>> {
+    VoteResponse {
+        vote: vote_from_wire(reply.vote),
+        vote_granted: reply.is_granted,
+        last_log_id: reply.last.map(log_id_from_wire),
+    }
+}

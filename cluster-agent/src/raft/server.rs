@@ -1,0 +1,414 @@
+//! What peers ask of this member: every request is checked before openraft sees it.
+//!
+//! # Rules
+//! * The term, the vote and the leader that a request names belong to the peer whose identity the
+//!   connection proved. Nobody speaks for another.
+//! * Upon a term more than [`TERM_JUMP_MAX`] above ours: refuse. Elections do not run that far ahead;
+//!   a peer that could push the term to its end would stop the cluster for ever.
+//! * Upon an append with a command that fails its check: refuse the whole append. Nothing invalid
+//!   enters the log, whoever leads.
+//! * Upon an append whose chain differs from ours at one log id: refuse and alarm, never truncate.
+//! * Upon an append that would replace a committed entry: refuse and alarm.
+//! * What openraft would answer with a panic (contradictions inside a request) is refused here.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use common::ids::{Digest, RaftNodeId, Term};
+use openraft::{
+    errors::RaftError,
+    raft::{
+        AppendEntriesRequest, AppendEntriesResponse, TransferLeaderError, TransferLeaderRequest, VoteRequest,
+    },
+};
+use openraft_rt::{AsyncRuntime, Instant};
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    alarm::{AlarmSink, RaftAlarm},
+    codec::{
+        self, AppendReply, AppendRequest, BallotReply, BallotRequest, SnapshotFrame, SnapshotReply, TransferReply,
+        TransferRequest, WireEntry, WireLogId, WirePayload, WireVote,
+    },
+    log::{Held, RaftLog},
+    machine::{MachineAdapter, open_snapshot},
+    network::RaftRpc,
+    types::{
+        Snapshot, TypeConfig, entry_from_wire, log_id_from_wire, log_id_to_wire, vote_from_wire, vote_to_wire,
+    },
+};
+
+/// How far above ours a peer's term may be.
+pub const TERM_JUMP_MAX: u64 = 1_000_000;
+
+/// The static check of a command, before it enters any log.
+///
+/// # Rules
+/// It looks at the command alone, never at state: every member says the same of the same bytes.
+pub trait AppendCheck: Send + Sync + 'static {
+    /// # Errors
+    /// What is wrong with the command, for the log.
+    fn check(&self, command: &[u8]) -> Result<(), String>;
+}
+
+/// Why a request was not carried out. The number goes over the wire, the words stay in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[repr(u8)]
+pub enum RpcRefusal {
+    /// Does not decode, or contradicts itself.
+    #[error("malformed request")]
+    Malformed = 1,
+    /// Names another member than the connection proved.
+    #[error("request in another member's name")]
+    WrongSender = 2,
+    /// Term further ahead than elections reach.
+    #[error("term too far ahead")]
+    TermJump = 3,
+    /// A command failed its check.
+    #[error("append with an invalid command")]
+    BadCommand = 4,
+    /// Same log id, other history.
+    #[error("forked log")]
+    ForkedLog = 5,
+    /// Would replace a committed entry.
+    #[error("conflict below the committed index")]
+    ConflictBelowCommitted = 6,
+    /// This member stopped as voter.
+    #[error("member is quarantined")]
+    Quarantined = 7,
+    /// Raft stopped; the process is about to end.
+    #[error("member has stopped")]
+    Stopped = 8,
+    /// A snapshot that does not have its digest.
+    #[error("invalid snapshot")]
+    BadSnapshot = 9,
+}
+
+impl RpcRefusal {
+    const ALL: [Self; 9] = [
+        Self::Malformed,
+        Self::WrongSender,
+        Self::TermJump,
+        Self::BadCommand,
+        Self::ForkedLog,
+        Self::ConflictBelowCommitted,
+        Self::Quarantined,
+        Self::Stopped,
+        Self::BadSnapshot,
+    ];
+
+    /// Number on the wire.
+    #[must_use]
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// The refusal with this number.
+    #[must_use]
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|refusal| refusal.code() == code)
+    }
+}
+
+pub(super) type Raft<R> = openraft::Raft<TypeConfig<R>, MachineAdapter<R>>;
+
+/// The receiving side of one member.
+pub(super) struct Server<R: AsyncRuntime> {
+    pub raft: Raft<R>,
+    pub log: RaftLog<R>,
+    pub check: Arc<dyn AppendCheck>,
+    pub alarms: AlarmSink,
+    pub snapshot_idle: Duration,
+    pub is_quarantined: AtomicBool,
+    pub incoming: Mutex<Option<Incoming<R::Instant>>>,
+}
+
+/// A snapshot that arrives in frames.
+pub(super) struct Incoming<I> {
+    from: RaftNodeId,
+    vote: WireVote,
+    digest: Digest,
+    bytes_total: u64,
+    bytes: Vec<u8>,
+    touched: I,
+}
+
+type Answer<T> = Result<T, RpcRefusal>;
+
+impl<R: AsyncRuntime> Server<R> {
+    /// Carries out a request of the member `from`, whose identity the transport has proved.
+    pub async fn handle(&self, from: RaftNodeId, kind: RaftRpc, body: &[u8]) -> Answer<Vec<u8>> {
+        if self.is_quarantined.load(Ordering::Acquire) {
+            return Err(RpcRefusal::Quarantined);
+        }
+        match kind {
+            RaftRpc::Append => self.append(from, parse(from, body)?).await.map(codec::encode),
+            RaftRpc::Vote => self.ballot(from, parse(from, body)?, false).await.map(codec::encode),
+            RaftRpc::PreVote => self.ballot(from, parse(from, body)?, true).await.map(codec::encode),
+            RaftRpc::Snapshot => self.snapshot(from, parse(from, body)?).await.map(codec::encode),
+            RaftRpc::TransferLeader => self.transfer(from, parse(from, body)?).await.map(codec::encode),
+        }
+    }
+
+    fn check_vote(&self, from: RaftNodeId, vote: WireVote) -> Answer<()> {
+        if vote.candidate != from {
+            (self.alarms)(RaftAlarm::WrongSender { from, claimed: vote.candidate });
+            return Err(RpcRefusal::WrongSender);
+        }
+        let ours = self.log.term();
+        if vote.term.0 > ours.0.saturating_add(TERM_JUMP_MAX) {
+            (self.alarms)(RaftAlarm::TermJump { from, ours, theirs: vote.term });
+            return Err(RpcRefusal::TermJump);
+        }
+        Ok(())
+    }
+
+    async fn append(&self, from: RaftNodeId, request: AppendRequest) -> Answer<AppendReply> {
+        self.check_vote(from, request.vote)?;
+        check_leaders(&request)?;
+        self.check_commands(from, &request)?;
+        let chains = self.check_history(&request)?;
+        let leader_commit = self.clamped_commit(&request).map(log_id_from_wire);
+        let entries: Result<Vec<_>, _> = request
+            .entries
+            .into_inner()
+            .into_iter()
+            .zip(chains)
+            .map(|(entry, chain)| entry_from_wire(entry, chain))
+            .collect();
+        let request = AppendEntriesRequest {
+            vote: vote_from_wire(request.vote),
+            prev_log_id: request.previous.map(log_id_from_wire),
+            entries: entries.map_err(|why| malformed(from, why))?,
+            leader_commit,
+        };
+        let response = self.raft.append_entries(request).await.map_err(stopped)?;
+        Ok(match response {
+            AppendEntriesResponse::Success => AppendReply::Success,
+            AppendEntriesResponse::PartialSuccess(id) => {
+                AppendReply::PartialSuccess(id.as_ref().map(log_id_to_wire))
+            }
+            AppendEntriesResponse::Conflict => AppendReply::Conflict,
+            AppendEntriesResponse::HigherVote(vote) => AppendReply::HigherVote(vote_to_wire(&vote)),
+        })
+    }
+
+    fn check_commands(&self, from: RaftNodeId, request: &AppendRequest) -> Answer<()> {
+        for entry in &request.entries {
+            if let WirePayload::Command(command) = &entry.payload
+                && let Err(why) = self.check.check(command)
+            {
+                (self.alarms)(RaftAlarm::BadCommand { from, index: entry.id.index, why });
+                return Err(RpcRefusal::BadCommand);
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares the request with what is held here, and returns the chain claimed for each entry.
+    fn check_history(&self, request: &AppendRequest) -> Answer<Vec<Option<Digest>>> {
+        let mut chain = match request.previous {
+            None => Some(Digest::default()),
+            Some(previous) => {
+                if request.previous_chain.is_none() && !request.entries.is_empty() {
+                    return Err(RpcRefusal::Malformed);
+                }
+                self.check_entry(previous, request.previous_chain)?;
+                request.previous_chain
+            }
+        };
+        let mut chains = Vec::with_capacity(request.entries.len());
+        for entry in &request.entries {
+            chain = chain.map(|chain| WireEntry::chain(entry, chain));
+            self.check_entry(entry.id, chain)?;
+            chains.push(chain);
+        }
+        Ok(chains)
+    }
+
+    fn check_entry(&self, id: WireLogId, theirs: Option<Digest>) -> Answer<()> {
+        let held = self.log.held(id.index).map_err(|error| {
+            tracing::error!(%error, "the log cannot be read");
+            RpcRefusal::Stopped
+        })?;
+        let Held::At(ours, chain) = held else { return Ok(()) };
+        if ours != id {
+            let committed = self.log.committed().filter(|committed| committed.index >= id.index);
+            return committed.map_or(Ok(()), |committed| {
+                let committed = committed.index;
+                (self.alarms)(RaftAlarm::ConflictBelowCommitted { index: id.index, committed });
+                Err(RpcRefusal::ConflictBelowCommitted)
+            });
+        }
+        match (chain, theirs) {
+            (Some(ours), Some(theirs)) if ours != theirs => {
+                (self.alarms)(RaftAlarm::ForkedLog { index: id.index, ours, theirs });
+                Err(RpcRefusal::ForkedLog)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What the leader says is committed, but never beyond what we would hold after this append.
+    fn clamped_commit(&self, request: &AppendRequest) -> Option<WireLogId> {
+        let last_sent = request.entries.last().map(|entry| entry.id).or(request.previous);
+        let committed = request.committed?;
+        let held_upto = self.log.last().max_by_index(last_sent);
+        if held_upto.is_some_and(|last| committed.index <= last.index) { Some(committed) } else { last_sent }
+    }
+
+    async fn ballot(&self, from: RaftNodeId, request: BallotRequest, is_pre_vote: bool) -> Answer<BallotReply> {
+        self.check_vote(from, request.vote)?;
+        let request = VoteRequest {
+            vote: vote_from_wire(request.vote),
+            last_log_id: request.last.map(log_id_from_wire),
+            leadership_transfer: request.is_transfer,
+        };
+        let outcome = if is_pre_vote { self.raft.pre_vote(request).await } else { self.raft.vote(request).await };
+        let response = outcome.map_err(stopped)?;
+        Ok(BallotReply {
+            vote: vote_to_wire(&response.vote),
+            is_granted: response.vote_granted,
+            last: response.last_log_id.as_ref().map(log_id_to_wire),
+        })
+    }
+
+    async fn transfer(&self, from: RaftNodeId, request: TransferRequest) -> Answer<TransferReply> {
+        self.check_vote(from, request.vote)?;
+        let last = request.last.map(log_id_from_wire);
+        let request = TransferLeaderRequest::new(vote_from_wire(request.vote), request.to.0, last);
+        let outcome = self.raft.handle_transfer_leader(request).await.map_err(|error| stopped(RaftError::Fatal(error)))?;
+        Ok(match outcome {
+            Ok(()) => TransferReply::Accepted,
+            Err(TransferLeaderError::VoteChanged { expected, actual }) => {
+                TransferReply::VoteChanged { expected: vote_to_wire(&expected), actual: vote_to_wire(&actual) }
+            }
+            Err(TransferLeaderError::LogNotFlushed { expected, actual }) => TransferReply::LogNotFlushed {
+                expected: expected.as_ref().map(log_id_to_wire),
+                actual: actual.as_ref().map(log_id_to_wire),
+            },
+        })
+    }
+
+    async fn snapshot(&self, from: RaftNodeId, frame: SnapshotFrame) -> Answer<SnapshotReply> {
+        self.check_vote(from, frame.vote)?;
+        if !frame.vote.is_committed {
+            return Err(malformed(from, "a snapshot of a candidate"));
+        }
+        let (vote, digest) = (frame.vote, frame.digest);
+        let bytes = match self.collect(from, frame) {
+            Collected::Continue(offset) => return Ok(SnapshotReply::Continue { offset }),
+            Collected::Whole(bytes) => bytes,
+        };
+        let bad = |why: String| {
+            (self.alarms)(RaftAlarm::BadSnapshot { from, why });
+            RpcRefusal::BadSnapshot
+        };
+        if Sha256::digest(&bytes)[..] != digest.0 {
+            return Err(bad("the frames do not have the announced digest".into()));
+        }
+        let (meta, body) = open_snapshot(&bytes).map_err(bad)?;
+        let last = body.last.ok_or_else(|| bad("a snapshot of nothing".into()))?;
+        if (last.term, last.leader) > (vote.term, vote.candidate) {
+            return Err(bad("a snapshot of a later leader than its sender".into()));
+        }
+        self.check_entry(last, Some(body.chain))?;
+        if let Some(committed) = self.log.committed()
+            && last > committed
+            && last.index <= committed.index
+        {
+            (self.alarms)(RaftAlarm::ConflictBelowCommitted { index: last.index, committed: committed.index });
+            return Err(RpcRefusal::ConflictBelowCommitted);
+        }
+        let snapshot = Snapshot { meta, snapshot: bytes };
+        let response = self.raft.install_full_snapshot(vote_from_wire(vote), snapshot).await;
+        let response = response.map_err(|error| stopped::<R>(RaftError::Fatal(error)))?;
+        Ok(SnapshotReply::Done { vote: vote_to_wire(&response.vote) })
+    }
+
+    fn collect(&self, from: RaftNodeId, frame: SnapshotFrame) -> Collected {
+        let mut slot = self.incoming.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_same = slot.as_ref().is_some_and(|incoming| {
+            (incoming.from, incoming.vote, incoming.digest, incoming.bytes_total)
+                == (from, frame.vote, frame.digest, frame.bytes_total)
+        });
+        if !is_same {
+            // One transfer at a time; a later leader's replaces it, another's only when it is idle.
+            let may_replace = slot.as_ref().is_none_or(|incoming| {
+                (frame.vote.term, frame.vote.candidate) >= (incoming.vote.term, incoming.vote.candidate)
+                    || incoming.touched.elapsed() > self.snapshot_idle
+            });
+            if frame.offset != 0 || !may_replace {
+                return Collected::Continue(0);
+            }
+            *slot = Some(Incoming {
+                from,
+                vote: frame.vote,
+                digest: frame.digest,
+                bytes_total: frame.bytes_total,
+                bytes: Vec::new(),
+                touched: R::Instant::now(),
+            });
+        }
+        let incoming = slot.as_mut().expect("the transfer was just found or begun");
+        incoming.touched = R::Instant::now();
+        if frame.offset == incoming.bytes.len() as u64 {
+            incoming.bytes.extend_from_slice(&frame.bytes);
+        }
+        let held = incoming.bytes.len() as u64;
+        if held < frame.bytes_total {
+            return Collected::Continue(held);
+        }
+        let whole = slot.take().map(|incoming| incoming.bytes);
+        Collected::Whole(whole.expect("the transfer was just completed").into())
+    }
+}
+
+enum Collected {
+    Continue(u64),
+    Whole(Bytes),
+}
+
+trait MaxByIndex {
+    fn max_by_index(self, other: Self) -> Self;
+}
+
+impl MaxByIndex for Option<WireLogId> {
+    fn max_by_index(self, other: Self) -> Self {
+        if self.map(|id| id.index) >= other.map(|id| id.index) { self } else { other }
+    }
+}
+
+/// Leaders of the entries never fall and never pass the sender: openraft orders log ids by them.
+fn check_leaders(request: &AppendRequest) -> Answer<()> {
+    let sender = (request.vote.term, request.vote.candidate);
+    let mut below = request.previous.map_or((Term(0), RaftNodeId(0)), |id| (id.term, id.leader));
+    for entry in &request.entries {
+        let leader = (entry.id.term, entry.id.leader);
+        if leader < below {
+            return Err(RpcRefusal::Malformed);
+        }
+        below = leader;
+    }
+    if !request.vote.is_committed || below > sender { Err(RpcRefusal::Malformed) } else { Ok(()) }
+}
+
+fn parse<T: codec::Body>(from: RaftNodeId, body: &[u8]) -> Answer<T> {
+    codec::decode(body).map_err(|error| malformed(from, error))
+}
+
+fn malformed(from: RaftNodeId, why: impl std::fmt::Display) -> RpcRefusal {
+    tracing::warn!(%from, %why, "malformed raft request");
+    RpcRefusal::Malformed
+}
+
+fn stopped<R: AsyncRuntime>(error: RaftError<TypeConfig<R>>) -> RpcRefusal {
+    tracing::error!(%error, "raft has stopped");
+    RpcRefusal::Stopped
+}

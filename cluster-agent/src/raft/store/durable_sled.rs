@@ -1,0 +1,407 @@
+//! The production log store: sled, made durable.
+//!
+//! # Rules
+//! * Durable means: sled's flush, then `fdatasync` on a descriptor of our own for sled's file. sled's
+//!   flush alone does not reach the device (measured: acknowledged writes lost at a power cut).
+//! * One writer thread owns every change: it takes what waits (up to [`GROUP_OPS_MAX`] operations or
+//!   [`GROUP_BYTES_MAX`]), applies it as one batch, flushes once, acknowledges in order.
+//! * After any error or panic the store is poisoned: everything fails from then on.
+//! * At most 64 removals per batch: sled keeps each touched leaf until a batch ends.
+//! * Purging removes later, in small batches; the marker is durable first, and records under it that
+//!   a crash left behind are removed at the next start.
+//! * Before opening, `snap.*.generating` is deleted: a crash while sled opened leaves it, and sled
+//!   takes it for its newest index and fails for ever. If sled reports corruption its index files are
+//!   set aside and the log is replayed from the start, once.
+//!
+//! # Why one thread
+//! A flush blocks for milliseconds on flash. A thread of its own groups what arrives meanwhile, and
+//! the runtime's threads never wait for the disk.
+
+use std::{
+    fs::{self, File},
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
+    },
+    thread::JoinHandle,
+};
+
+use common::ids::LogIndex;
+use sled::{Batch, Db, Tree};
+
+use super::{
+    Done, LogOp, LogRecord, LogStore, Recovered, StoreError,
+    identity::Marker,
+    sled_entries::{
+        self as entries, COMMITTED_KEY, PURGED_KEY, VOTE_KEY, parse_purged, purged_value, seal, sled_error, unseal,
+    },
+    snapshot::sync_dir,
+};
+use crate::raft::signal::Signal;
+
+/// Operations of one group.
+pub const GROUP_OPS_MAX: usize = 256;
+/// Bytes of one group; one larger operation stands alone.
+pub const GROUP_BYTES_MAX: usize = 256 * 1024;
+/// Operations that may wait. The layer above bounds what it has in flight far below.
+const QUEUE_OPS_MAX: usize = 8_192;
+
+/// Settings of sled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SledOptions {
+    /// Memory for pages.
+    pub cache_bytes: u64,
+    /// How often sled's own thread flushes and collects garbage; `None` only in tests.
+    pub flush_every_ms: Option<u64>,
+}
+
+impl Default for SledOptions {
+    fn default() -> Self {
+        Self { cache_bytes: 16 * 1024 * 1024, flush_every_ms: Some(500) }
+    }
+}
+
+/// Flushes sled's file to the device. Replaced in tests by one that fails.
+pub(super) type Fsync = Box<dyn FnMut(&File) -> io::Result<()> + Send>;
+
+/// A [`LogStore`] on sled. Dropping it finishes what is queued and closes the files.
+pub struct DurableSled {
+    tree: Tree,
+    recovered: Recovered,
+    queue: Option<SyncSender<(LogOp, Done)>>,
+    writer: Option<JoinHandle<()>>,
+    poison: Arc<Poison>,
+}
+
+/// The first failure; never taken back.
+#[derive(Debug, Default)]
+struct Poison {
+    cause: Mutex<Option<String>>,
+    signal: Signal,
+}
+
+impl Poison {
+    fn cause(&self) -> Option<String> {
+        self.cause.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, cause: &StoreError) {
+        let mut slot = self.cause.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.get_or_insert_with(|| cause.to_string());
+        drop(slot);
+        self.signal.notify();
+    }
+}
+
+impl DurableSled {
+    /// Opens or creates the log in `dir`. `marker` is made durable before the first acknowledgement.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], or [`StoreError::Corrupt`] with nothing deleted: keep the directory and
+    /// join again with an empty one under a new Raft id.
+    pub fn open(dir: &Path, options: SledOptions, marker: Marker) -> Result<Self, StoreError> {
+        Self::open_with(dir, options, marker, Box::new(File::sync_data))
+    }
+
+    pub(super) fn open_with(
+        dir: &Path,
+        options: SledOptions,
+        marker: Marker,
+        mut fsync: Fsync,
+    ) -> Result<Self, StoreError> {
+        fs::create_dir_all(dir).map_err(|error| io_error(dir, &error))?;
+        remove_unfinished_indexes(dir)?;
+        let db = match open_sled(dir, options) {
+            Err(StoreError::Corrupt(why)) => {
+                tracing::warn!(why, "sled reports corruption: its index is set aside and the log replayed");
+                set_indexes_aside(dir)?;
+                open_sled(dir, options).map_err(|error| StoreError::Corrupt(error.to_string()))?
+            }
+            other => other?,
+        };
+        let file = sync_everything(dir, &db, &mut fsync)?;
+        let tree = db.open_tree("raft").map_err(sled_error)?;
+        let recovered = recover(&tree)?;
+        let poison = Arc::new(Poison::default());
+        let (queue, waiting) = sync_channel(QUEUE_OPS_MAX);
+        let writer = Writer {
+            db,
+            tree: tree.clone(),
+            file,
+            fsync,
+            marker: Some(marker),
+            purge_upto: recovered.purged.as_ref().map(|(upto, _)| *upto),
+            poison: poison.clone(),
+        };
+        let spawned = std::thread::Builder::new().name("raft-log".into()).spawn(move || writer.run(&waiting));
+        let writer = spawned.map_err(|error| io_error(dir, &error))?;
+        Ok(Self { tree, recovered, queue: Some(queue), writer: Some(writer), poison })
+    }
+
+    /// The first failure, if there was one. The process must stop.
+    #[must_use]
+    pub fn failure(&self) -> Option<StoreError> {
+        self.poison.cause().map(StoreError::Poisoned)
+    }
+
+    /// Resolves at the first failure. The process must stop.
+    pub async fn failed(&self) -> StoreError {
+        loop {
+            let seen = self.poison.signal.version();
+            if let Some(failure) = self.failure() {
+                return failure;
+            }
+            self.poison.signal.changed(seen).await;
+        }
+    }
+}
+
+impl Drop for DurableSled {
+    fn drop(&mut self) {
+        drop(self.queue.take());
+        if let Some(writer) = self.writer.take()
+            && writer.join().is_err()
+        {
+            tracing::error!("the log writer panicked");
+        }
+    }
+}
+
+impl LogStore for DurableSled {
+    fn recovered(&self) -> Result<Recovered, StoreError> {
+        self.failure().map_or_else(|| Ok(self.recovered.clone()), Err)
+    }
+
+    fn read(&self, from: LogIndex, to: LogIndex, bytes_max: usize) -> Result<Vec<LogRecord>, StoreError> {
+        entries::read(&self.tree, from, to, bytes_max)
+    }
+
+    fn submit(&self, op: LogOp, done: Done) {
+        if let Some(failure) = self.failure() {
+            return done(Err(failure));
+        }
+        let queue = self.queue.as_ref().expect("the queue is taken in drop only");
+        if let Err(refused) = queue.send((op, done)) {
+            (refused.0.1)(Err(self.failure().unwrap_or(StoreError::Closed)));
+        }
+    }
+}
+
+struct Writer {
+    db: Db,
+    tree: Tree,
+    file: File,
+    fsync: Fsync,
+    marker: Option<Marker>,
+    /// Records at or below are still to be removed.
+    purge_upto: Option<LogIndex>,
+    poison: Arc<Poison>,
+}
+
+impl Writer {
+    fn run(mut self, waiting: &Receiver<(LogOp, Done)>) {
+        loop {
+            let first = match self.purge_upto {
+                None => waiting.recv().ok(),
+                Some(_) => match waiting.try_recv() {
+                    Ok(first) => Some(first),
+                    Err(TryRecvError::Disconnected) => None,
+                    Err(TryRecvError::Empty) => {
+                        self.purge_step();
+                        continue;
+                    }
+                },
+            };
+            let Some(first) = first else { return };
+            let (ops, acks) = take_group(first, waiting);
+            let outcome = self.guarded(|writer| writer.write(ops));
+            acks.into_iter().for_each(|ack| ack(outcome.clone()));
+            if self.purge_upto.is_some() {
+                self.purge_step();
+            }
+        }
+    }
+
+    /// Nobody waits for a removal: its failure shows in the poison and in the next operation.
+    fn purge_step(&mut self) {
+        let _ = self.guarded(Self::purge_some);
+    }
+
+    /// Runs one step; an error or panic in it poisons the store for good.
+    fn guarded(&mut self, step: impl FnOnce(&mut Self) -> Result<(), StoreError>) -> Result<(), StoreError> {
+        if let Some(cause) = self.poison.cause() {
+            self.purge_upto = None;
+            return Err(StoreError::Poisoned(cause));
+        }
+        let outcome = catch_unwind(AssertUnwindSafe(|| step(self)));
+        let outcome = outcome.unwrap_or_else(|_| Err(StoreError::Io("the log writer panicked".into())));
+        if let Err(error) = &outcome {
+            tracing::error!(%error, "the log store is poisoned");
+            self.poison.set(error);
+            self.purge_upto = None;
+        }
+        outcome
+    }
+
+    fn write(&mut self, ops: Vec<LogOp>) -> Result<(), StoreError> {
+        let mut batch = Batch::default();
+        let mut must_flush = false;
+        for op in ops {
+            must_flush |= !matches!(op, LogOp::Committed(_));
+            match op {
+                LogOp::Vote(bytes) => batch.insert(VOTE_KEY, seal(&bytes)),
+                LogOp::Committed(bytes) => batch.insert(COMMITTED_KEY, seal(&bytes)),
+                LogOp::Append(records) => {
+                    records.iter().try_for_each(|record| entries::put(&mut batch, record))?;
+                }
+                LogOp::Truncate { from } => {
+                    self.apply(std::mem::take(&mut batch))?;
+                    self.truncate(from)?;
+                }
+                LogOp::Purge { upto, marker } => {
+                    batch.insert(PURGED_KEY, purged_value(upto, &marker));
+                    self.purge_upto = Some(upto);
+                }
+            }
+        }
+        self.apply(batch)?;
+        if must_flush { self.flush() } else { Ok(()) }
+    }
+
+    fn apply(&self, batch: Batch) -> Result<(), StoreError> {
+        self.tree.apply_batch(batch).map_err(sled_error)
+    }
+
+    fn flush(&mut self) -> Result<(), StoreError> {
+        self.db.flush().map_err(sled_error)?;
+        (self.fsync)(&self.file).map_err(|error| StoreError::Io(format!("fdatasync: {error}")))?;
+        if let Some(marker) = self.marker.take() {
+            marker.set()?;
+        }
+        Ok(())
+    }
+
+    /// From the end backwards: a crash in between leaves a shorter truncation, never a gap.
+    fn truncate(&self, from: LogIndex) -> Result<(), StoreError> {
+        loop {
+            let keys = entries::newest_keys(&self.tree, from)?;
+            if keys.is_empty() {
+                return Ok(());
+            }
+            self.remove(keys)?;
+        }
+    }
+
+    fn purge_some(&mut self) -> Result<(), StoreError> {
+        let Some(upto) = self.purge_upto else { return Ok(()) };
+        let keys = entries::oldest_keys(&self.tree, upto)?;
+        if keys.is_empty() {
+            self.purge_upto = None;
+            return Ok(());
+        }
+        self.remove(keys)
+    }
+
+    fn remove(&self, keys: Vec<sled::IVec>) -> Result<(), StoreError> {
+        assert!(keys.len() <= entries::REMOVALS_PER_BATCH_MAX, "{} removals in one batch", keys.len());
+        let mut batch = Batch::default();
+        keys.into_iter().for_each(|key| batch.remove(key));
+        self.apply(batch)
+    }
+}
+
+/// Takes what waits, up to the bounds of a group.
+fn take_group(first: (LogOp, Done), waiting: &Receiver<(LogOp, Done)>) -> (Vec<LogOp>, Vec<Done>) {
+    let mut bytes_len = first.0.bytes_len();
+    let (mut ops, mut acks) = (vec![first.0], vec![first.1]);
+    while ops.len() < GROUP_OPS_MAX && bytes_len < GROUP_BYTES_MAX {
+        let Ok((op, ack)) = waiting.try_recv() else { break };
+        bytes_len += op.bytes_len();
+        ops.push(op);
+        acks.push(ack);
+    }
+    (ops, acks)
+}
+
+fn recover(tree: &Tree) -> Result<Recovered, StoreError> {
+    let get = |key: &[u8]| tree.get(key).map_err(sled_error);
+    let vote = get(VOTE_KEY)?.map(|sealed| unseal("vote", &sealed)).transpose()?;
+    let committed = get(COMMITTED_KEY)?.map(|sealed| unseal("committed hint", &sealed)).transpose()?;
+    let purged = get(PURGED_KEY)?.map(|sealed| parse_purged(&sealed)).transpose()?;
+    let records = entries::verify(tree, purged.as_ref().map(|(upto, _)| *upto))?;
+    Ok(Recovered { vote, committed, purged, records })
+}
+
+/// sled 0.34 panics on some damage, so a panic is an answer here.
+fn open_sled(dir: &Path, options: SledOptions) -> Result<Db, StoreError> {
+    let config = sled::Config::new()
+        .path(dir)
+        .cache_capacity(options.cache_bytes)
+        .flush_every_ms(options.flush_every_ms)
+        .segment_size(512 * 1024)
+        .use_compression(false)
+        .print_profile_on_drop(false);
+    match catch_unwind(AssertUnwindSafe(|| config.open())) {
+        Ok(opened) => opened.map_err(sled_error),
+        Err(_) => Err(StoreError::Corrupt("sled panicked while it opened the log".into())),
+    }
+}
+
+/// Makes what opening wrote durable, and returns our own descriptor of sled's file.
+fn sync_everything(dir: &Path, db: &Db, fsync: &mut Fsync) -> Result<File, StoreError> {
+    let path = dir.join("db");
+    let file = File::options().read(true).write(true).open(&path).map_err(|error| io_error(&path, &error))?;
+    db.flush().map_err(sled_error)?;
+    fsync(&file).map_err(|error| io_error(&path, &error))?;
+    let blobs = dir.join("blobs");
+    if blobs.is_dir() {
+        sync_dir(&blobs)?;
+    }
+    sync_dir(dir)?;
+    dir.parent().map_or(Ok(()), sync_dir)?;
+    Ok(file)
+}
+
+fn index_files(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).map_err(|error| io_error(dir, &error))? {
+        let path = entry.map_err(|error| io_error(dir, &error))?.path();
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("snap.")) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn remove_unfinished_indexes(dir: &Path) -> Result<(), StoreError> {
+    for path in index_files(dir)? {
+        if path.extension().is_some_and(|extension| extension == "generating") {
+            tracing::warn!(path = %path.display(), "removing an index that sled did not finish");
+            fs::remove_file(&path).map_err(|error| io_error(&path, &error))?;
+        }
+    }
+    sync_dir(dir)
+}
+
+fn set_indexes_aside(dir: &Path) -> Result<(), StoreError> {
+    let aside = dir.join("aside");
+    fs::create_dir_all(&aside).map_err(|error| io_error(&aside, &error))?;
+    for path in index_files(dir)? {
+        let name = path.file_name().expect("index files have names");
+        fs::rename(&path, aside.join(name)).map_err(|error| io_error(&path, &error))?;
+    }
+    sync_dir(&aside)?;
+    sync_dir(dir)
+}
+
+fn io_error(path: &Path, error: &io::Error) -> StoreError {
+    StoreError::Io(format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+#[path = "durable_sled_tests.rs"]
+mod tests;

@@ -1,0 +1,145 @@
+//! The disk port of the Raft log: one queue of operations, durable in order.
+//!
+//! In: [`LogOp`]s of one writer. Out: a [`Done`] per operation, and reads of what is durable.
+//!
+//! # Rules
+//! * Operations take effect in the order of submission: votes, appends, truncations and purges stand
+//!   in one queue. A vote that overtook an append would lose committed entries.
+//! * `Done(Ok)` means: this operation and all before it survive a loss of power. Group commit is
+//!   welcome: one flush for everything that waits, then the acknowledgements in order.
+//! * [`LogOp::Committed`] is a hint. It is written with the next flush and never causes one.
+//! * After the first error every operation fails. A failed flush is never tried again: what it
+//!   covered is unknown, and only a restart reads the truth.
+//!
+//! # Invariants
+//! * log-contiguous: what is durable is one run of indexes, above the purge marker if there is one.
+//! * purge-marked: the purge marker is durable before the first entry under it is gone.
+
+pub mod durable_sled;
+pub mod identity;
+pub mod memory;
+mod sled_entries;
+pub mod snapshot;
+
+use bytes::Bytes;
+use common::ids::LogIndex;
+
+/// An encoded log entry; the store does not look inside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogRecord {
+    /// Position, from 1.
+    pub index: LogIndex,
+    /// At most [`RECORD_BYTES_MAX`] bytes.
+    pub bytes: Bytes,
+}
+
+/// Longest record that a store must accept; a header fits beside it in 1 MiB.
+pub const RECORD_BYTES_MAX: usize = 1024 * 1024 - 64;
+
+/// One step of the log's history. Byte strings are opaque to the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogOp {
+    /// Replaces the vote. Durable before it is answered.
+    Vote(Bytes),
+    /// Adds records, ascending without a gap, right above the last one. Above an empty log that was
+    /// never purged they may start anywhere.
+    Append(Vec<LogRecord>),
+    /// Drops every record at or above `from`.
+    Truncate {
+        /// First index to go.
+        from: LogIndex,
+    },
+    /// Makes `marker` durable, then drops every record at or below `upto`, now or later. `upto` may
+    /// lie above the last record: then none is left.
+    Purge {
+        /// Last index to go.
+        upto: LogIndex,
+        /// What is kept of the purged part.
+        marker: Bytes,
+    },
+    /// Replaces the hint of what is committed.
+    Committed(Bytes),
+}
+
+impl LogOp {
+    /// Bytes that this operation writes, for bounds of a group.
+    #[must_use]
+    pub fn bytes_len(&self) -> usize {
+        match self {
+            Self::Vote(bytes) | Self::Committed(bytes) | Self::Purge { marker: bytes, .. } => bytes.len(),
+            Self::Append(records) => records.iter().map(|record| record.bytes.len()).sum(),
+            Self::Truncate { .. } => 0,
+        }
+    }
+}
+
+/// Called once per operation, in the order of submission. It must not submit to the same store.
+pub type Done = Box<dyn FnOnce(Result<(), StoreError>) + Send + 'static>;
+
+/// What a store holds when it is opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// The last durable vote.
+    pub vote: Option<Bytes>,
+    /// The last durable hint; it may be behind the truth.
+    pub committed: Option<Bytes>,
+    /// The purge marker and the index it stands for.
+    pub purged: Option<(LogIndex, Bytes)>,
+    /// First and last record; `None` if there is no record above the purge marker.
+    pub records: Option<(LogIndex, LogIndex)>,
+}
+
+/// Why a log store refuses or ends. Every variant is final for the opened store.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// The disk failed. The process must stop; a restart reads what is durable.
+    #[error("the log store failed: {0}")]
+    Io(String),
+    /// An earlier operation failed, so the state of this one is unknown.
+    #[error("the log store stopped after an earlier failure: {0}")]
+    Poisoned(String),
+    /// What is on the disk contradicts itself. Nothing was deleted. Keep the directory for study and
+    /// join again with an empty one under a new Raft id.
+    #[error("the log store is damaged: {0}")]
+    Corrupt(String),
+    /// The store was closed.
+    #[error("the log store is closed")]
+    Closed,
+    /// A caller's bug: operations that do not fit the log.
+    #[error("operation does not fit the log: {0}")]
+    Misuse(String),
+}
+
+impl From<StoreError> for std::io::Error {
+    fn from(error: StoreError) -> Self {
+        let kind = match error {
+            StoreError::Corrupt(_) => std::io::ErrorKind::InvalidData,
+            StoreError::Closed => std::io::ErrorKind::BrokenPipe,
+            StoreError::Io(_) | StoreError::Poisoned(_) | StoreError::Misuse(_) => std::io::ErrorKind::Other,
+        };
+        Self::new(kind, error)
+    }
+}
+
+/// The disk of a Raft log. Production: [`durable_sled::DurableSled`]; tests: [`memory::MemoryLog`];
+/// the simulator brings one with delays and power cuts.
+///
+/// One task submits; reads may come from anywhere.
+pub trait LogStore: Send + Sync + 'static {
+    /// What was durable when the store was opened.
+    ///
+    /// # Errors
+    /// [`StoreError`]; the member does not start.
+    fn recovered(&self) -> Result<Recovered, StoreError>;
+
+    /// Durable records from `from` up to before `to`, in order, at least one if there is one and then
+    /// as many as fit in `bytes_max`. Ends at the first gap.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn read(&self, from: LogIndex, to: LogIndex, bytes_max: usize) -> Result<Vec<LogRecord>, StoreError>;
+
+    /// Queues `op`; `done` is called when it is durable or has failed, possibly before this returns.
+    /// Never waits for the disk. The caller bounds what it has in flight.
+    fn submit(&self, op: LogOp, done: Done);
+}
