@@ -24,6 +24,8 @@ pub mod quorum;
 pub mod registry;
 pub mod roster;
 pub mod task;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod validator_set;
 pub mod verdict;
 pub mod wire;
