@@ -23,7 +23,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, RwLock,
         mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
     },
     thread::JoinHandle,
@@ -69,11 +69,16 @@ pub(super) type Fsync = Box<dyn FnMut(&File) -> io::Result<()> + Send>;
 
 /// A [`LogStore`] on sled. Dropping it finishes what is queued and closes the files.
 pub struct DurableSled {
-    tree: Tree,
     recovered: Recovered,
-    queue: Option<SyncSender<(LogOp, Done)>>,
-    writer: Option<JoinHandle<()>>,
+    /// `None` once closed.
+    opened: RwLock<Option<Opened>>,
     poison: Arc<Poison>,
+}
+
+struct Opened {
+    tree: Tree,
+    queue: SyncSender<(LogOp, Done)>,
+    writer: JoinHandle<()>,
 }
 
 /// The first failure; never taken back.
@@ -138,7 +143,18 @@ impl DurableSled {
         };
         let spawned = std::thread::Builder::new().name("raft-log".into()).spawn(move || writer.run(&waiting));
         let writer = spawned.map_err(|error| io_error(dir, &error))?;
-        Ok(Self { tree, recovered, queue: Some(queue), writer: Some(writer), poison })
+        Ok(Self { recovered, opened: RwLock::new(Some(Opened { tree, queue, writer })), poison })
+    }
+
+    /// Finishes what is queued and gives the files free, though others still hold this store: every
+    /// later operation fails. Waits for the disk.
+    pub fn close(&self) {
+        let opened = self.opened.write().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(Opened { tree, queue, writer }) = opened else { return };
+        drop((tree, queue));
+        if writer.join().is_err() {
+            tracing::error!("the log writer panicked");
+        }
     }
 
     /// The first failure, if there was one. The process must stop.
@@ -161,12 +177,7 @@ impl DurableSled {
 
 impl Drop for DurableSled {
     fn drop(&mut self) {
-        drop(self.queue.take());
-        if let Some(writer) = self.writer.take()
-            && writer.join().is_err()
-        {
-            tracing::error!("the log writer panicked");
-        }
+        self.close();
     }
 }
 
@@ -176,15 +187,17 @@ impl LogStore for DurableSled {
     }
 
     fn read(&self, from: LogIndex, to: LogIndex, bytes_max: usize) -> Result<Vec<LogRecord>, StoreError> {
-        entries::read(&self.tree, from, to, bytes_max)
+        let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);
+        entries::read(&opened.as_ref().ok_or(StoreError::Closed)?.tree, from, to, bytes_max)
     }
 
     fn submit(&self, op: LogOp, done: Done) {
         if let Some(failure) = self.failure() {
             return done(Err(failure));
         }
-        let queue = self.queue.as_ref().expect("the queue is taken in drop only");
-        if let Err(refused) = queue.send((op, done)) {
+        let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(opened) = opened.as_ref() else { return done(Err(StoreError::Closed)) };
+        if let Err(refused) = opened.queue.send((op, done)) {
             (refused.0.1)(Err(self.failure().unwrap_or(StoreError::Closed)));
         }
     }

@@ -1,1 +1,6 @@
-//! Tests.
+//! Members in one process: the adapter through its public door, and requests no honest peer sends.
+
+mod cluster;
+mod conformance;
+mod harness;
+mod hostile;

@@ -1,0 +1,358 @@
+//! Honest members, broken links and restarts.
+
+use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
+
+use common::ids::LogIndex;
+use tokio::time::Instant;
+
+use super::harness::{Cluster, PATIENCE, Seat, Switchboard, id, member, quick, until};
+use crate::raft::{
+    Founding, LinkProfile, OpenError, ProposeOutcome, ProposeRefusal, RaftConfig, RaftRole, ReadRefusal,
+    store::{
+        LogStore, StoreError,
+        durable_sled::{DurableSled, SledOptions},
+        identity::Marker,
+        memory::MemoryLog,
+        snapshot::{FileSnapshots, MemorySnapshots},
+    },
+};
+
+#[tokio::test(start_paused = true)]
+async fn three_members_elect_a_leader_and_apply_alike() {
+    let cluster = Cluster::in_memory(3, quick()).await;
+    let leader = cluster.leader().await;
+    let mut last = LogIndex(0);
+    for number in 0..50u8 {
+        last = cluster.commit(leader, &[number]).await.index;
+    }
+    cluster.all_applied(last).await;
+    let first = cluster.seats[0].machine.history();
+    assert_eq!(first.commands.len(), 50);
+    for seat in &cluster.seats {
+        assert_eq!(seat.machine.history(), first);
+        assert_eq!(seat.alarms.lock().unwrap().len(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn founding_happens_once() {
+    let cluster = Cluster::in_memory(3, quick()).await;
+    cluster.leader().await;
+    let founders = (1..=3).map(|number| (id(number), member(number))).collect();
+    assert_eq!(cluster.handles[1].initialize_once(founders).await.unwrap(), Founding::Already);
+}
+
+#[tokio::test(start_paused = true)]
+async fn proposal_without_quorum_is_refused_within_the_deadline() {
+    let cluster = Cluster::in_memory(3, quick()).await;
+    let leader = cluster.leader().await;
+    cluster.commit(leader, b"before").await;
+    cluster.board.isolate(cluster.seats[leader].id);
+    // Inside the lease the command is taken and hangs: our deadline ends the wait.
+    let deadline = Duration::from_millis(200);
+    let outcome = cluster.handles[leader].propose(&b"hangs"[..], deadline).await;
+    assert_eq!(outcome, ProposeOutcome::Unknown);
+    // Behind it the leader knows that it reaches nobody.
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    let asked = Instant::now();
+    let outcome = cluster.handles[leader].propose(&b"refused"[..], deadline).await;
+    assert_eq!(outcome, ProposeOutcome::Refused(ProposeRefusal::NoQuorum { retry_after_ms: 300 }));
+    assert!(asked.elapsed() <= deadline);
+    let read = cluster.handles[leader].linearizable_position(deadline).await;
+    assert!(matches!(read, Err(ReadRefusal::NoQuorum | ReadRefusal::Deadline)), "{read:?}");
+    // Certainly not in the log: after healing no member has applied it.
+    cluster.board.heal();
+    let others: Vec<_> = (0..3).filter(|at| *at != leader).collect();
+    let new_leader = cluster.leader_among(&others).await;
+    let last = cluster.commit(new_leader, b"after").await.index;
+    cluster.all_applied(last).await;
+    for seat in &cluster.seats {
+        assert!(!seat.machine.history().commands.contains(&b"refused".to_vec()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn follower_names_the_leader() {
+    let cluster = Cluster::in_memory(3, quick()).await;
+    let leader = cluster.leader().await;
+    let last = cluster.commit(leader, b"x").await.index;
+    cluster.all_applied(last).await;
+    let follower = (leader + 1) % 3;
+    let outcome = cluster.handles[follower].propose(&b"y"[..], PATIENCE).await;
+    let hint = Some(cluster.seats[leader].id);
+    assert_eq!(outcome, ProposeOutcome::Refused(ProposeRefusal::NotLeader { leader: hint }));
+    let read = cluster.handles[follower].linearizable_position(PATIENCE).await;
+    assert_eq!(read, Err(ReadRefusal::NotLeader { leader: hint }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn linearizable_read_shows_acknowledged_writes() {
+    let cluster = Cluster::in_memory(3, quick()).await;
+    let leader = cluster.leader().await;
+    let written = cluster.commit(leader, b"x").await;
+    let read = cluster.handles[leader].linearizable_position(PATIENCE).await.unwrap();
+    assert!(read >= written);
+    let beyond = cluster.handles[leader].wait_applied(LogIndex(read.index.0 + 100), Duration::from_millis(50)).await;
+    assert_eq!(beyond, Err(ReadRefusal::Deadline));
+}
+
+#[tokio::test(start_paused = true)]
+async fn isolated_follower_does_not_disturb_the_term() {
+    let cluster = Cluster::in_memory(3, quick()).await;
+    let leader = cluster.leader().await;
+    cluster.commit(leader, b"x").await;
+    let (follower, term) = ((leader + 1) % 3, cluster.handles[leader].status().term);
+    cluster.board.isolate(cluster.seats[follower].id);
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(cluster.handles[follower].status().term, term, "it raised its term alone");
+    cluster.board.heal();
+    let last = cluster.commit(leader, b"y").await.index;
+    cluster.all_applied(last).await;
+    assert_eq!(cluster.handles[leader].status().term, term);
+    assert_eq!(cluster.handles[leader].status().role, RaftRole::Leader);
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_leader_is_elected_while_the_old_one_reaches_only_a_bridge() {
+    let cluster = Cluster::in_memory(5, quick()).await;
+    let leader = cluster.leader().await;
+    cluster.commit(leader, b"x").await;
+    let others: Vec<_> = (0..5).filter(|at| *at != leader).collect();
+    let seat = |at: usize| cluster.seats[at].id;
+    // One is away; the old leader and two others see the bridge only, the two see each other.
+    let (bridge, away) = (others[0], others[3]);
+    cluster.board.isolate(seat(away));
+    for other in [others[1], others[2]] {
+        cluster.board.cut_pair(seat(leader), seat(other));
+    }
+    let elected = cluster.leader_among(&[bridge, others[1], others[2]]).await;
+    cluster.commit(elected, b"y").await;
+}
+
+fn small_snapshots() -> RaftConfig {
+    RaftConfig { snapshot_entries: 20, snapshot_entries_kept: 5, ..quick() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn lagging_follower_is_restored_exactly_from_a_snapshot() {
+    let cluster = Cluster::in_memory(3, small_snapshots()).await;
+    let leader = cluster.leader().await;
+    cluster.commit(leader, b"first").await;
+    let lagging = (leader + 1) % 3;
+    cluster.board.isolate(cluster.seats[lagging].id);
+    // Several frames: each command is large.
+    for number in 0..100u8 {
+        cluster.commit(leader, &[number; 10_000]).await;
+    }
+    until(&cluster.handles[leader], "purged", |status| status.purged.index > LogIndex(50)).await;
+    cluster.board.heal();
+    let last = cluster.commit(leader, b"last").await.index;
+    cluster.all_applied(last).await;
+    let (restored, applied) =
+        (cluster.seats[lagging].machine.history(), cluster.seats[leader].machine.history());
+    assert_eq!((restored.restores, applied.restores), (1, 0));
+    assert_eq!(restored.commands, applied.commands);
+    assert_eq!((restored.position, restored.chain), (applied.position, applied.chain));
+    // The chain goes on above the snapshot.
+    let last = cluster.commit(leader, b"more").await.index;
+    cluster.all_applied(last).await;
+    assert_eq!(cluster.seats[lagging].machine.history().chain, cluster.seats[leader].machine.history().chain);
+    assert_eq!(cluster.seats[lagging].alarms.lock().unwrap().len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn restarted_member_continues_from_snapshot_and_log() {
+    let mut cluster = Cluster::in_memory(3, small_snapshots()).await;
+    let leader = cluster.leader().await;
+    let mut last = LogIndex(0);
+    for number in 0..70u8 {
+        last = cluster.commit(leader, &[number]).await.index;
+    }
+    cluster.all_applied(last).await;
+    let before = cluster.seats[leader].machine.history();
+    for at in 0..3 {
+        cluster.handles[at].shutdown().await;
+        cluster.board.unplug(cluster.seats[at].id);
+    }
+    for at in 0..3 {
+        let seat = &mut cluster.seats[at];
+        seat.machine = Arc::default();
+        cluster.handles[at] = seat.open(small_snapshots(), &cluster.board).await;
+    }
+    let leader = cluster.leader().await;
+    let last = cluster.commit(leader, b"after").await.index;
+    cluster.all_applied(last).await;
+    for seat in &cluster.seats {
+        let after = seat.machine.history();
+        assert_eq!(after.commands[..70], before.commands[..]);
+        assert_eq!(after.commands[70..], [b"after".to_vec()]);
+        assert!(after.restores <= 1);
+    }
+}
+
+/// Three members with production's stores under `dir`.
+fn seats_on_disk(dir: &Path) -> (Vec<Seat>, Vec<Arc<DurableSled>>) {
+    let open = |number: u64| {
+        let home = dir.join(number.to_string());
+        std::fs::create_dir_all(&home).unwrap();
+        let log = DurableSled::open(&home.join("log"), SledOptions::default(), Marker::in_dir(&home)).unwrap();
+        let (log, snapshots) = (Arc::new(log), FileSnapshots::open(home.join("snapshots")).unwrap());
+        (Seat::on(number, log.clone(), Arc::new(snapshots)), log)
+    };
+    (1..=3).map(open).unzip()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn restart_from_disk_keeps_everything() {
+    let dir = tempfile::tempdir().unwrap();
+    // Real time: slower than the lan profile, since a machine that runs tests is busy.
+    let slow = RaftConfig::for_profile(LinkProfile::Dev);
+    let config = RaftConfig { snapshot_entries: 20, snapshot_entries_kept: 5, ..slow };
+    let (seats, logs) = seats_on_disk(dir.path());
+    let cluster = Cluster::start(seats, config.clone()).await;
+    let leader = cluster.leader().await;
+    let mut last = LogIndex(0);
+    for number in 0..60u8 {
+        last = cluster.commit(leader, &[number; 3_000]).await.index;
+    }
+    cluster.all_applied(last).await;
+    let (before, term) = (cluster.seats[leader].machine.history(), cluster.handles[leader].status().term);
+    for (handle, seat) in cluster.handles.iter().zip(&cluster.seats) {
+        cluster.board.unplug(seat.id);
+        handle.shutdown().await;
+    }
+    logs.iter().for_each(|log| log.close());
+    drop((cluster, logs));
+
+    let (seats, _logs) = seats_on_disk(dir.path());
+    let board = Arc::new(Switchboard::default());
+    let mut handles = Vec::new();
+    for seat in &seats {
+        handles.push(seat.open(config.clone(), &board).await);
+    }
+    let cluster = Cluster { board, seats, handles };
+    let leader = cluster.leader().await;
+    let last = cluster.commit(leader, b"after").await.index;
+    cluster.all_applied(last).await;
+    assert!(cluster.handles[leader].status().term > term);
+    for seat in &cluster.seats {
+        let after = seat.machine.history();
+        assert_eq!(after.commands[..60], before.commands[..]);
+        assert_eq!(after.commands[60..], [b"after".to_vec()]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn leadership_is_handed_over() {
+    let cluster = Cluster::in_memory(3, quick()).await;
+    let leader = cluster.leader().await;
+    let last = cluster.commit(leader, b"x").await.index;
+    cluster.all_applied(last).await;
+    let (target, started) = ((leader + 1) % 3, Instant::now());
+    cluster.handles[leader].transfer_leader(cluster.seats[target].id).await;
+    assert_eq!(cluster.leader_among(&[target]).await, target);
+    // Without the request it would take at least one election timeout.
+    assert!(started.elapsed() < Duration::from_millis(300), "{:?}", started.elapsed());
+    cluster.commit(target, b"y").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn learner_is_added_and_made_a_voter() {
+    let mut cluster = Cluster::in_memory(3, quick()).await;
+    let leader = cluster.leader().await;
+    cluster.commit(leader, b"x").await;
+    let seat = Seat::in_memory(4);
+    cluster.handles.push(seat.open(quick(), &cluster.board).await);
+    cluster.seats.push(seat);
+    cluster.handles[leader].add_learner(id(4), member(4), PATIENCE).await.unwrap();
+    let last = cluster.commit(leader, b"y").await.index;
+    cluster.all_applied(last).await;
+    until(&cluster.handles[3], "learns", |status| status.role == RaftRole::Learner).await;
+    // A replacement in one step: the fourth for one of the followers.
+    let replaced = cluster.seats[(leader + 1) % 3].id;
+    let voters: BTreeSet<_> = (1..=4).map(id).filter(|voter| *voter != replaced).collect();
+    cluster.handles[leader].change_voters(voters.clone(), PATIENCE).await.unwrap();
+    let status = cluster.handles[leader].status();
+    assert_eq!(status.voters, voters.into_iter().collect::<Vec<_>>());
+    assert_eq!((status.learners, status.is_joint), (vec![replaced], false));
+    until(&cluster.handles[3], "votes", |status| status.role == RaftRole::Follower).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn failed_disk_ends_the_member_with_a_code() {
+    let log = Arc::new(MemoryLog::new());
+    let seat = Seat::on(1, log.clone(), Arc::new(MemorySnapshots::default()));
+    let cluster = Cluster::start(vec![seat], quick()).await;
+    let leader = cluster.leader().await;
+    cluster.commit(leader, b"x").await;
+    log.fail("no space left");
+    let outcome = cluster.handles[0].propose(&b"y"[..], Duration::from_secs(5)).await;
+    assert_eq!(outcome, ProposeOutcome::Unknown);
+    let fatal = tokio::time::timeout(PATIENCE, cluster.handles[0].fatal()).await.unwrap();
+    assert_eq!(fatal.exit_code, 74);
+    assert!(fatal.reason.contains("no space left"), "{}", fatal.reason);
+    let outcome = cluster.handles[0].propose(&b"z"[..], PATIENCE).await;
+    assert_eq!(outcome, ProposeOutcome::Refused(ProposeRefusal::Stopped));
+}
+
+#[tokio::test(start_paused = true)]
+async fn overload_is_refused_at_once() {
+    let config = RaftConfig { proposals_max: 2, ..quick() };
+    let cluster = Cluster::in_memory(3, config).await;
+    let leader = cluster.leader().await;
+    cluster.board.isolate(cluster.seats[leader].id);
+    let handle = &cluster.handles[leader];
+    let short = Duration::from_millis(100);
+    let (a, b, c) = futures::join!(
+        handle.propose(&b"a"[..], short),
+        handle.propose(&b"b"[..], short),
+        handle.propose(&b"c"[..], short)
+    );
+    assert_eq!((a, b), (ProposeOutcome::Unknown, ProposeOutcome::Unknown));
+    assert_eq!(c, ProposeOutcome::Refused(ProposeRefusal::Overloaded { in_flight: 3, max: 2 }));
+    // The shares were given back.
+    let later = handle.propose(&b"d"[..], short).await;
+    assert!(!matches!(later, ProposeOutcome::Refused(ProposeRefusal::Overloaded { .. })), "{later:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn command_that_no_member_would_append_is_refused() {
+    let cluster = Cluster::in_memory(1, quick()).await;
+    let leader = cluster.leader().await;
+    let before = cluster.handles[leader].status().last_index;
+    let outcome = cluster.handles[leader].propose(&b"bad one"[..], PATIENCE).await;
+    assert_eq!(outcome, ProposeOutcome::Refused(ProposeRefusal::BadCommand("a bad command".into())));
+    let huge = cluster.handles[leader].propose(vec![0; crate::raft::COMMAND_BYTES_MAX + 1], PATIENCE).await;
+    assert!(matches!(huge, ProposeOutcome::Refused(ProposeRefusal::TooBig(_))), "{huge:?}");
+    assert_eq!(cluster.handles[leader].status().last_index, before);
+    cluster.commit(leader, &vec![7; crate::raft::COMMAND_BYTES_MAX]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn quarantined_member_neither_votes_nor_leads() {
+    let cluster = Cluster::in_memory(3, quick()).await;
+    let leader = cluster.leader().await;
+    cluster.commit(leader, b"x").await;
+    cluster.handles[leader].quarantine("its log conflicts with a final batch");
+    let others: Vec<_> = (0..3).filter(|at| *at != leader).collect();
+    let elected = cluster.leader_among(&others).await;
+    cluster.commit(elected, b"y").await;
+    assert!(cluster.handles[leader].status().is_quarantined);
+    let outcome = cluster.handles[leader].propose(&b"z"[..], PATIENCE).await;
+    assert_eq!(outcome, ProposeOutcome::Refused(ProposeRefusal::NotLeader { leader: None }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn log_purged_beyond_its_snapshot_does_not_start() {
+    let cluster = Cluster::in_memory(1, small_snapshots()).await;
+    let leader = cluster.leader().await;
+    for number in 0..60u8 {
+        cluster.commit(leader, &[number]).await;
+    }
+    until(&cluster.handles[0], "purged", |status| status.purged.index > LogIndex(0)).await;
+    cluster.handles[0].shutdown().await;
+    let log: Arc<dyn LogStore> = cluster.seats[0].log.clone();
+    let seat = Seat::on(1, log, Arc::new(MemorySnapshots::default()));
+    let error = seat.try_open(small_snapshots(), &cluster.board).await.err().unwrap();
+    assert!(matches!(error, OpenError::Store(StoreError::Corrupt(_))), "{error:?}");
+}

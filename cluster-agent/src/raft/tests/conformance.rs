@@ -1,0 +1,36 @@
+//! openraft's storage suite on the stores of this folder.
+
+use std::sync::Arc;
+
+use crate::raft::{
+    TokioRuntime,
+    conformance::{FreshStores, check_stores},
+    store::{
+        durable_sled::{DurableSled, SledOptions},
+        identity::Marker,
+        memory::MemoryLog,
+        snapshot::{FileSnapshots, MemorySnapshots},
+    },
+};
+
+#[tokio::test(start_paused = true)]
+async fn memory_stores_pass_the_storage_suite() {
+    let make = || FreshStores {
+        log: Arc::new(MemoryLog::new()),
+        snapshots: Arc::new(MemorySnapshots::default()),
+        guard: Box::new(()),
+    };
+    check_stores::<TokioRuntime>(make).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn durable_sled_and_snapshot_files_pass_the_storage_suite() {
+    let make = || {
+        let dir = tempfile::tempdir().unwrap();
+        let options = SledOptions { flush_every_ms: None, ..SledOptions::default() };
+        let log = DurableSled::open(&dir.path().join("log"), options, Marker::none()).unwrap();
+        let snapshots = FileSnapshots::open(dir.path().join("snapshots")).unwrap();
+        FreshStores { log: Arc::new(log), snapshots: Arc::new(snapshots), guard: Box::new(dir) }
+    };
+    check_stores::<TokioRuntime>(make).await.unwrap();
+}

@@ -1,0 +1,279 @@
+//! A switchboard between members, a machine that remembers everything, and waiting without sleeping.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use common::ids::{DeviceId, Digest, LogIndex, LogPosition, RaftNodeId};
+use futures::{FutureExt, future::BoxFuture};
+
+use crate::raft::{
+    AppendCheck, LinkError, LinkProfile, Member, OpenError, ProposeOutcome, RaftAlarm, RaftConfig, RaftHandle, RaftLink,
+    RaftPorts, RaftRole, RaftRpc, RaftStatus, ReplicatedMachine, RestoreError, SnapshotJob, TokioRuntime,
+    store::{LogStore, memory::MemoryLog, snapshot::MemorySnapshots, snapshot::SnapshotStore},
+};
+
+pub type Handle = RaftHandle<TokioRuntime>;
+
+/// What every test waits at most.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub fn id(number: u64) -> RaftNodeId {
+    RaftNodeId(number)
+}
+
+pub fn member(number: u64) -> Member {
+    Member { device: DeviceId([number as u8; 32]) }
+}
+
+/// Remembers what it applied, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct History {
+    pub position: LogPosition,
+    pub chain: Digest,
+    pub commands: Vec<Vec<u8>>,
+    pub restores: usize,
+}
+
+#[derive(Default)]
+pub struct Recorder(Mutex<History>);
+
+impl Recorder {
+    pub fn history(&self) -> History {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+impl ReplicatedMachine for Recorder {
+    fn apply(&self, position: LogPosition, chain: Digest, command: &[u8]) -> Vec<u8> {
+        self.advance(position, chain);
+        self.0.lock().unwrap().commands.push(command.to_vec());
+        [b"answer to ", command].concat()
+    }
+
+    fn advance(&self, position: LogPosition, chain: Digest) {
+        let mut history = self.0.lock().unwrap();
+        assert_eq!(position.index, history.position.index.next(), "applied out of order");
+        assert!(position.term >= history.position.term, "terms fall");
+        (history.position, history.chain) = (position, chain);
+    }
+
+    fn snapshot(&self) -> SnapshotJob {
+        let commands = self.history().commands;
+        Box::new(move || postcard::to_allocvec(&commands).unwrap())
+    }
+
+    fn restore(&self, position: LogPosition, chain: Digest, bytes: &[u8]) -> Result<(), RestoreError> {
+        let commands = postcard::from_bytes(bytes).map_err(|error| RestoreError(error.to_string()))?;
+        let mut history = self.0.lock().unwrap();
+        let restores = history.restores + 1;
+        *history = History { position, chain, commands, restores };
+        Ok(())
+    }
+}
+
+/// Refuses commands that begin with `bad`.
+pub struct NoBadCommands;
+
+impl AppendCheck for NoBadCommands {
+    fn check(&self, command: &[u8]) -> Result<(), String> {
+        if command.starts_with(b"bad") { Err("a bad command".into()) } else { Ok(()) }
+    }
+}
+
+/// Connects members; any direction can be cut.
+#[derive(Default)]
+pub struct Switchboard {
+    members: Mutex<BTreeMap<RaftNodeId, Handle>>,
+    cut: Mutex<BTreeSet<(RaftNodeId, RaftNodeId)>>,
+}
+
+impl Switchboard {
+    pub fn plug(&self, id: RaftNodeId, handle: Handle) {
+        self.members.lock().unwrap().insert(id, handle);
+    }
+
+    pub fn unplug(&self, id: RaftNodeId) {
+        self.members.lock().unwrap().remove(&id);
+    }
+
+    pub fn isolate(&self, alone: RaftNodeId) {
+        let members: Vec<_> = self.members.lock().unwrap().keys().copied().collect();
+        let mut cut = self.cut.lock().unwrap();
+        for other in members.into_iter().filter(|other| *other != alone) {
+            cut.insert((alone, other));
+            cut.insert((other, alone));
+        }
+    }
+
+    pub fn cut_pair(&self, a: RaftNodeId, b: RaftNodeId) {
+        self.cut.lock().unwrap().extend([(a, b), (b, a)]);
+    }
+
+    pub fn heal(&self) {
+        self.cut.lock().unwrap().clear();
+    }
+
+    fn is_cut(&self, from: RaftNodeId, to: RaftNodeId) -> bool {
+        self.cut.lock().unwrap().contains(&(from, to))
+    }
+}
+
+/// One member's plug.
+pub struct BoardLink {
+    pub me: RaftNodeId,
+    pub board: Arc<Switchboard>,
+}
+
+impl RaftLink for BoardLink {
+    fn call(
+        &self,
+        to: RaftNodeId,
+        kind: RaftRpc,
+        body: Bytes,
+        deadline: Duration,
+    ) -> BoxFuture<'static, Result<Bytes, LinkError>> {
+        let (me, board) = (self.me, self.board.clone());
+        async move {
+            assert!(body.len() <= kind.request_bytes_max());
+            let peer = board.members.lock().unwrap().get(&to).cloned();
+            let Some(peer) = peer else { return Err(LinkError::Unreachable("unplugged".into())) };
+            if board.is_cut(me, to) {
+                tokio::time::sleep(deadline).await;
+                return Err(LinkError::Timeout);
+            }
+            // A task of the receiver's: it goes on when the caller gives up.
+            let handling = tokio::spawn(async move { peer.handle(me, kind, &body).await });
+            let handled = tokio::time::timeout(deadline, handling).await.map_err(|_| LinkError::Timeout)?;
+            if board.is_cut(to, me) {
+                tokio::time::sleep(deadline).await;
+                return Err(LinkError::Timeout);
+            }
+            handled.unwrap().map(Bytes::from).map_err(LinkError::Refused)
+        }
+        .boxed()
+    }
+}
+
+/// Everything of one member that outlives a restart, and what a test looks at.
+#[derive(Clone)]
+pub struct Seat {
+    pub id: RaftNodeId,
+    pub log: Arc<dyn LogStore>,
+    pub snapshots: Arc<dyn SnapshotStore>,
+    pub machine: Arc<Recorder>,
+    pub alarms: Arc<Mutex<Vec<RaftAlarm>>>,
+}
+
+impl Seat {
+    pub fn in_memory(number: u64) -> Self {
+        Self::on(number, Arc::new(MemoryLog::new()), Arc::new(MemorySnapshots::default()))
+    }
+
+    pub fn on(number: u64, log: Arc<dyn LogStore>, snapshots: Arc<dyn SnapshotStore>) -> Self {
+        Self { id: id(number), log, snapshots, machine: Arc::default(), alarms: Arc::default() }
+    }
+
+    pub async fn open(&self, config: RaftConfig, board: &Arc<Switchboard>) -> Handle {
+        self.try_open(config, board).await.unwrap()
+    }
+
+    pub async fn try_open(&self, config: RaftConfig, board: &Arc<Switchboard>) -> Result<Handle, OpenError> {
+        let alarms = self.alarms.clone();
+        let ports = RaftPorts {
+            log: self.log.clone(),
+            snapshots: self.snapshots.clone(),
+            link: Arc::new(BoardLink { me: self.id, board: board.clone() }),
+            machine: self.machine.clone(),
+            check: Arc::new(NoBadCommands),
+            alarms: Arc::new(move |alarm| alarms.lock().unwrap().push(alarm)),
+        };
+        let handle = Handle::open(self.id, config, ports).await?;
+        board.plug(self.id, handle.clone());
+        Ok(handle)
+    }
+}
+
+pub struct Cluster {
+    pub board: Arc<Switchboard>,
+    pub seats: Vec<Seat>,
+    pub handles: Vec<Handle>,
+}
+
+pub fn quick() -> RaftConfig {
+    RaftConfig::for_profile(LinkProfile::Lan)
+}
+
+impl Cluster {
+    /// Opens every seat and founds the cluster with all of them.
+    pub async fn start(seats: Vec<Seat>, config: RaftConfig) -> Self {
+        let board = Arc::new(Switchboard::default());
+        let mut handles = Vec::new();
+        for seat in &seats {
+            handles.push(seat.open(config.clone(), &board).await);
+        }
+        let founders = seats.iter().map(|seat| (seat.id, member(seat.id.0))).collect();
+        handles[0].initialize_once(founders).await.unwrap();
+        Self { board, seats, handles }
+    }
+
+    pub async fn in_memory(members: u64, config: RaftConfig) -> Self {
+        Self::start((1..=members).map(Seat::in_memory).collect(), config).await
+    }
+
+    /// Position in `handles` of a leader that a quorum has acknowledged.
+    pub async fn leader(&self) -> usize {
+        self.leader_among(&(0..self.handles.len()).collect::<Vec<_>>()).await
+    }
+
+    pub async fn leader_among(&self, candidates: &[usize]) -> usize {
+        let is_leading = |at: usize| {
+            let status = self.handles[at].status();
+            status.role == RaftRole::Leader && status.quorum_acked_age_ms.is_some_and(|age| age < 300)
+        };
+        let find = async {
+            loop {
+                if let Some(found) = candidates.iter().copied().find(|at| is_leading(*at)) {
+                    return found;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, find).await.expect("no leader")
+    }
+
+    pub async fn commit(&self, leader: usize, command: &[u8]) -> LogPosition {
+        match self.handles[leader].propose(command.to_vec(), PATIENCE).await {
+            ProposeOutcome::Committed { position, answer } => {
+                assert_eq!(answer, [b"answer to ", command].concat());
+                position
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub async fn all_applied(&self, index: LogIndex) {
+        for handle in &self.handles {
+            handle.wait_applied(index, PATIENCE).await.unwrap();
+        }
+    }
+}
+
+/// Waits until `reached` of the member's status.
+pub async fn until(handle: &Handle, what: &str, reached: impl Fn(&RaftStatus) -> bool) -> RaftStatus {
+    let wait = async {
+        loop {
+            let seen = handle.changes().version();
+            let status = handle.status();
+            if reached(&status) {
+                return status;
+            }
+            handle.changes().changed(seen).await;
+        }
+    };
+    let waited = tokio::time::timeout(PATIENCE, wait).await;
+    waited.unwrap_or_else(|_| panic!("never: {what}; {:?}", handle.status()))
+}
