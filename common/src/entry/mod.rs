@@ -10,6 +10,7 @@
 //!   *dynamic* and decided in `apply`.
 
 mod action;
+pub mod life;
 pub mod transition;
 
 pub use action::{Action, Cause, Fence, Progress};
