@@ -67,6 +67,13 @@ pub fn encode<T: Wire>(value: &T) -> Vec<u8> {
     bytes
 }
 
+/// Length of the encoding of `value`, for callers that build values whose parts are bounded and whose
+/// sum may not be: they compare it with `T::BYTES_MAX` before they [`encode`].
+#[must_use]
+pub fn encoded_len<T: Wire>(value: &T) -> usize {
+    to_bytes(value).len()
+}
+
 /// Decodes exactly one value from all of `bytes`.
 ///
 /// # Errors

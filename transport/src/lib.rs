@@ -5,5 +5,6 @@
 //! * [`watch`]: a value that tasks can wait on, woken in order of waiting.
 #![forbid(unsafe_code)]
 
+pub mod local;
 pub mod ports;
 pub mod watch;
