@@ -1,0 +1,111 @@
+//! The two numbers a drone may never use twice: of its signed entries, and of its claims and renewals.
+//!
+//! # Rules
+//! * A number is reserved on the disk before it is used. Reservations are made in blocks, so that most
+//!   writes cost no flush; a restart leaves a gap, which streams of numbers allow.
+//! * A missing or damaged file beside an initialised directory: the agent does not start (exit 78).
+//!   A number used twice would carry other content under the author's own signature.
+
+use std::{io, sync::Arc};
+
+use common::{
+    codec::{Wire, decode, encode},
+    ids::{EntryNumber, HolderCounter},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::ports::Disk;
+
+const FILE: &str = "counters";
+/// Numbers reserved at once.
+const BLOCK: u64 = 64;
+
+/// What is on the disk: nothing above these was used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Reserved {
+    version: u16,
+    entry_number: EntryNumber,
+    holder_counter: HolderCounter,
+}
+
+impl Wire for Reserved {
+    const BYTES_MAX: usize = 64;
+
+    fn validate(&self) -> Result<(), &'static str> {
+        if self.version == 1 { Ok(()) } else { Err("counter file format version is not 1") }
+    }
+}
+
+/// Why the counters cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CountersError {
+    /// The directory was used before, and the file is gone.
+    #[error("the file \"{FILE}\" is missing beside used data: rotate the device's key, numbers must not be used twice")]
+    Missing,
+    /// The file does not decode.
+    #[error("the file \"{FILE}\" is damaged ({0}): rotate the device's key, numbers must not be used twice")]
+    Damaged(common::codec::DecodeError),
+    /// The disk failed.
+    #[error("counters: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Hands numbers out.
+pub struct Counters {
+    disk: Arc<dyn Disk>,
+    reserved: Reserved,
+    used: Reserved,
+}
+
+impl Counters {
+    /// Reads the file; makes it if `is_new`, that is, if nothing was ever written beside it.
+    ///
+    /// # Errors
+    /// [`CountersError`]; `Io` is 74, the others are 78.
+    pub async fn open(disk: Arc<dyn Disk>, is_new: bool) -> Result<Self, CountersError> {
+        let reserved = match disk.read(FILE)? {
+            Some(bytes) => decode(&bytes).map_err(CountersError::Damaged)?,
+            None if is_new => {
+                let first = Reserved { version: 1, ..Reserved::default() };
+                disk.replace(FILE, encode(&first)).await?;
+                first
+            }
+            None => return Err(CountersError::Missing),
+        };
+        Ok(Self { disk, reserved, used: reserved })
+    }
+
+    /// The next number of this device's stream.
+    ///
+    /// # Errors
+    /// Of the disk; the process stops.
+    pub async fn next_number(&mut self) -> io::Result<EntryNumber> {
+        let next = self.used.entry_number.next();
+        if next > self.reserved.entry_number {
+            let entry_number = EntryNumber(next.0.saturating_add(BLOCK));
+            self.reserve(Reserved { entry_number, ..self.reserved }).await?;
+        }
+        self.used.entry_number = next;
+        Ok(next)
+    }
+
+    /// The next counter of this device as holder.
+    ///
+    /// # Errors
+    /// Of the disk; the process stops.
+    pub async fn next_holder_counter(&mut self) -> io::Result<HolderCounter> {
+        let next = self.used.holder_counter.next();
+        if next > self.reserved.holder_counter {
+            let holder_counter = HolderCounter(next.0.saturating_add(BLOCK));
+            self.reserve(Reserved { holder_counter, ..self.reserved }).await?;
+        }
+        self.used.holder_counter = next;
+        Ok(next)
+    }
+
+    async fn reserve(&mut self, reserved: Reserved) -> io::Result<()> {
+        self.disk.replace(FILE, encode(&reserved)).await?;
+        self.reserved = reserved;
+        Ok(())
+    }
+}

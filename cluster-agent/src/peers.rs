@@ -1,0 +1,248 @@
+//! Who may ask this agent what, and how it calls the members of its cluster.
+//!
+//! In: frames of authenticated peers. Out: answers, or a refusal that names no detail.
+//!
+//! # Rules
+//! * Upon a Raft or cluster frame: the peer is a registered member of this cluster, its hello names this
+//!   cluster and founding, and its Raft id is one of its own device. Else: denied.
+//! * Upon any frame before the agent has started: "not now". A peer tries again.
+//! * Status in the registry is looked up for each request, so that a connection which outlives a
+//!   revocation carries nothing.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use common::{
+    genesis::RoleSet,
+    ids::{ClusterId, Founding, RaftNodeId},
+    registry::{Registry, Status},
+    wire::frame::{FrameKind, Protocol, Refusal, RefusalCode},
+};
+use futures::FutureExt;
+
+use crate::{
+    ports::{BoxFuture, CallError, Peer, Service, Transport},
+    raft::{LinkError, RaftLink, RaftRpc, RpcRefusal},
+};
+
+/// What the agent answers once it runs. The door has checked who asks.
+pub trait Requests: Send + Sync + 'static {
+    /// A Raft request of the member `from`.
+    fn raft(&self, from: RaftNodeId, kind: RaftRpc, body: Bytes) -> BoxFuture<Result<Vec<u8>, RpcRefusal>>;
+    /// A request of the member `from` beside Raft.
+    fn cluster(&self, from: RaftNodeId, kind: FrameKind, body: Bytes) -> BoxFuture<Result<Bytes, Refusal>>;
+    /// A request of an operator, gateway or other reader.
+    fn operate(&self, peer: Peer, body: Bytes) -> BoxFuture<Result<Bytes, Refusal>>;
+}
+
+/// Who the members of this cluster are.
+#[derive(Clone)]
+pub struct Membership {
+    /// All devices.
+    pub registry: Arc<Registry>,
+    /// This cluster.
+    pub cluster: ClusterId,
+    /// Its founding.
+    pub founding: Founding,
+}
+
+impl Membership {
+    /// The Raft id of an authenticated member of this cluster.
+    fn member(&self, peer: &Peer) -> Option<RaftNodeId> {
+        let device = self.registry.by_idx(peer.idx)?;
+        let raft = RaftNodeId(peer.hello.raft);
+        let is_mine = device.cluster == Some(self.cluster) && device.may(RoleSet::CLUSTER_VOTE);
+        let names_mine = peer.hello.cluster == Some((self.cluster, self.founding));
+        (is_mine && names_mine && raft.idx() == peer.idx && raft.incarnation() > 0).then_some(raft)
+    }
+
+    fn may_operate(&self, peer: &Peer) -> bool {
+        self.registry.by_idx(peer.idx).is_some_and(|device| device.status == Status::Active)
+    }
+}
+
+struct Opened {
+    membership: Membership,
+    requests: Arc<dyn Requests>,
+}
+
+/// The one [`Service`] of an agent. It exists before the agent does, since the transport needs it first.
+#[derive(Clone, Default)]
+pub struct Door(Arc<OnceLock<Opened>>);
+
+impl Door {
+    /// Lets requests in.
+    ///
+    /// # Panics
+    /// If it was opened before: an agent is started once.
+    pub fn open(&self, membership: Membership, requests: Arc<dyn Requests>) {
+        let opened = self.0.set(Opened { membership, requests });
+        assert!(opened.is_ok(), "a door is opened once");
+    }
+}
+
+impl Service for Door {
+    fn handle(&self, peer: Peer, kind: FrameKind, body: Bytes) -> BoxFuture<Result<Bytes, Refusal>> {
+        let Some(opened) = self.0.get() else {
+            return refused(RefusalCode::NotNow, "starting");
+        };
+        match kind.protocol() {
+            Protocol::Raft | Protocol::Cluster => {
+                let Some(from) = opened.membership.member(&peer) else {
+                    return refused(RefusalCode::Denied, "not a member of this cluster and founding");
+                };
+                if kind.protocol() == Protocol::Cluster {
+                    return opened.requests.cluster(from, kind, body);
+                }
+                let Some((rpc, body)) = unwrap_request(kind, body) else {
+                    return refused(RefusalCode::Invalid, "malformed request");
+                };
+                let answer = opened.requests.raft(from, rpc, body);
+                async move { Ok(wrap_answer(answer.await)) }.boxed()
+            }
+            Protocol::Op => {
+                if !opened.membership.may_operate(&peer) {
+                    return refused(RefusalCode::Denied, "not active");
+                }
+                opened.requests.operate(peer, body)
+            }
+            Protocol::Bft | Protocol::Feed => refused(RefusalCode::Denied, "an agent does not serve this"),
+        }
+    }
+}
+
+fn refused(code: RefusalCode, text: &str) -> BoxFuture<Result<Bytes, Refusal>> {
+    let refusal = Refusal::new(code, text);
+    async move { Err(refusal) }.boxed()
+}
+
+/// Frame kind of a request. Votes and pre-votes share one, so that both stay ahead of bulk traffic.
+fn frame_kind(kind: RaftRpc) -> FrameKind {
+    match kind {
+        RaftRpc::Append => FrameKind::RaftAppend,
+        RaftRpc::Vote | RaftRpc::PreVote => FrameKind::RaftVote,
+        RaftRpc::Snapshot => FrameKind::RaftSnapshot,
+        RaftRpc::TransferLeader => FrameKind::RaftTransfer,
+    }
+}
+
+/// `kind of request u8 | body`, for a vote frame; the body alone otherwise.
+fn wrap_request(kind: RaftRpc, body: Bytes) -> Bytes {
+    if frame_kind(kind) != FrameKind::RaftVote {
+        return body;
+    }
+    let mut framed = Vec::with_capacity(1 + body.len());
+    framed.push(kind.code());
+    framed.extend_from_slice(&body);
+    framed.into()
+}
+
+fn unwrap_request(kind: FrameKind, mut body: Bytes) -> Option<(RaftRpc, Bytes)> {
+    let rpc = match kind {
+        FrameKind::RaftAppend => RaftRpc::Append,
+        FrameKind::RaftSnapshot => RaftRpc::Snapshot,
+        FrameKind::RaftTransfer => RaftRpc::TransferLeader,
+        FrameKind::RaftVote => {
+            let code = body.first().copied()?;
+            let rpc = RaftRpc::from_code(code).filter(|rpc| frame_kind(*rpc) == FrameKind::RaftVote)?;
+            let _ = body.split_to(1);
+            rpc
+        }
+        _ => return None,
+    };
+    (body.len() <= rpc.request_bytes_max()).then_some((rpc, body))
+}
+
+/// `0 | answer`, or the number of the refusal alone.
+fn wrap_answer(answer: Result<Vec<u8>, RpcRefusal>) -> Bytes {
+    match answer {
+        Ok(answer) => {
+            let mut framed = Vec::with_capacity(1 + answer.len());
+            framed.push(0);
+            framed.extend_from_slice(&answer);
+            framed.into()
+        }
+        Err(refusal) => vec![refusal.code()].into(),
+    }
+}
+
+fn unwrap_answer(mut answer: Bytes) -> Result<Bytes, LinkError> {
+    match answer.first().copied() {
+        None => Err(LinkError::Network("an empty answer".into())),
+        Some(0) => Ok(answer.split_off(1)),
+        Some(code) => Err(RpcRefusal::from_code(code)
+            .map_or_else(|| LinkError::Network(format!("refusal {code} is not known")), LinkError::Refused)),
+    }
+}
+
+/// Raft's way to the other members.
+pub struct PeerLink {
+    registry: Arc<Registry>,
+    transport: Arc<dyn Transport>,
+}
+
+impl PeerLink {
+    /// Over `transport`, to the devices of `registry`.
+    #[must_use]
+    pub fn new(registry: Arc<Registry>, transport: Arc<dyn Transport>) -> Self {
+        Self { registry, transport }
+    }
+}
+
+impl RaftLink for PeerLink {
+    fn call(
+        &self,
+        to: RaftNodeId,
+        kind: RaftRpc,
+        body: Bytes,
+        deadline: Duration,
+    ) -> BoxFuture<Result<Bytes, LinkError>> {
+        let Some(member) = self.registry.by_idx(to.idx()) else {
+            return async move { Err(LinkError::Unreachable(format!("{to} is not registered"))) }.boxed();
+        };
+        let (frame, body) = (frame_kind(kind), wrap_request(kind, body));
+        if body.len() > frame.request_bytes_max() {
+            let problem = format!("a request of {} bytes, at most {} fit", body.len(), frame.request_bytes_max());
+            return async move { Err(LinkError::Network(problem)) }.boxed();
+        }
+        let call = self.transport.call(member.id, frame, body, deadline);
+        async move {
+            let answer = call.await.map_err(|error| match error {
+                CallError::Unreachable(_) => LinkError::Unreachable(error.to_string()),
+                CallError::Timeout(_) => LinkError::Timeout,
+                CallError::Broken(_) | CallError::Refused(_) => LinkError::Network(error.to_string()),
+            })?;
+            unwrap_answer(answer)
+        }
+        .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vote_and_pre_vote_stay_apart_in_one_frame_kind() {
+        for rpc in RaftRpc::ALL {
+            let body = Bytes::from_static(b"body");
+            let framed = wrap_request(rpc, body.clone());
+            assert_eq!(unwrap_request(frame_kind(rpc), framed), Some((rpc, body)));
+        }
+        assert_eq!(unwrap_request(FrameKind::RaftVote, Bytes::new()), None);
+        let append_as_vote = vec![RaftRpc::Append.code(), 1].into();
+        assert_eq!(unwrap_request(FrameKind::RaftVote, append_as_vote), None);
+    }
+
+    #[test]
+    fn refusal_of_a_peer_arrives_as_what_it_is() {
+        assert_eq!(unwrap_answer(wrap_answer(Ok(vec![7]))), Ok(Bytes::from_static(&[7])));
+        let refusal = RpcRefusal::ForkedLog;
+        assert_eq!(unwrap_answer(wrap_answer(Err(refusal))), Err(LinkError::Refused(refusal)));
+        assert!(matches!(unwrap_answer(Bytes::new()), Err(LinkError::Network(_))));
+        assert!(matches!(unwrap_answer(Bytes::from_static(&[250])), Err(LinkError::Network(_))));
+    }
+}

@@ -1,0 +1,95 @@
+//! What the rest of the shell asks of Raft, without its runtime parameter.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use bytes::Bytes;
+use common::ids::{LogIndex, LogPosition, RaftNodeId};
+use futures::FutureExt;
+
+use crate::{
+    ports::{AsyncRuntime, BoxFuture},
+    raft::{
+        FatalReason, Founding, Member, OpenError, ProposeOutcome, RaftHandle, RaftRpc, RaftStatus, ReadRefusal,
+        RpcRefusal, Signal,
+    },
+};
+
+/// A running Raft member.
+pub trait Replica: Send + Sync + 'static {
+    /// Founds the cluster; exactly the founding members call it, all with the same members.
+    fn initialize_once(&self, members: BTreeMap<RaftNodeId, Member>) -> BoxFuture<Result<Founding, OpenError>>;
+    /// Answers a member whose identity the connection proved.
+    fn handle(&self, from: RaftNodeId, kind: RaftRpc, body: Bytes) -> BoxFuture<Result<Vec<u8>, RpcRefusal>>;
+    /// Replicates a command and returns the machine's answer.
+    fn propose(&self, command: Bytes, deadline: Duration) -> BoxFuture<ProposeOutcome>;
+    /// On the leader: a position that includes every write acknowledged before this call.
+    fn linearizable_position(&self, deadline: Duration) -> BoxFuture<Result<LogPosition, ReadRefusal>>;
+    /// Waits until the machine has applied `index`.
+    fn wait_applied(&self, index: LogIndex, deadline: Duration) -> BoxFuture<Result<LogPosition, ReadRefusal>>;
+    /// State at this instant.
+    fn status(&self) -> RaftStatus;
+    /// Rises with every change of status or of the applied position.
+    fn changes(&self) -> Signal;
+    /// Resolves when Raft ended by itself.
+    fn fatal(&self) -> BoxFuture<FatalReason>;
+    /// Stops as voter until the process restarts.
+    fn quarantine(&self, reason: &str);
+    /// Tries a peer at once whose link came up.
+    fn reset_backoff(&self, peer: RaftNodeId) -> BoxFuture<()>;
+    /// Ends in order.
+    fn shutdown(&self) -> BoxFuture<()>;
+}
+
+impl<R: AsyncRuntime> Replica for RaftHandle<R> {
+    fn initialize_once(&self, members: BTreeMap<RaftNodeId, Member>) -> BoxFuture<Result<Founding, OpenError>> {
+        let raft = self.clone();
+        async move { RaftHandle::initialize_once(&raft, members).await }.boxed()
+    }
+
+    fn handle(&self, from: RaftNodeId, kind: RaftRpc, body: Bytes) -> BoxFuture<Result<Vec<u8>, RpcRefusal>> {
+        let raft = self.clone();
+        async move { RaftHandle::handle(&raft, from, kind, &body).await }.boxed()
+    }
+
+    fn propose(&self, command: Bytes, deadline: Duration) -> BoxFuture<ProposeOutcome> {
+        let raft = self.clone();
+        async move { RaftHandle::propose(&raft, command, deadline).await }.boxed()
+    }
+
+    fn linearizable_position(&self, deadline: Duration) -> BoxFuture<Result<LogPosition, ReadRefusal>> {
+        let raft = self.clone();
+        async move { RaftHandle::linearizable_position(&raft, deadline).await }.boxed()
+    }
+
+    fn wait_applied(&self, index: LogIndex, deadline: Duration) -> BoxFuture<Result<LogPosition, ReadRefusal>> {
+        let raft = self.clone();
+        async move { RaftHandle::wait_applied(&raft, index, deadline).await }.boxed()
+    }
+
+    fn status(&self) -> RaftStatus {
+        RaftHandle::status(self)
+    }
+
+    fn changes(&self) -> Signal {
+        RaftHandle::changes(self)
+    }
+
+    fn fatal(&self) -> BoxFuture<FatalReason> {
+        let raft = self.clone();
+        async move { RaftHandle::fatal(&raft).await }.boxed()
+    }
+
+    fn quarantine(&self, reason: &str) {
+        RaftHandle::quarantine(self, reason);
+    }
+
+    fn reset_backoff(&self, peer: RaftNodeId) -> BoxFuture<()> {
+        let raft = self.clone();
+        async move { RaftHandle::reset_backoff(&raft, peer).await }.boxed()
+    }
+
+    fn shutdown(&self) -> BoxFuture<()> {
+        let raft = self.clone();
+        async move { RaftHandle::shutdown(&raft).await }.boxed()
+    }
+}
