@@ -16,7 +16,7 @@ use super::{
     types::TypeConfig,
 };
 use crate::raft::RestoreError;
-use common::ids::{Digest, LogPosition};
+use common::ids::{Digest, LogPosition, RaftNodeId};
 
 /// Fresh stores, and what must live as long as they do (a temporary directory).
 pub struct FreshStores {
@@ -67,7 +67,7 @@ fn storage_error<R: AsyncRuntime>(error: &(impl std::error::Error + fmt::Display
 struct NoMachine;
 
 impl ReplicatedMachine for NoMachine {
-    fn apply(&self, _: LogPosition, _: Digest, _: &[u8]) -> Vec<u8> {
+    fn apply(&self, _: LogPosition, _: RaftNodeId, _: Digest, _: &[u8]) -> Vec<u8> {
         Vec::new()
     }
 

@@ -18,7 +18,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use common::ids::{Digest, LogPosition};
+use common::ids::{Digest, LogPosition, RaftNodeId};
 use futures::{Stream, TryStreamExt};
 use openraft::{
     EntryPayload, OptionalSend, RaftSnapshotBuilder,
@@ -46,8 +46,9 @@ pub type SnapshotJob = Box<dyn FnOnce() -> Vec<u8> + Send>;
 /// # Rules
 /// Equal commands at equal positions give equal states and equal answers on every member.
 pub trait ReplicatedMachine: Send + Sync + 'static {
-    /// Applies a committed command and answers it. `chain` covers the log up to and with `position`.
-    fn apply(&self, position: LogPosition, chain: Digest, command: &[u8]) -> Vec<u8>;
+    /// Applies a committed command and answers it. `leader` led the position's term and appended it;
+    /// `chain` covers the log up to and with `position`.
+    fn apply(&self, position: LogPosition, leader: RaftNodeId, chain: Digest, command: &[u8]) -> Vec<u8>;
 
     /// Moves the applied position over an entry without a command (a new term, a membership).
     fn advance(&self, position: LogPosition, chain: Digest);
@@ -141,7 +142,7 @@ impl<R: AsyncRuntime> MachineAdapter<R> {
         }
         let at = position(&entry.id);
         let answer = match &entry.payload {
-            EntryPayload::Normal(command) => self.inner.machine.apply(at, chain, &command.0),
+            EntryPayload::Normal(command) => self.inner.machine.apply(at, wire.id.leader, chain, &command.0),
             EntryPayload::Blank | EntryPayload::Membership(_) => {
                 self.inner.machine.advance(at, chain);
                 Vec::new()

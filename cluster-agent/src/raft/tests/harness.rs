@@ -48,7 +48,7 @@ impl Recorder {
 }
 
 impl ReplicatedMachine for Recorder {
-    fn apply(&self, position: LogPosition, chain: Digest, command: &[u8]) -> Vec<u8> {
+    fn apply(&self, position: LogPosition, _: RaftNodeId, chain: Digest, command: &[u8]) -> Vec<u8> {
         self.advance(position, chain);
         self.0.lock().unwrap().commands.push(command.to_vec());
         [b"answer to ", command].concat()
