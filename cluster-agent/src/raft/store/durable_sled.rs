@@ -27,6 +27,7 @@ use std::{
         mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
     },
     thread::JoinHandle,
+    time::Duration,
 };
 
 use common::ids::LogIndex;
@@ -48,6 +49,10 @@ pub const GROUP_OPS_MAX: usize = 256;
 pub const GROUP_BYTES_MAX: usize = 256 * 1024;
 /// Operations that may wait. The layer above bounds what it has in flight far below.
 const QUEUE_OPS_MAX: usize = 8_192;
+
+/// How often and how long apart a locked database is tried: two seconds in all.
+const LOCK_TRIES: u32 = 2_000;
+const LOCK_PAUSE: Duration = Duration::from_millis(1);
 
 /// Settings of sled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,11 +124,11 @@ impl DurableSled {
     ) -> Result<Self, StoreError> {
         fs::create_dir_all(dir).map_err(|error| io_error(dir, &error))?;
         remove_unfinished_indexes(dir)?;
-        let db = match open_sled(dir, options) {
+        let db = match open_unlocked(dir, options) {
             Err(StoreError::Corrupt(why)) => {
                 tracing::warn!(why, "sled reports corruption: its index is set aside and the log replayed");
                 set_indexes_aside(dir)?;
-                open_sled(dir, options).map_err(|error| StoreError::Corrupt(error.to_string()))?
+                open_unlocked(dir, options)?
             }
             other => other?,
         };
@@ -346,6 +351,20 @@ fn recover(tree: &Tree) -> Result<Recovered, StoreError> {
     let purged = get(PURGED_KEY)?.map(|sealed| parse_purged(&sealed)).transpose()?;
     let records = entries::verify(tree, purged.as_ref().map(|(upto, _)| *upto))?;
     Ok(Recovered { vote, committed, purged, records })
+}
+
+/// sled's threads keep its lock for a moment after it was closed, as does a process that is ending.
+fn open_unlocked(dir: &Path, options: SledOptions) -> Result<Db, StoreError> {
+    let mut tries_left = LOCK_TRIES;
+    loop {
+        match open_sled(dir, options) {
+            Err(StoreError::Io(why)) if tries_left > 0 && why.contains("could not acquire lock") => {
+                tries_left -= 1;
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            other => return other,
+        }
+    }
 }
 
 /// sled 0.34 panics on some damage, so a panic is an answer here.

@@ -21,16 +21,24 @@ pub mod memory;
 mod sled_entries;
 pub mod snapshot;
 
+use std::fmt;
+
 use bytes::Bytes;
 use common::ids::LogIndex;
 
 /// An encoded log entry; the store does not look inside.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct LogRecord {
     /// Position, from 1.
     pub index: LogIndex,
     /// At most [`RECORD_BYTES_MAX`] bytes.
     pub bytes: Bytes,
+}
+
+impl fmt::Debug for LogRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} bytes", self.index, self.bytes.len())
+    }
 }
 
 /// Longest record that a store must accept; a header fits beside it in 1 MiB.
