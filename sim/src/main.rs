@@ -1,2 +1,4 @@
-//! The fleet simulator.
+//! The fleet simulator's command line.
+#![forbid(unsafe_code)]
+
 fn main() {}

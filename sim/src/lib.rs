@@ -1,0 +1,21 @@
+//! Deterministic simulation of whole fleets: the real shells of both tiers in virtual time, from one seed.
+//!
+//! * [`runtime`]: tokio's current-thread runtime with paused time, under openraft's `AsyncRuntime`.
+//! * [`ports`]: what a shell touches instead of the machine: clock, tasks, entropy, messages, disk.
+//! * [`trace`]: the hash that two runs of one seed must share.
+//! * [`fleet`]: which processes run, and how they are started and killed.
+//! * [`workload`]: what the fleet is asked to do, and what it acknowledged.
+//!
+//! # Why it is deterministic
+//! One thread; virtual time that moves only when nothing can run; every random number from the seed;
+//! no order taken from a hash table. What the shells may not use is banned by `clippy.toml`.
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    test,
+    allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::disallowed_macros)
+)]
+
+pub mod ports;
+pub mod random;
+pub mod runtime;
+pub mod trace;

@@ -1,0 +1,150 @@
+//! The trace hash: one digest over everything that crossed a boundary in a run.
+//!
+//! # Rules
+//! It chains, in order: virtual time, kind, the two ends, length and digest of the bytes, for
+//! * every frame delivered and every frame dropped,
+//! * every disk sync,
+//! * every state digest after an apply,
+//! * every start and end of a process.
+//!
+//! One byte flipped or one sync left out changes it. The counts behind it are printed beside it.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use common::{crypto::sha256, ids::Digest};
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A frame reached the other end.
+    Delivered,
+    /// A frame was lost or cut off.
+    Dropped,
+    /// Bytes became durable.
+    Synced,
+    /// A state machine stands at a new digest.
+    Applied,
+    /// A process started.
+    Started,
+    /// A process was killed.
+    Killed,
+}
+
+const EVENTS: usize = 6;
+
+/// How many of each [`Event`], in the order of its variants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts(pub [u64; EVENTS]);
+
+impl Counts {
+    /// How often `event` happened.
+    #[must_use]
+    pub fn of(&self, event: Event) -> u64 {
+        self.0[event as usize]
+    }
+}
+
+struct Chain {
+    hash: Digest,
+    counts: Counts,
+}
+
+/// Shared by all ports of one run.
+#[derive(Clone)]
+pub struct Trace {
+    chain: Arc<Mutex<Chain>>,
+    began: tokio::time::Instant,
+}
+
+impl Trace {
+    /// An empty trace that begins now. Call it inside the paused runtime.
+    #[must_use]
+    pub fn begin() -> Self {
+        let chain = Chain {
+            hash: Digest([0; 32]),
+            counts: Counts::default(),
+        };
+        Self {
+            chain: Arc::new(Mutex::new(chain)),
+            began: tokio::time::Instant::now(),
+        }
+    }
+
+    /// Virtual microseconds since the run began.
+    #[must_use]
+    pub fn now_us(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_micros()).expect("a run is far shorter than 500,000 years")
+    }
+
+    /// Chains one event between the processes `from` and `to` (numbers of the run; equal for local ones).
+    pub fn record(&self, event: Event, from: u32, to: u32, bytes: &[u8]) {
+        let content = sha256(&[bytes]);
+        let now = self.now_us().to_be_bytes();
+        let length = (bytes.len() as u64).to_be_bytes();
+        let mut chain = self.chain.lock().unwrap_or_else(PoisonError::into_inner);
+        chain.counts.0[event as usize] += 1;
+        chain.hash = sha256(&[
+            &chain.hash.0,
+            &now,
+            &[event as u8],
+            &from.to_be_bytes(),
+            &to.to_be_bytes(),
+            &length,
+            &content.0,
+        ]);
+    }
+
+    /// Hash and counts so far.
+    #[must_use]
+    pub fn summary(&self) -> (Digest, Counts) {
+        let chain = self.chain.lock().unwrap_or_else(PoisonError::into_inner);
+        (chain.hash, chain.counts)
+    }
+}
+
+impl fmt::Debug for Trace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (hash, counts) = self.summary();
+        write!(f, "trace {hash} after {counts:?}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hash_of(events: &[(Event, u32, u32, &[u8])]) -> Digest {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let trace = Trace::begin();
+            for (event, from, to, bytes) in events {
+                trace.record(*event, *from, *to, bytes);
+            }
+            trace.summary().0
+        })
+    }
+
+    #[test]
+    fn one_byte_flipped_or_one_sync_left_out_changes_the_hash() {
+        let whole: &[(Event, u32, u32, &[u8])] = &[
+            (Event::Delivered, 1, 2, b"frame"),
+            (Event::Synced, 2, 2, b""),
+            (Event::Applied, 2, 2, b"d"),
+        ];
+        assert_eq!(hash_of(whole), hash_of(whole));
+        let mut flipped = whole.to_vec();
+        flipped[0].3 = b"frbme";
+        assert_ne!(hash_of(&flipped), hash_of(whole));
+        assert_ne!(hash_of(&[whole[0], whole[2]]), hash_of(whole));
+        let mut elsewhere = whole.to_vec();
+        elsewhere[0].2 = 3;
+        assert_ne!(hash_of(&elsewhere), hash_of(whole));
+    }
+}
