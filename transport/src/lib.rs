@@ -2,9 +2,19 @@
 //!
 //! * [`ports`]: what a shell needs from outside: messages, clock, tasks, entropy, disk. The simulator
 //!   implements them too; there is no other way in or out of a shell.
+//! * [`identity`], [`certificate`], [`verifier`]: who a process is and whom it admits.
+//! * [`quic`]: the messages port over QUIC. [`machine`]: the other ports on Linux.
+//! * [`memory`]: the ports inside of one process, for tests and as the simulator's base.
 //! * [`watch`]: a value that tasks can wait on, woken in order of waiting.
 #![forbid(unsafe_code)]
 
+pub mod base32;
+pub mod certificate;
+pub mod identity;
 pub mod local;
+pub mod machine;
+pub mod memory;
 pub mod ports;
+pub mod quic;
+pub mod verifier;
 pub mod watch;

@@ -1,0 +1,10 @@
+//! The ports inside of one process, without clock, socket or file: for tests of shells, and what the
+//! simulator's own ports build on.
+
+mod disk;
+mod network;
+#[cfg(test)]
+mod tests;
+
+pub use disk::MemoryDisk;
+pub use network::{MemoryNetwork, MemoryTransport};

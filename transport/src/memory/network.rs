@@ -1,0 +1,152 @@
+//! Requests between shells of one process, framed as on the wire.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use common::{
+    ids::{DeviceId, NodeIdx},
+    wire::frame::{
+        ANSWER_KIND, FrameKind, Hello, Protocol, Refusal, RefusalCode, frame_header, read_answer_header,
+        read_request_header,
+    },
+};
+use tokio::{sync::oneshot, time::timeout};
+
+use crate::ports::{BoxFuture, CallError, Peer, Service, Spawner, Transport};
+
+#[derive(Default)]
+struct Routes {
+    services: BTreeMap<DeviceId, Arc<dyn Service>>,
+    /// Pairs, the lower id first.
+    cuts: BTreeSet<(DeviceId, DeviceId)>,
+}
+
+/// A network without delay or loss, of the devices that joined it. Clones are the same network.
+///
+/// Frames go through the same headers and caps as over QUIC; roles and certificates do not exist here.
+#[derive(Clone)]
+pub struct MemoryNetwork {
+    routes: Arc<Mutex<Routes>>,
+    spawner: Arc<dyn Spawner>,
+}
+
+fn pair(a: DeviceId, b: DeviceId) -> (DeviceId, DeviceId) {
+    (a.min(b), a.max(b))
+}
+
+impl MemoryNetwork {
+    /// An empty network. Services run as tasks of `spawner`: a caller who gives up does not stop them.
+    #[must_use]
+    pub fn new(spawner: Arc<dyn Spawner>) -> Self {
+        Self {
+            routes: Arc::new(Mutex::new(Routes::default())),
+            spawner,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Routes> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A transport for the device of `hello`, which peers see as number `idx` and reach through `service`.
+    /// A second join of one device takes the first one's place.
+    pub fn join(&self, idx: NodeIdx, hello: Hello, service: Arc<dyn Service>) -> Arc<MemoryTransport> {
+        self.lock().services.insert(hello.device, service);
+        Arc::new(MemoryTransport {
+            network: self.clone(),
+            idx,
+            hello,
+        })
+    }
+
+    /// The device's process ends: nothing reaches it until it joins again.
+    pub fn leave(&self, device: &DeviceId) {
+        self.lock().services.remove(device);
+    }
+
+    /// Cuts the link between two devices, or heals it.
+    pub fn set_link(&self, a: DeviceId, b: DeviceId, is_up: bool) {
+        let mut routes = self.lock();
+        if is_up {
+            routes.cuts.remove(&pair(a, b));
+        } else {
+            routes.cuts.insert(pair(a, b));
+        }
+    }
+
+    fn route(&self, from: DeviceId, to: DeviceId) -> Option<Arc<dyn Service>> {
+        let routes = self.lock();
+        if routes.cuts.contains(&pair(from, to)) {
+            return None;
+        }
+        routes.services.get(&to).cloned()
+    }
+}
+
+/// One device's end of a [`MemoryNetwork`].
+pub struct MemoryTransport {
+    network: MemoryNetwork,
+    idx: NodeIdx,
+    hello: Hello,
+}
+
+impl Transport for MemoryTransport {
+    fn call(
+        &self,
+        to: DeviceId,
+        kind: FrameKind,
+        body: Bytes,
+        deadline: Duration,
+    ) -> BoxFuture<Result<Bytes, CallError>> {
+        let protocol = kind.protocol();
+        let header = frame_header(kind.byte(), body.len());
+        let read = read_request_header(protocol, &header);
+        assert_eq!(read, Ok((kind, body.len())), "the caller builds bounded bodies");
+        let from = self.hello.device;
+        let peer = Peer {
+            device: from,
+            idx: self.idx,
+            protocol,
+            hello: self.hello.clone(),
+        };
+        let network = self.network.clone();
+        Box::pin(async move {
+            let service = network.route(from, to).ok_or(CallError::Unreachable(to))?;
+            let (sender, answer) = oneshot::channel();
+            network.spawner.spawn(
+                "memory-request",
+                Box::pin(async move {
+                    let outcome = service.handle(peer, kind, body).await;
+                    // The caller may have given up.
+                    let _ = sender.send(outcome);
+                }),
+            );
+            let outcome = timeout(deadline, answer)
+                .await
+                .map_err(|_| CallError::Timeout(deadline))?
+                .map_err(|_| CallError::Broken("the peer's process ended".into()))?;
+            if network.route(to, from).is_none() {
+                return Err(CallError::Broken("the link was cut".into()));
+            }
+            let answer = outcome.map_err(CallError::Refused)?;
+            let header = frame_header(ANSWER_KIND, answer.len());
+            if read_answer_header(kind, &header).is_err() {
+                let refusal = Refusal::new(RefusalCode::NotNow, "the answer would be too long");
+                return Err(CallError::Refused(refusal));
+            }
+            Ok(answer)
+        })
+    }
+
+    fn is_connected(&self, to: &DeviceId, _protocol: Protocol) -> bool {
+        self.network.route(self.hello.device, *to).is_some()
+    }
+
+    fn rtt(&self, _to: &DeviceId) -> Option<Duration> {
+        None
+    }
+}

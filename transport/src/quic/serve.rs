@@ -1,0 +1,119 @@
+//! Answering requests of one connection.
+//!
+//! # Rules
+//! * One request per stream. Its bytes, the service's work and the answer's bytes have a deadline each.
+//! * The device's status is looked up with every request: a close that was missed cannot matter.
+//! * A malformed frame is refused and counted against the device; other streams and connections go on.
+//! * A panic in the service ends its stream only.
+
+use std::{panic::AssertUnwindSafe, sync::Arc};
+
+use bytes::Bytes;
+use common::{
+    registry::Status,
+    wire::frame::{FrameKind, Refusal, RefusalCode},
+};
+use futures::FutureExt as _;
+use quinn::{Connection, ConnectionError, RecvStream, SendStream};
+use tokio::time::{Instant, timeout};
+
+use super::{
+    Shared,
+    code::{CloseCode, REFUSED, StreamCode},
+    frame_io::{FrameSender, ReadFrameError, read_request},
+    limits::{SERVICE_DEADLINE, STREAM_DEADLINE},
+    role::priority,
+};
+use crate::ports::Peer;
+
+/// Serves a connection until it ends, then takes it out of the table.
+pub(crate) fn spawn(shared: &Arc<Shared>, connection: Connection, peer: Peer) {
+    let serving = shared.clone();
+    shared.spawner.spawn(
+        "quic-connection",
+        Box::pin(async move {
+            let reason = serve(&serving, &connection, &peer).await;
+            let jitter = serving.entropy.next_u64();
+            let key = (peer.device, peer.protocol);
+            serving.table.remove(key, &connection, Instant::now(), jitter);
+            tracing::info!(device = %peer.device, protocol = ?peer.protocol, %reason, "disconnected");
+        }),
+    );
+}
+
+async fn serve(shared: &Arc<Shared>, connection: &Connection, peer: &Peer) -> ConnectionError {
+    loop {
+        let (send, recv) = match connection.accept_bi().await {
+            Ok(stream) => stream,
+            Err(reason) => return reason,
+        };
+        let (answering, connection, peer) = (shared.clone(), connection.clone(), peer.clone());
+        // Bounded: the peer gets no more streams than the limit while these are open.
+        shared.spawner.spawn(
+            "quic-request",
+            Box::pin(async move { answer(&answering, &connection, peer, send, recv).await }),
+        );
+    }
+}
+
+async fn answer(shared: &Arc<Shared>, connection: &Connection, peer: Peer, send: SendStream, mut recv: RecvStream) {
+    let device = peer.device;
+    let mut sender = FrameSender::new(send);
+    let request = match timeout(STREAM_DEADLINE, read_request(&mut recv, peer.protocol)).await {
+        Ok(request) => request,
+        Err(_) => {
+            // Dropping the sender breaks its half off with the same code.
+            let _ = recv.stop(StreamCode::Deadline.wire());
+            return shared.blame(device, 10, "a request was not sent whole in time");
+        }
+    };
+    let outcome = match request {
+        Ok((kind, body)) => {
+            sender.set_priority(priority(kind, 0));
+            if !is_active(shared, &peer) {
+                connection.close(CloseCode::Revoked.wire(), REFUSED);
+                return;
+            }
+            handle(shared, peer, kind, body).await
+        }
+        Err(ReadFrameError::Lost(_)) => return,
+        Err(error) => {
+            let _ = recv.stop(StreamCode::Malformed.wire());
+            shared.blame(device, error.penalty(), &error.to_string());
+            Err(Refusal::new(RefusalCode::Invalid, "malformed frame"))
+        }
+    };
+    match timeout(STREAM_DEADLINE, sender.answer(outcome)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%device, %error, "an answer was not wanted any more"),
+        Err(_) => shared.blame(device, 10, "an answer was not taken in time"),
+    }
+}
+
+fn is_active(shared: &Shared, peer: &Peer) -> bool {
+    let registry = shared.registry.load();
+    registry
+        .by_idx(peer.idx)
+        .is_some_and(|member| member.id == peer.device && member.status == Status::Active)
+}
+
+async fn handle(shared: &Arc<Shared>, peer: Peer, kind: FrameKind, body: Bytes) -> Result<Bytes, Refusal> {
+    let device = peer.device;
+    let service = shared.service.clone();
+    let work = AssertUnwindSafe(async move { service.handle(peer, kind, body).await }).catch_unwind();
+    match timeout(SERVICE_DEADLINE, work).await {
+        Ok(Ok(Ok(answer))) if answer.len() > kind.answer_bytes_max() => {
+            tracing::error!(%device, ?kind, got = answer.len(), max = kind.answer_bytes_max(), "the service's answer is too long");
+            Err(Refusal::new(RefusalCode::NotNow, "the answer would be too long"))
+        }
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(_panic)) => {
+            tracing::error!(%device, ?kind, "the service panicked");
+            Err(Refusal::new(RefusalCode::NotNow, "internal error"))
+        }
+        Err(_) => {
+            tracing::error!(%device, ?kind, "the service did not answer within {SERVICE_DEADLINE:?}");
+            Err(Refusal::new(RefusalCode::Busy, "no answer in time"))
+        }
+    }
+}

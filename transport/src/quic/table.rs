@@ -1,0 +1,325 @@
+//! Who is connected: live connections by device and protocol, and the state of dialling.
+//!
+//! # Rules
+//! * Per device and protocol at most one connection dialled by us and one accepted; for the operators'
+//!   protocol more accepted ones, since one operator runs several commands at a time. A newer accepted
+//!   connection takes the older one's place: the peer would not dial again if the older one were good.
+//! * A call takes the newest connection that may carry it: after a peer's restart that is the good one.
+//! * One dial per device and protocol at a time; after a failure the next waits, longer each time.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use common::{ids::DeviceId, wire::frame::Protocol};
+use quinn::Connection;
+use tokio::time::Instant;
+
+use super::{code::CloseCode, limits::Limits, role::is_symmetric};
+use crate::watch::Watch;
+
+/// First wait after a failed dial.
+const BACK_OFF_MS_MIN: u64 = 50;
+/// Longest wait between dials.
+const BACK_OFF_MS_MAX: u64 = 2_000;
+/// A connection that broke sooner counts as a failed dial.
+const SETTLED_AFTER: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MadeBy {
+    Us,
+    Peer,
+}
+
+struct Live {
+    connection: Connection,
+    made_by: MadeBy,
+    since: Instant,
+}
+
+#[derive(Default)]
+struct Dialling {
+    is_running: bool,
+    failures: u32,
+    not_before: Option<Instant>,
+    last_error: Option<String>,
+}
+
+struct Link {
+    /// Oldest first.
+    live: Vec<Live>,
+    dialling: Dialling,
+    /// Counts changes, so that callers can wait for the next one.
+    changes: Watch<u64>,
+}
+
+impl Link {
+    fn new() -> Self {
+        Self {
+            live: Vec::new(),
+            dialling: Dialling::default(),
+            changes: Watch::new(0),
+        }
+    }
+
+    fn changed(&self) {
+        self.changes.set(self.changes.get() + 1);
+    }
+}
+
+/// What a caller who wants a connection does next.
+pub(crate) enum Next {
+    /// Use this one.
+    Use(Connection),
+    /// Start a dial (the table has noted that one is running), then ask again after a change.
+    Dial(Watch<u64>, u64),
+    /// A dial is running: ask again after a change.
+    Wait(Watch<u64>, u64),
+    /// The last dial failed: ask again after a change or at this time.
+    BackOff(Watch<u64>, u64, Instant),
+    /// The dial that the caller waited for has failed.
+    Failed,
+}
+
+/// Why an accepted connection is not kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Full;
+
+pub(crate) struct Table {
+    links: Mutex<BTreeMap<(DeviceId, Protocol), Link>>,
+    limits: Limits,
+}
+
+impl Table {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self {
+            links: Mutex::new(BTreeMap::new()),
+            limits,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(DeviceId, Protocol), Link>> {
+        // Every change below is made whole before anything can panic.
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A connection that may carry our calls, or what to do to get one. `may_dial` is false for a
+    /// caller who has waited for a dial already: the next attempt is for the next call.
+    pub(crate) fn next(&self, key: (DeviceId, Protocol), now: Instant, may_dial: bool) -> Next {
+        let mut links = self.lock();
+        let link = links.entry(key).or_insert_with(Link::new);
+        let carries = |live: &&Live| live.made_by == MadeBy::Us || is_symmetric(key.1);
+        let is_up = |live: &&Live| live.connection.close_reason().is_none();
+        if let Some(live) = link.live.iter().rev().filter(carries).find(is_up) {
+            return Next::Use(live.connection.clone());
+        }
+        let (changes, seen) = (link.changes.clone(), link.changes.get());
+        if link.dialling.is_running {
+            return Next::Wait(changes, seen);
+        }
+        if !may_dial {
+            return Next::Failed;
+        }
+        match link.dialling.not_before {
+            Some(at) if at > now => Next::BackOff(changes, seen, at),
+            _ => {
+                link.dialling.is_running = true;
+                Next::Dial(changes, seen)
+            }
+        }
+    }
+
+    /// Takes a connection in after both hellos were right.
+    ///
+    /// # Errors
+    /// [`Full`]: close it with [`CloseCode::Busy`].
+    pub(crate) fn insert(
+        &self,
+        key: (DeviceId, Protocol),
+        connection: Connection,
+        made_by: MadeBy,
+        now: Instant,
+    ) -> Result<(), Full> {
+        let mut links = self.lock();
+        if made_by == MadeBy::Peer {
+            self.make_room(&mut links, key)?;
+        }
+        let link = links.entry(key).or_insert_with(Link::new);
+        link.live.push(Live {
+            connection,
+            made_by,
+            since: now,
+        });
+        link.changed();
+        Ok(())
+    }
+
+    fn make_room(
+        &self,
+        links: &mut BTreeMap<(DeviceId, Protocol), Link>,
+        key: (DeviceId, Protocol),
+    ) -> Result<(), Full> {
+        if key.1 != Protocol::Op
+            && let Some(link) = links.get_mut(&key)
+        {
+            link.live.retain(|live| {
+                let is_older = live.made_by == MadeBy::Peer;
+                if is_older {
+                    live.connection.close(CloseCode::Replaced.wire(), super::code::REFUSED);
+                }
+                !is_older
+            });
+        }
+        let accepted = |wanted: fn(Protocol) -> bool| {
+            links
+                .iter()
+                .filter(|((_, protocol), _)| wanted(*protocol))
+                .flat_map(|(_, link)| &link.live)
+                .filter(|live| live.made_by == MadeBy::Peer)
+                .count()
+        };
+        let is_op_full = key.1 == Protocol::Op && accepted(|p| p == Protocol::Op) >= self.limits.accepted_op_max;
+        if is_op_full || accepted(|_| true) >= self.limits.accepted_max {
+            return Err(Full);
+        }
+        Ok(())
+    }
+
+    /// Takes a connection out after its end. `jitter`: any number, for the back-off.
+    pub(crate) fn remove(&self, key: (DeviceId, Protocol), connection: &Connection, now: Instant, jitter: u64) {
+        let mut links = self.lock();
+        let Some(link) = links.get_mut(&key) else { return };
+        let Some(at) = link
+            .live
+            .iter()
+            .position(|live| live.connection.stable_id() == connection.stable_id())
+        else {
+            return;
+        };
+        let live = link.live.remove(at);
+        if live.made_by == MadeBy::Us {
+            if now.duration_since(live.since) < SETTLED_AFTER {
+                link.dialling.note_failure(now, jitter);
+            } else {
+                link.dialling.failures = 0;
+                link.dialling.not_before = None;
+            }
+        }
+        link.changed();
+    }
+
+    /// Ends the running dial.
+    pub(crate) fn dial_ended(&self, key: (DeviceId, Protocol), outcome: Result<(), String>, now: Instant, jitter: u64) {
+        let mut links = self.lock();
+        let link = links.entry(key).or_insert_with(Link::new);
+        link.dialling.is_running = false;
+        match outcome {
+            Ok(()) => link.dialling.last_error = None,
+            Err(error) => {
+                link.dialling.last_error = Some(error);
+                link.dialling.note_failure(now, jitter);
+            }
+        }
+        link.changed();
+    }
+
+    /// Lets the next call dial at once: the peer's address changed.
+    pub(crate) fn forget_back_off(&self, device: &DeviceId) {
+        let mut links = self.lock();
+        for protocol in Protocol::ALL {
+            if let Some(link) = links.get_mut(&(*device, protocol)) {
+                link.dialling.not_before = None;
+                link.dialling.failures = 0;
+                link.changed();
+            }
+        }
+    }
+
+    pub(crate) fn is_connected(&self, key: &(DeviceId, Protocol)) -> bool {
+        self.lock()
+            .get(key)
+            .is_some_and(|link| link.live.iter().any(|live| live.connection.close_reason().is_none()))
+    }
+
+    pub(crate) fn last_dial_error(&self, device: &DeviceId) -> Option<String> {
+        let links = self.lock();
+        Protocol::ALL
+            .iter()
+            .find_map(|protocol| links.get(&(*device, *protocol))?.dialling.last_error.clone())
+    }
+
+    /// Round-trip time of the newest live connection to `device`.
+    pub(crate) fn rtt(&self, device: &DeviceId) -> Option<Duration> {
+        let links = self.lock();
+        Protocol::ALL
+            .iter()
+            .filter_map(|protocol| links.get(&(*device, *protocol)))
+            .flat_map(|link| &link.live)
+            .filter(|live| live.connection.close_reason().is_none())
+            .max_by_key(|live| live.since)
+            .map(|live| live.connection.rtt())
+    }
+
+    /// Closes every connection for which `is_closed` holds.
+    pub(crate) fn close(&self, code: CloseCode, is_closed: impl Fn(&DeviceId, Protocol) -> bool) -> usize {
+        let links = self.lock();
+        let mut count = 0;
+        for ((device, protocol), link) in links.iter() {
+            if !is_closed(device, *protocol) {
+                continue;
+            }
+            for live in &link.live {
+                live.connection.close(code.wire(), super::code::REFUSED);
+                count += 1;
+            }
+        }
+        count
+    }
+}
+
+impl Dialling {
+    /// The next dial waits between half of and the whole back-off, which doubles with each failure.
+    fn note_failure(&mut self, now: Instant, jitter: u64) {
+        let full_ms = (BACK_OFF_MS_MIN << self.failures.min(10)).min(BACK_OFF_MS_MAX);
+        self.failures = self.failures.saturating_add(1);
+        let wait_ms = full_ms / 2 + jitter % (full_ms / 2 + 1);
+        self.not_before = Some(now + Duration::from_millis(wait_ms));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn back_off_doubles_with_jitter_up_to_its_cap() {
+        let (mut dialling, now) = (Dialling::default(), Instant::now());
+        for (failure, jitter) in (0..40u32).zip([0, u64::MAX, 12_345].into_iter().cycle()) {
+            let full = (BACK_OFF_MS_MIN << failure.min(10)).min(BACK_OFF_MS_MAX);
+            dialling.note_failure(now, jitter);
+            let wait = dialling.not_before.unwrap() - now;
+            assert!(
+                wait >= Duration::from_millis(full / 2) && wait <= Duration::from_millis(full),
+                "failure {failure}: {wait:?} for {full} ms"
+            );
+        }
+    }
+
+    #[test]
+    fn one_dial_runs_at_a_time_and_the_next_waits() {
+        let key = (DeviceId([1; 32]), Protocol::Raft);
+        let (table, now) = (Table::new(Limits::of(crate::quic::Role::Drone)), Instant::now());
+        assert!(matches!(table.next(key, now, true), Next::Dial(..)));
+        assert!(matches!(table.next(key, now, true), Next::Wait(..)));
+        table.dial_ended(key, Err("no answer".into()), now, 0);
+        assert!(matches!(table.next(key, now, true), Next::BackOff(..)));
+        assert!(matches!(table.next(key, now, false), Next::Failed));
+        assert_eq!(table.last_dial_error(&key.0).as_deref(), Some("no answer"));
+        assert!(matches!(
+            table.next(key, now + Duration::from_secs(3), true),
+            Next::Dial(..)
+        ));
+    }
+}
