@@ -15,6 +15,7 @@ pub mod codec;
 pub mod crypto;
 pub mod entry;
 pub mod genesis;
+pub mod global_queue;
 pub mod ids;
 pub mod lease_terms;
 pub mod limits;

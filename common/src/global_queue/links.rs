@@ -1,0 +1,88 @@
+//! Linked tasks: one that waits for others, and ends with them.
+
+use super::{MachineEvent, execute::Execution};
+use crate::{
+    entry::transition::Event,
+    ids::TaskId,
+    task::{Scope, TaskState},
+};
+
+/// What the links of a task say.
+struct Links {
+    /// Not completed, or not known yet.
+    open: u8,
+    /// One ended otherwise than completed, where the task's own queue sees it at once.
+    ended_here: bool,
+    /// One did so elsewhere: the task's cluster sees it with the block.
+    ended_elsewhere: bool,
+}
+
+impl Execution<'_> {
+    /// Lets links follow after something was decided about `id`: those of the task itself if it waits,
+    /// and those of the tasks that wait for it if it ended.
+    pub(super) fn follow(&mut self, id: TaskId) {
+        let Some(row) = self.queue.tasks.get(&id) else {
+            return;
+        };
+        // Other tasks may have waited for this one before it was submitted.
+        let mut work = self.queue.index.waiting_for(&id);
+        if row.is_waiting() && !row.task().after.is_empty() {
+            work.push(id);
+        }
+        while let Some(id) = work.pop() {
+            if self.look_at_links(id) {
+                work.extend(self.queue.index.waiting_for(&id));
+            }
+        }
+    }
+
+    /// Whether the task ended because of its links.
+    fn look_at_links(&mut self, id: TaskId) -> bool {
+        let links = self.links(&id);
+        let height = self.height;
+        let ended = self.queue.update(&id, |row| {
+            row.standing.links_open = links.open;
+            let ends = links.ended_here && row.is_waiting();
+            if ends {
+                row.standing
+                    .life
+                    .happen(Event::LinkedTaskEnded)
+                    .expect("a waiting task fails with its link: the table's row");
+                row.drop_ended_custody();
+            } else if links.ended_elsewhere && row.state().is_open() && row.standing.ends_at.is_none() {
+                row.standing.ends_at = Some((height, MachineEvent::LinkedTaskEnded));
+            }
+            ends
+        });
+        if ended {
+            self.machine_event(id, MachineEvent::LinkedTaskEnded);
+        }
+        ended
+    }
+
+    fn links(&self, id: &TaskId) -> Links {
+        let row = self.queue.tasks.get(id).expect("the caller found the row");
+        let mut links = Links {
+            open: 0,
+            ended_here: false,
+            ended_elsewhere: false,
+        };
+        for linked in &row.task().after {
+            let Some(other) = self.queue.tasks.get(linked) else {
+                links.open += 1;
+                continue;
+            };
+            if other.state() == TaskState::Completed {
+                continue;
+            }
+            links.open += 1;
+            if !other.state().is_open() {
+                let sees_it_at_once = row.scope() == Scope::Fleet
+                    || (other.scope() == Scope::Cluster && other.submitted.through == row.submitted.through);
+                links.ended_here |= sees_it_at_once;
+                links.ended_elsewhere |= !sees_it_at_once;
+            }
+        }
+        links
+    }
+}

@@ -1,0 +1,212 @@
+//! Maps and sets whose copies are cheap and whose digest costs what changed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use crate::{crypto::sha256, genesis::padded, ids::Digest, merkle};
+
+/// Buckets of a [`HashedMap`].
+const BUCKETS: usize = 1_024;
+/// Buckets under one cached inner hash.
+const GROUP: usize = 32;
+
+/// A key that says which bucket it belongs to: the first ten bits, so that buckets are in key order.
+pub(super) trait BucketKey: Copy + Ord {
+    /// The first two bytes of the key.
+    fn first_bytes(&self) -> [u8; 2];
+
+    /// Below [`BUCKETS`].
+    fn bucket(&self) -> usize {
+        usize::from(u16::from_be_bytes(self.first_bytes()) >> 6)
+    }
+}
+
+/// A value with a digest over everything that two machines must agree on.
+pub(super) trait Digested {
+    /// Digest of the value under its key.
+    fn digest(&self) -> Digest;
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Bucket<K, V> {
+    rows: BTreeMap<K, (Arc<V>, Digest)>,
+}
+
+impl<K: BucketKey, V> Bucket<K, V> {
+    fn digest(&self) -> Digest {
+        let mut bytes = Vec::with_capacity(self.rows.len() * 32);
+        for (_, digest) in self.rows.values() {
+            bytes.extend_from_slice(&digest.0);
+        }
+        merkle::leaf(&bytes)
+    }
+}
+
+/// An ordered map in 1,024 buckets. A copy shares all buckets; a change copies one.
+///
+/// The root is the RFC 6962 root over bucket digests. [`refresh`](Self::refresh) rehashes the rows,
+/// buckets and inner hashes that were touched since the last one, and nothing else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct HashedMap<K, V> {
+    buckets: Arc<Vec<Arc<Bucket<K, V>>>>,
+    digests: Arc<Vec<Digest>>,
+    groups: Vec<Digest>,
+    root: Digest,
+    dirty: BTreeSet<K>,
+    len: usize,
+}
+
+impl<K: BucketKey, V: Clone + Digested> HashedMap<K, V> {
+    pub(super) fn new() -> Self {
+        let empty = Bucket { rows: BTreeMap::new() };
+        let digests = vec![empty.digest(); BUCKETS];
+        let groups = vec![merkle::root(&digests[..GROUP]); BUCKETS / GROUP];
+        Self {
+            root: merkle::root(&groups),
+            buckets: Arc::new(vec![Arc::new(empty); BUCKETS]),
+            digests: Arc::new(digests),
+            groups,
+            dirty: BTreeSet::new(),
+            len: 0,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn get(&self, key: &K) -> Option<&V> {
+        self.buckets[key.bucket()].rows.get(key).map(|(value, _)| &**value)
+    }
+
+    /// The value for change; its digest is stale until the next refresh.
+    pub(super) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
+        if !self.buckets[key.bucket()].rows.contains_key(key) {
+            return None;
+        }
+        self.dirty.insert(*key);
+        let bucket = Arc::make_mut(&mut Arc::make_mut(&mut self.buckets)[key.bucket()]);
+        bucket.rows.get_mut(key).map(|(value, _)| Arc::make_mut(value))
+    }
+
+    /// Adds or replaces a value.
+    pub(super) fn insert(&mut self, key: K, value: V) {
+        self.dirty.insert(key);
+        let bucket = Arc::make_mut(&mut Arc::make_mut(&mut self.buckets)[key.bucket()]);
+        let before = bucket.rows.insert(key, (Arc::new(value), Digest::default()));
+        self.len += usize::from(before.is_none());
+    }
+
+    /// All values in key order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.buckets
+            .iter()
+            .flat_map(|bucket| bucket.rows.iter().map(|(key, (value, _))| (key, &**value)))
+    }
+
+    /// Values above `after` in key order.
+    pub(super) fn iter_after(&self, after: Option<K>) -> impl Iterator<Item = (&K, &V)> {
+        let first = after.map_or(0, |key| key.bucket());
+        self.buckets[first..]
+            .iter()
+            .flat_map(|bucket| bucket.rows.iter().map(|(key, (value, _))| (key, &**value)))
+            .skip_while(move |(key, _)| after.is_some_and(|after| **key <= after))
+    }
+
+    /// Brings the digests of what was touched up to date.
+    pub(super) fn refresh(&mut self) {
+        if self.dirty.is_empty() {
+            return;
+        }
+        let buckets = Arc::make_mut(&mut self.buckets);
+        let mut touched = BTreeSet::new();
+        for key in core::mem::take(&mut self.dirty) {
+            let bucket = Arc::make_mut(&mut buckets[key.bucket()]);
+            let row = bucket.rows.get_mut(&key).expect("rows are never taken out");
+            row.1 = row.0.digest();
+            touched.insert(key.bucket());
+        }
+        let digests = Arc::make_mut(&mut self.digests);
+        let mut groups = BTreeSet::new();
+        for at in touched {
+            digests[at] = buckets[at].digest();
+            groups.insert(at / GROUP);
+        }
+        for group in groups {
+            self.groups[group] = merkle::root(&digests[group * GROUP..][..GROUP]);
+        }
+        self.root = merkle::root(&self.groups);
+    }
+
+    /// The root after the last refresh.
+    pub(super) fn root(&self) -> Digest {
+        assert!(self.dirty.is_empty(), "the root is read after a refresh");
+        self.root
+    }
+
+    /// The root computed from the values alone, by the definition and without any cache.
+    pub(super) fn root_from_scratch(&self) -> Digest {
+        let digests: Vec<Digest> = self
+            .buckets
+            .iter()
+            .map(|bucket| {
+                let rows = bucket
+                    .rows
+                    .iter()
+                    .map(|(key, (value, _))| (*key, (value.clone(), value.digest())));
+                Bucket { rows: rows.collect() }.digest()
+            })
+            .collect();
+        merkle::root(&digests)
+    }
+}
+
+/// An ordered set in chunks. A copy shares all chunks; a change copies one.
+///
+/// The caller names the chunk of each key; chunks must be in key order for [`iter`](Self::iter) to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ChunkedSet<C, K> {
+    chunks: Arc<BTreeMap<C, Arc<BTreeSet<K>>>>,
+}
+
+impl<C, K> Default for ChunkedSet<C, K> {
+    fn default() -> Self {
+        Self {
+            chunks: Arc::new(BTreeMap::new()),
+        }
+    }
+}
+
+impl<C: Ord + Copy, K: Ord + Copy> ChunkedSet<C, K> {
+    pub(super) fn insert(&mut self, chunk: C, key: K) {
+        let chunks = Arc::make_mut(&mut self.chunks);
+        let is_new = Arc::make_mut(chunks.entry(chunk).or_default()).insert(key);
+        assert!(is_new, "a key is indexed once");
+    }
+
+    pub(super) fn remove(&mut self, chunk: C, key: &K) {
+        let chunks = Arc::make_mut(&mut self.chunks);
+        let keys = chunks.get_mut(&chunk).expect("what is removed was indexed");
+        assert!(Arc::make_mut(keys).remove(key), "what is removed was indexed");
+        if keys.is_empty() {
+            chunks.remove(&chunk);
+        }
+    }
+
+    /// All keys, ascending.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &K> {
+        self.chunks.values().flat_map(|keys| keys.iter())
+    }
+
+    /// Keys of the chunks in a range, ascending.
+    pub(super) fn chunks(&self, range: impl core::ops::RangeBounds<C>) -> impl Iterator<Item = &K> {
+        self.chunks.range(range).flat_map(|(_, keys)| keys.iter())
+    }
+}
+
+/// Digest of the parts of a section, under its name.
+pub(super) fn section(name: &[u8], bytes: &[u8]) -> Digest {
+    sha256(&[&padded(name), bytes])
+}
