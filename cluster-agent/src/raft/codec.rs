@@ -80,7 +80,10 @@ impl<T: Body> Wire for Versioned<T> {
 
 /// Encodes `body` behind the version byte.
 pub(super) fn encode<T: Body>(body: T) -> Vec<u8> {
-    common::codec::encode(&Versioned { version: FORMAT_VERSION, body })
+    common::codec::encode(&Versioned {
+        version: FORMAT_VERSION,
+        body,
+    })
 }
 
 /// Decodes exactly one value.
@@ -112,7 +115,11 @@ const LOG_ID_BYTES_MAX: usize = 30;
 
 impl WireLogId {
     fn check(self) -> Result<(), &'static str> {
-        if self.index == LogIndex(0) { Err("a log id has index 0") } else { Ok(()) }
+        if self.index == LogIndex(0) {
+            Err("a log id has index 0")
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -140,8 +147,10 @@ impl WireMembership {
     /// # Panics
     /// Above [`MEMBERS_MAX`]: the facade refuses such a change before it is proposed.
     pub fn new(configs: Vec<Vec<RaftNodeId>>, members: Vec<WireMember>) -> Self {
-        let configs: Vec<_> =
-            configs.into_iter().map(|ids| ids.try_into().expect("members are bounded by the facade")).collect();
+        let configs: Vec<_> = configs
+            .into_iter()
+            .map(|ids| ids.try_into().expect("members are bounded by the facade"))
+            .collect();
         Self {
             configs: configs.try_into().expect("a joint configuration has two halves"),
             members: members.try_into().expect("members are bounded by the facade"),
@@ -170,7 +179,10 @@ pub(super) enum WirePayload {
 impl WirePayload {
     pub fn command(bytes: &Bytes) -> Result<Self, TooBig> {
         let bounded = Blob::try_from(bytes.to_vec());
-        bounded.map(Self::Command).map_err(|error| TooBig { got: error.got, max: error.max })
+        bounded.map(Self::Command).map_err(|error| TooBig {
+            got: error.got,
+            max: error.max,
+        })
     }
 }
 
@@ -287,7 +299,11 @@ impl Body for AppendRequest {
             }
             (index, term) = (entry.id.index, entry.id.term);
         }
-        if term > self.vote.term { Err("an entry has a later term than its leader") } else { Ok(()) }
+        if term > self.vote.term {
+            Err("an entry has a later term than its leader")
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -360,8 +376,14 @@ impl Body for TransferRequest {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum TransferReply {
     Accepted,
-    VoteChanged { expected: WireVote, actual: WireVote },
-    LogNotFlushed { expected: Option<WireLogId>, actual: Option<WireLogId> },
+    VoteChanged {
+        expected: WireVote,
+        actual: WireVote,
+    },
+    LogNotFlushed {
+        expected: Option<WireLogId>,
+        actual: Option<WireLogId>,
+    },
 }
 
 impl Body for TransferReply {
@@ -399,7 +421,11 @@ impl Body for SnapshotFrame {
         if end.is_none_or(|end| end > self.bytes_total) {
             return Err("a frame past the end of its snapshot");
         }
-        if self.bytes.is_empty() { Err("an empty frame") } else { Ok(()) }
+        if self.bytes.is_empty() {
+            Err("an empty frame")
+        } else {
+            Ok(())
+        }
     }
 }
 

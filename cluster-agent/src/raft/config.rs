@@ -124,7 +124,13 @@ impl RaftConfig {
     pub fn validate(&self) -> Result<(), ConfigError> {
         let round_trips = 2 * (self.rtt_ms_p999 + self.fsync_ms_p99);
         let relations: [(&'static str, u64, &'static str, u64, bool); 8] = [
-            ("heartbeat_ms", self.heartbeat_ms, "2 * (rtt_ms_p999 + fsync_ms_p99)", round_trips, true),
+            (
+                "heartbeat_ms",
+                self.heartbeat_ms,
+                "2 * (rtt_ms_p999 + fsync_ms_p99)",
+                round_trips,
+                true,
+            ),
             (
                 "election_timeout_ms_min",
                 self.election_timeout_ms_min,
@@ -147,7 +153,13 @@ impl RaftConfig {
                 true,
             ),
             ("heartbeat_ms", self.heartbeat_ms, "1", 1, true),
-            ("snapshot_entries", self.snapshot_entries, "snapshot_entries_kept", self.snapshot_entries_kept, true),
+            (
+                "snapshot_entries",
+                self.snapshot_entries,
+                "snapshot_entries_kept",
+                self.snapshot_entries_kept,
+                true,
+            ),
             (
                 "snapshot_timeout_ms",
                 self.snapshot_timeout_ms,
@@ -157,16 +169,26 @@ impl RaftConfig {
             ),
             ("proposals_max", self.proposals_max as u64, "1", 1, true),
         ];
-        let failed = relations.into_iter().filter(|(_, left, _, right, equal_is_fine)| {
-            !(left > right || *equal_is_fine && left == right)
-        });
+        let failed = relations
+            .into_iter()
+            .filter(|(_, left, _, right, equal_is_fine)| !(left > right || *equal_is_fine && left == right));
         let problems: Vec<_> = failed
             .map(|(low_key, low, high_key, high, equal_is_fine)| {
                 let relation = if equal_is_fine { "at least" } else { "more than" };
-                ConfigProblem { low_key, low, relation, high_key, high }
+                ConfigProblem {
+                    low_key,
+                    low,
+                    relation,
+                    high_key,
+                    high,
+                }
             })
             .collect();
-        if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(ConfigError { problems })
+        }
     }
 
     /// Time after which a write that was refused for want of a quorum may be tried again.
@@ -219,7 +241,12 @@ mod tests {
 
     #[test]
     fn every_profile_is_valid_for_us_and_for_openraft() {
-        for profile in [LinkProfile::Lan, LinkProfile::Dev, LinkProfile::Mesh, LinkProfile::Satcom] {
+        for profile in [
+            LinkProfile::Lan,
+            LinkProfile::Dev,
+            LinkProfile::Mesh,
+            LinkProfile::Satcom,
+        ] {
             let config = RaftConfig::for_profile(profile);
             assert_eq!(config.validate(), Ok(()), "{profile:?}");
             assert!(config.to_openraft().validate().is_ok(), "{profile:?}");
@@ -232,7 +259,13 @@ mod tests {
         config.rtt_ms_p999 = 30;
         config.quorum_probe_ms = 599;
         let text = config.validate().unwrap_err().to_string();
-        assert!(text.contains("heartbeat_ms 50 must be at least 2 * (rtt_ms_p999 + fsync_ms_p99) 100"), "{text}");
-        assert!(text.contains("quorum_probe_ms 599 must be at least 2 * election_timeout_ms_max 600"), "{text}");
+        assert!(
+            text.contains("heartbeat_ms 50 must be at least 2 * (rtt_ms_p999 + fsync_ms_p99) 100"),
+            "{text}"
+        );
+        assert!(
+            text.contains("quorum_probe_ms 599 must be at least 2 * election_timeout_ms_max 600"),
+            "{text}"
+        );
     }
 }

@@ -3,9 +3,12 @@
 //! Production's store, the one in memory and the simulator's all pass it, which makes the latter two
 //! faithful doubles.
 
-use std::{fmt, marker::PhantomData, sync::Arc};
+use std::{marker::PhantomData, sync::Arc};
 
-use openraft::{StorageError, testing::log::{StoreBuilder, Suite}};
+use openraft::{
+    StorageError,
+    testing::log::{StoreBuilder, Suite},
+};
 use openraft_rt::AsyncRuntime;
 
 use super::{
@@ -36,7 +39,10 @@ pub struct FreshStores {
 /// # Panics
 /// The suite asserts.
 pub async fn check_stores<R: AsyncRuntime>(make: impl Fn() -> FreshStores + Send + Sync) -> Result<(), String> {
-    let builder = Builder::<R, _> { make, runtime: PhantomData };
+    let builder = Builder::<R, _> {
+        make,
+        runtime: PhantomData,
+    };
     Suite::test_all(builder).await.map_err(|error| error.to_string())
 }
 
@@ -59,7 +65,7 @@ impl<R: AsyncRuntime, F: Fn() -> FreshStores + Send + Sync>
     }
 }
 
-fn storage_error<R: AsyncRuntime>(error: &(impl std::error::Error + fmt::Display + 'static)) -> StorageError<TypeConfig<R>> {
+fn storage_error<R: AsyncRuntime>(error: &(impl std::error::Error + 'static)) -> StorageError<TypeConfig<R>> {
     StorageError::read(openraft::AnyError::new(error))
 }
 

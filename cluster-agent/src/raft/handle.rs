@@ -100,7 +100,9 @@ pub struct RaftHandle<R: AsyncRuntime> {
 
 impl<R: AsyncRuntime> Clone for RaftHandle<R> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone() }
+        Self {
+            inner: self.inner.clone(),
+        }
     }
 }
 
@@ -133,7 +135,10 @@ impl<R: AsyncRuntime> RaftHandle<R> {
     /// [`OpenError`]; the process must exit, nothing was deleted.
     pub async fn open(id: RaftNodeId, config: RaftConfig, ports: RaftPorts) -> Result<Self, OpenError> {
         config.validate()?;
-        let openraft = config.to_openraft().validate().map_err(|error| OpenError::Raft(error.to_string()))?;
+        let openraft = config
+            .to_openraft()
+            .validate()
+            .map_err(|error| OpenError::Raft(error.to_string()))?;
         let changes = Signal::default();
         let log = RaftLog::<R>::open(ports.log, ports.alarms.clone())?;
         let machine = MachineAdapter::open(ports.machine, ports.snapshots, log.clone(), changes.clone()).await?;
@@ -157,7 +162,15 @@ impl<R: AsyncRuntime> RaftHandle<R> {
             incoming: Mutex::new(None),
         };
         let in_flight = Arc::default();
-        let inner = Inner { raft, machine, server, config, in_flight, changes: changes.clone(), metrics: metrics.clone() };
+        let inner = Inner {
+            raft,
+            machine,
+            server,
+            config,
+            in_flight,
+            changes: changes.clone(),
+            metrics: metrics.clone(),
+        };
         // Ends with openraft's core, whose sender it watches.
         drop(R::spawn(forward_changes::<R>(metrics, changes)));
         Ok(Self { inner: Arc::new(inner) })
@@ -170,7 +183,10 @@ impl<R: AsyncRuntime> RaftHandle<R> {
     /// [`OpenError::Raft`] if this member is not among `members` or there are too many.
     pub async fn initialize_once(&self, members: BTreeMap<RaftNodeId, Member>) -> Result<Founding, OpenError> {
         if members.len() > MEMBERS_MAX {
-            return Err(OpenError::Raft(format!("{} members, at most {MEMBERS_MAX} allowed", members.len())));
+            return Err(OpenError::Raft(format!(
+                "{} members, at most {MEMBERS_MAX} allowed",
+                members.len()
+            )));
         }
         let members: BTreeMap<u64, Member> = members.into_iter().map(|(id, member)| (id.0, member)).collect();
         match self.inner.raft.initialize(members).await {
@@ -264,11 +280,23 @@ impl<R: AsyncRuntime> RaftHandle<R> {
     ///
     /// # Errors
     /// [`ChangeError`].
-    pub async fn add_learner(&self, id: RaftNodeId, member: Member, deadline: Duration) -> Result<LogPosition, ChangeError> {
+    pub async fn add_learner(
+        &self,
+        id: RaftNodeId,
+        member: Member,
+        deadline: Duration,
+    ) -> Result<LogPosition, ChangeError> {
         let status = self.status();
-        let others = status.voters.iter().chain(&status.learners).filter(|other| **other != id).count();
+        let others = status
+            .voters
+            .iter()
+            .chain(&status.learners)
+            .filter(|other| **other != id)
+            .count();
         if others >= MEMBERS_MAX {
-            return Err(ChangeError::Refused(format!("{others} members, at most {MEMBERS_MAX} allowed")));
+            return Err(ChangeError::Refused(format!(
+                "{others} members, at most {MEMBERS_MAX} allowed"
+            )));
         }
         let change = ChangeMembers::AddNodes(BTreeMap::from([(id.0, member)]));
         self.change(change, true, deadline).await
@@ -279,7 +307,11 @@ impl<R: AsyncRuntime> RaftHandle<R> {
     ///
     /// # Errors
     /// [`ChangeError`].
-    pub async fn change_voters(&self, voters: BTreeSet<RaftNodeId>, deadline: Duration) -> Result<LogPosition, ChangeError> {
+    pub async fn change_voters(
+        &self,
+        voters: BTreeSet<RaftNodeId>,
+        deadline: Duration,
+    ) -> Result<LogPosition, ChangeError> {
         let change = ChangeMembers::ReplaceAllVoters(voters.into_iter().map(|id| id.0).collect());
         self.change(change, true, deadline).await
     }
@@ -288,7 +320,11 @@ impl<R: AsyncRuntime> RaftHandle<R> {
     ///
     /// # Errors
     /// [`ChangeError`].
-    pub async fn remove_learners(&self, ids: BTreeSet<RaftNodeId>, deadline: Duration) -> Result<LogPosition, ChangeError> {
+    pub async fn remove_learners(
+        &self,
+        ids: BTreeSet<RaftNodeId>,
+        deadline: Duration,
+    ) -> Result<LogPosition, ChangeError> {
         let change = ChangeMembers::RemoveNodes(ids.into_iter().map(|id| id.0).collect());
         self.change(change, true, deadline).await
     }
@@ -306,7 +342,9 @@ impl<R: AsyncRuntime> RaftHandle<R> {
                 if forward.reason == ForwardReason::LeaseExpired {
                     return Err(ChangeError::NoQuorum);
                 }
-                Err(ChangeError::NotLeader { leader: forward.leader_id.map(RaftNodeId) })
+                Err(ChangeError::NotLeader {
+                    leader: forward.leader_id.map(RaftNodeId),
+                })
             }
             Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(error))) => {
                 Err(ChangeError::Refused(error.to_string()))
@@ -336,7 +374,9 @@ fn check_purged_part<R: AsyncRuntime>(log: &RaftLog<R>, machine: &MachineAdapter
     let kept = machine.snapshot_position();
     if kept.index < purged.index {
         let (kept, purged) = (kept.index, purged.index);
-        return Err(StoreError::Corrupt(format!("the log is purged up to {purged}, the snapshot ends at {kept}")));
+        return Err(StoreError::Corrupt(format!(
+            "the log is purged up to {purged}, the snapshot ends at {kept}"
+        )));
     }
     Ok(())
 }

@@ -60,7 +60,10 @@ pub(super) struct RaftLog<R> {
 
 impl<R> Clone for RaftLog<R> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), runtime: PhantomData }
+        Self {
+            inner: self.inner.clone(),
+            runtime: PhantomData,
+        }
     }
 }
 
@@ -82,6 +85,7 @@ struct View {
     /// The newest entries, without a gap up to `last`.
     cache: BTreeMap<LogIndex, Arc<Cached>>,
     cache_bytes: usize,
+    cache_bytes_max: usize,
     /// Rises with every truncation and purge, so that a read from the store notices them.
     epoch: u64,
     hint: Hint,
@@ -124,9 +128,20 @@ impl<R: AsyncRuntime> RaftLog<R> {
     /// # Errors
     /// [`StoreError::Corrupt`] if the log contradicts itself; the member must not start.
     pub fn open(store: Arc<dyn LogStore>, alarms: AlarmSink) -> Result<Self, StoreError> {
-        let view = recover(&*store)?;
-        let inner = Inner { store, alarms, view: Mutex::new(view) };
-        Ok(Self { inner: Arc::new(inner), runtime: PhantomData })
+        Self::open_with(store, alarms, CACHE_BYTES_MAX)
+    }
+
+    fn open_with(store: Arc<dyn LogStore>, alarms: AlarmSink, cache_bytes_max: usize) -> Result<Self, StoreError> {
+        let view = recover(&*store, cache_bytes_max)?;
+        let inner = Inner {
+            store,
+            alarms,
+            view: Mutex::new(view),
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+            runtime: PhantomData,
+        })
     }
 
     fn view(&self) -> MutexGuard<'_, View> {
@@ -150,7 +165,10 @@ impl<R: AsyncRuntime> RaftLog<R> {
 
     /// Position of the last purged entry.
     pub fn purged(&self) -> Option<LogPosition> {
-        self.view().purged.map(|record| LogPosition { term: record.id.term, index: record.id.index })
+        self.view().purged.map(|record| LogPosition {
+            term: record.id.term,
+            index: record.id.index,
+        })
     }
 
     /// Remembers the chain at a snapshot that is being installed, for the purge that follows.
@@ -169,14 +187,20 @@ impl<R: AsyncRuntime> RaftLog<R> {
                 && index <= purged.id.index
             {
                 let is_marker = index == purged.id.index;
-                return Ok(if is_marker { Held::At(purged.id, purged.chain) } else { Held::Below });
+                return Ok(if is_marker {
+                    Held::At(purged.id, purged.chain)
+                } else {
+                    Held::Below
+                });
             }
             if view.last.is_none_or(|tip| index > tip.id.index) {
                 return Ok(Held::Beyond);
             }
         }
         let found = self.entries(index, index.next(), usize::MAX)?;
-        Ok(found.first().map_or(Held::Beyond, |entry| Held::At(log_id_to_wire(&entry.id), entry.chain)))
+        Ok(found
+            .first()
+            .map_or(Held::Beyond, |entry| Held::At(log_id_to_wire(&entry.id), entry.chain)))
     }
 
     /// The chain at exactly this entry, if it is known here.
@@ -192,7 +216,9 @@ impl<R: AsyncRuntime> RaftLog<R> {
         loop {
             let (from, to, cached_from, epoch) = {
                 let view = self.view();
-                let Some((first, end)) = view.range() else { return Ok(Vec::new()) };
+                let Some((first, end)) = view.range() else {
+                    return Ok(Vec::new());
+                };
                 let (from, to) = (from.max(first), to.min(end));
                 if from >= to {
                     return Ok(Vec::new());
@@ -244,21 +270,38 @@ impl<R: AsyncRuntime> RaftLog<R> {
             if let Some(tip) = tip
                 && tip.id.index.next() != wire.id.index
             {
-                return Err(StoreError::Misuse(format!("append at {} above {}", wire.id.index, tip.id.index)));
+                return Err(StoreError::Misuse(format!(
+                    "append at {} above {}",
+                    wire.id.index, tip.id.index
+                )));
             }
             let chain = wire.chain(tip.and_then(|tip| tip.chain).unwrap_or_default());
             if let Some(claimed) = entry.chain
                 && claimed != chain
             {
-                (self.inner.alarms)(RaftAlarm::ForkedLog { index: wire.id.index, ours: chain, theirs: claimed });
-                return Err(StoreError::Misuse(format!("forked log at {}: nothing was stored", wire.id.index)));
+                (self.inner.alarms)(RaftAlarm::ForkedLog {
+                    index: wire.id.index,
+                    ours: chain,
+                    theirs: claimed,
+                });
+                return Err(StoreError::Misuse(format!(
+                    "forked log at {}: nothing was stored",
+                    wire.id.index
+                )));
             }
             entry.chain = Some(chain);
-            tip = Some(Tip { id: wire.id, chain: Some(chain) });
+            tip = Some(Tip {
+                id: wire.id,
+                chain: Some(chain),
+            });
             let index = wire.id.index;
             let bytes = Bytes::from(codec::encode(EntryRecord { chain, entry: wire }));
             let bytes_len = bytes.len();
-            cached.push(Arc::new(Cached { entry, bytes_len, is_durable: AtomicBool::new(false) }));
+            cached.push(Arc::new(Cached {
+                entry,
+                bytes_len,
+                is_durable: AtomicBool::new(false),
+            }));
             records.push(LogRecord { index, bytes });
         }
         view.extend(&cached, tip);
@@ -303,7 +346,7 @@ impl View {
 
     /// Forgets the oldest durable entries above the bound.
     fn evict(&mut self) {
-        while self.cache_bytes > CACHE_BYTES_MAX
+        while self.cache_bytes > self.cache_bytes_max
             && let Some(oldest) = self.cache.first_entry()
             && oldest.get().is_durable.load(Ordering::Acquire)
         {
@@ -313,7 +356,11 @@ impl View {
 
     fn retain(&mut self, keep: impl Fn(LogIndex) -> bool) {
         self.cache.retain(|index, _| keep(*index));
-        self.cache_bytes = self.cache.values().map(|cached| cached.bytes_len + CACHE_OVERHEAD_BYTES).sum();
+        self.cache_bytes = self
+            .cache
+            .values()
+            .map(|cached| cached.bytes_len + CACHE_OVERHEAD_BYTES)
+            .sum();
         self.epoch += 1;
     }
 
@@ -321,7 +368,10 @@ impl View {
         if self.hint.unsent.is_none() || self.hint.in_flight.swap(true, Ordering::AcqRel) {
             return None;
         }
-        self.hint.unsent.take().map(|bytes| (bytes, self.hint.in_flight.clone()))
+        self.hint
+            .unsent
+            .take()
+            .map(|bytes| (bytes, self.hint.in_flight.clone()))
     }
 }
 
@@ -341,31 +391,55 @@ fn decode_run(records: &[LogRecord], from: LogIndex) -> Result<Vec<Entry>, Store
     Ok(entries)
 }
 
-fn recover(store: &dyn LogStore) -> Result<View, StoreError> {
+fn recover(store: &dyn LogStore, cache_bytes_max: usize) -> Result<View, StoreError> {
     let found = store.recovered()?;
     let bad = |what: &str, error: common::codec::DecodeError| StoreError::Corrupt(format!("{what}: {error}"));
-    let vote = found.vote.as_deref().map(codec::decode).transpose().map_err(|error| bad("vote", error))?;
-    let hint = found.committed.as_deref().map(codec::decode::<CommittedRecord>).transpose();
-    let committed = hint.map_err(|error| bad("committed hint", error))?.and_then(|record| record.id);
-    let marker = found.purged.as_ref().map(|(_, bytes)| codec::decode::<PurgedRecord>(bytes)).transpose();
+    let vote = found
+        .vote
+        .as_deref()
+        .map(codec::decode)
+        .transpose()
+        .map_err(|error| bad("vote", error))?;
+    let hint = found
+        .committed
+        .as_deref()
+        .map(codec::decode::<CommittedRecord>)
+        .transpose();
+    let committed = hint
+        .map_err(|error| bad("committed hint", error))?
+        .and_then(|record| record.id);
+    let marker = found
+        .purged
+        .as_ref()
+        .map(|(_, bytes)| codec::decode::<PurgedRecord>(bytes))
+        .transpose();
     let purged = marker.map_err(|error| bad("purge marker", error))?;
     let mut view = View {
         vote,
         committed,
         purged,
         first: LogIndex(1),
-        last: purged.map(|record| Tip { id: record.id, chain: record.chain }),
+        last: purged.map(|record| Tip {
+            id: record.id,
+            chain: record.chain,
+        }),
         cache: BTreeMap::new(),
         cache_bytes: 0,
+        cache_bytes_max,
         epoch: 0,
         hint: Hint::default(),
         snapshot_mark: None,
     };
-    let Some((first, last)) = found.records else { return Ok(view) };
+    let Some((first, last)) = found.records else {
+        return Ok(view);
+    };
     if let Some(purged) = purged
         && first != purged.id.index.next()
     {
-        return Err(StoreError::Corrupt(format!("first entry {first} does not follow {}", purged.id.index)));
+        return Err(StoreError::Corrupt(format!(
+            "first entry {first} does not follow {}",
+            purged.id.index
+        )));
     }
     view.first = first;
     let mut next = first;
@@ -388,10 +462,20 @@ impl View {
         let wire = entry_to_wire(&entry).map_err(|error| StoreError::Corrupt(error.to_string()))?;
         let chain = wire.chain(self.last.and_then(|tip| tip.chain).unwrap_or_default());
         if entry.chain != Some(chain) {
-            return Err(StoreError::Corrupt(format!("entry {}: its chain does not follow", wire.id.index)));
+            return Err(StoreError::Corrupt(format!(
+                "entry {}: its chain does not follow",
+                wire.id.index
+            )));
         }
-        let tip = Tip { id: wire.id, chain: Some(chain) };
-        let cached = Arc::new(Cached { entry, bytes_len, is_durable: AtomicBool::new(true) });
+        let tip = Tip {
+            id: wire.id,
+            chain: Some(chain),
+        };
+        let cached = Arc::new(Cached {
+            entry,
+            bytes_len,
+            is_durable: AtomicBool::new(true),
+        });
         self.last = Some(tip);
         self.cache_bytes += bytes_len + CACHE_OVERHEAD_BYTES;
         self.cache.insert(wire.id.index, cached);
@@ -480,7 +564,9 @@ impl<R: AsyncRuntime> RaftLogStorage<TypeConfig<R>> for RaftLog<R> {
         let (records, cached) = self.push(entries)?;
         let done = Box::new(move |outcome: Result<(), StoreError>| {
             if outcome.is_ok() {
-                cached.iter().for_each(|entry| entry.is_durable.store(true, Ordering::Release));
+                cached
+                    .iter()
+                    .for_each(|entry| entry.is_durable.store(true, Ordering::Release));
             }
             callback.io_completed(outcome.map_err(io::Error::from));
         });
@@ -496,7 +582,10 @@ impl<R: AsyncRuntime> RaftLogStorage<TypeConfig<R>> for RaftLog<R> {
         if let Some(committed) = self.committed()
             && from <= committed.index
         {
-            (self.inner.alarms)(RaftAlarm::ConflictBelowCommitted { index: from, committed: committed.index });
+            (self.inner.alarms)(RaftAlarm::ConflictBelowCommitted {
+                index: from,
+                committed: committed.index,
+            });
             return Err(StoreError::Misuse(format!("truncation at {from} below committed {}", committed.index)).into());
         }
         let below = match from.previous() {
@@ -531,8 +620,15 @@ impl<R: AsyncRuntime> RaftLogStorage<TypeConfig<R>> for RaftLog<R> {
             view.last = Some(Tip { id, chain });
         }
         drop(view);
-        let op = LogOp::Purge { upto: id.index, marker: codec::encode(marker).into() };
+        let op = LogOp::Purge {
+            upto: id.index,
+            marker: codec::encode(marker).into(),
+        };
         self.submit(op, Box::new(|_| ()));
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "log_tests.rs"]
+mod tests;

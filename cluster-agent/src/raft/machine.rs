@@ -75,7 +75,9 @@ pub(super) struct MachineAdapter<R> {
 
 impl<R> Clone for MachineAdapter<R> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone() }
+        Self {
+            inner: self.inner.clone(),
+        }
     }
 }
 
@@ -115,20 +117,32 @@ impl<R: AsyncRuntime> MachineAdapter<R> {
             }
         };
         let applied = Mutex::new(Applied::default());
-        let inner = Inner { machine, snapshots, log, applied, newest: Mutex::new(newest), signal };
+        let inner = Inner {
+            machine,
+            snapshots,
+            log,
+            applied,
+            newest: Mutex::new(newest),
+            signal,
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Position and chain of the last applied entry; position 0 before the first.
     pub fn applied(&self) -> (LogPosition, Digest) {
         let applied = lock(&self.inner.applied);
-        (applied.last.as_ref().map_or(LogPosition::default(), position), applied.chain)
+        (
+            applied.last.as_ref().map_or(LogPosition::default(), position),
+            applied.chain,
+        )
     }
 
     /// Last entry of the newest snapshot; position 0 without one.
     pub fn snapshot_position(&self) -> LogPosition {
         let newest = lock(&self.inner.newest);
-        let last = newest.as_ref().and_then(|(meta, _)| meta.last_log_id.as_ref().map(position));
+        let last = newest
+            .as_ref()
+            .and_then(|(meta, _)| meta.last_log_id.as_ref().map(position));
         last.unwrap_or_default()
     }
 
@@ -138,7 +152,9 @@ impl<R: AsyncRuntime> MachineAdapter<R> {
         let chain = wire.chain(previous);
         if entry.chain.is_some_and(|stored| stored != chain) {
             let index = wire.id.index;
-            return Err(StoreError::Corrupt(format!("entry {index} does not continue the applied history")));
+            return Err(StoreError::Corrupt(format!(
+                "entry {index} does not continue the applied history"
+            )));
         }
         let at = position(&entry.id);
         let answer = match &entry.payload {
@@ -159,11 +175,18 @@ impl<R: AsyncRuntime> MachineAdapter<R> {
 
     fn builder(&self) -> SnapshotBuilder<R> {
         let applied = lock(&self.inner.applied).clone();
-        SnapshotBuilder { adapter: self.clone(), applied, job: Mutex::new(Some(self.inner.machine.snapshot())) }
+        SnapshotBuilder {
+            adapter: self.clone(),
+            applied,
+            job: Mutex::new(Some(self.inner.machine.snapshot())),
+        }
     }
 
     async fn keep(&self, meta: SnapshotMeta, bytes: Bytes) -> Result<(), StoreError> {
-        if lock(&self.inner.newest).as_ref().is_some_and(|(kept, _)| kept.last_log_id >= meta.last_log_id) {
+        if lock(&self.inner.newest)
+            .as_ref()
+            .is_some_and(|(kept, _)| kept.last_log_id >= meta.last_log_id)
+        {
             return Ok(());
         }
         let at = meta.last_log_id.as_ref().map_or(LogPosition::default(), position);
@@ -215,7 +238,9 @@ impl<R: AsyncRuntime> RaftSnapshotBuilder<TypeConfig<R>> for SnapshotBuilder<R> 
     type SnapshotData = Bytes;
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
-        let job = lock(&self.job).take().ok_or_else(|| StoreError::Misuse("a snapshot is built once".into()))?;
+        let job = lock(&self.job)
+            .take()
+            .ok_or_else(|| StoreError::Misuse("a snapshot is built once".into()))?;
         let machine = job();
         let bytes_max = SNAPSHOT_BYTES_MAX - 64 * 1024;
         if machine.len() > bytes_max {
@@ -230,7 +255,10 @@ impl<R: AsyncRuntime> RaftSnapshotBuilder<TypeConfig<R>> for SnapshotBuilder<R> 
             membership: members_to_wire(members.membership()),
             machine: machine.try_into().expect("the length was just checked"),
         });
-        let meta = SnapshotMeta { last_log_id: self.applied.last, last_membership: members.clone() };
+        let meta = SnapshotMeta {
+            last_log_id: self.applied.last,
+            last_membership: members.clone(),
+        };
         self.adapter.keep(meta.clone(), bytes.clone()).await?;
         Ok(Snapshot { meta, snapshot: bytes })
     }
@@ -271,14 +299,20 @@ impl<R: AsyncRuntime> RaftStateMachine<TypeConfig<R>> for MachineAdapter<R> {
         let Some(last) = body.last else {
             return Err(StoreError::Corrupt("a snapshot of nothing".into()).into());
         };
-        let at = LogPosition { term: last.term, index: last.index };
+        let at = LogPosition {
+            term: last.term,
+            index: last.index,
+        };
         // Durable first: a machine that is ahead of its disk would be lost with the process.
         self.keep(found, bytes).await?;
         let restored = self.inner.machine.restore(at, body.chain, &body.machine);
         restored.map_err(|error| StoreError::Corrupt(error.to_string()))?;
         self.inner.log.note_snapshot(last, body.chain);
-        *lock(&self.inner.applied) =
-            Applied { last: meta.last_log_id, chain: body.chain, members: meta.last_membership.clone() };
+        *lock(&self.inner.applied) = Applied {
+            last: meta.last_log_id,
+            chain: body.chain,
+            members: meta.last_membership.clone(),
+        };
         self.inner.signal.notify();
         Ok(())
     }

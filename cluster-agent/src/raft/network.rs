@@ -54,7 +54,13 @@ pub enum RaftRpc {
 
 impl RaftRpc {
     /// All kinds.
-    pub const ALL: [Self; 5] = [Self::Append, Self::Vote, Self::PreVote, Self::Snapshot, Self::TransferLeader];
+    pub const ALL: [Self; 5] = [
+        Self::Append,
+        Self::Vote,
+        Self::PreVote,
+        Self::Snapshot,
+        Self::TransferLeader,
+    ];
 
     /// Number on the wire.
     #[must_use]
@@ -85,6 +91,9 @@ impl RaftRpc {
         }
     }
 }
+
+/// Slowest link that replication must still get through, about 1 Mbit/s.
+const LINK_BYTES_PER_MS_MIN: u64 = 128;
 
 /// Longest answer to any request, in bytes.
 pub const REPLY_BYTES_MAX: usize = 128;
@@ -159,8 +168,17 @@ fn broken<R: AsyncRuntime>(why: impl ToString) -> RPCError<TypeConfig<R>> {
 }
 
 impl<R: AsyncRuntime> Client<R> {
-    async fn call<Q: Body, A: Body>(&self, kind: RaftRpc, action: RPCTypes, request: Q, ttl: Duration) -> Outcome<A, R> {
+    async fn call<Q: Body, A: Body>(
+        &self,
+        kind: RaftRpc,
+        action: RPCTypes,
+        request: Q,
+        ttl: Duration,
+    ) -> Outcome<A, R> {
         let body = Bytes::from(codec::encode(request));
+        // A heartbeat fits the interval that openraft gives; a full append on a slow radio does not,
+        // and would be sent for ever.
+        let ttl = ttl + Duration::from_millis(body.len() as u64 / LINK_BYTES_PER_MS_MIN);
         let call = self.link.call(self.to, kind, body, ttl);
         let outcome = R::timeout(ttl, call).await.unwrap_or(Err(LinkError::Timeout));
         let reply = outcome.map_err(|error| self.link_error(&error, action, ttl))?;
@@ -169,7 +187,12 @@ impl<R: AsyncRuntime> Client<R> {
 
     fn link_error(&self, error: &LinkError, action: RPCTypes, timeout: Duration) -> RPCError<TypeConfig<R>> {
         match error {
-            LinkError::Timeout => RPCError::Timeout(Timeout { action, id: self.me.0, target: self.to.0, timeout }),
+            LinkError::Timeout => RPCError::Timeout(Timeout {
+                action,
+                id: self.me.0,
+                target: self.to.0,
+                timeout,
+            }),
             LinkError::Network(_) => RPCError::Network(NetworkError::new(error)),
             // A refusal repeats itself: wait as for a peer that is away.
             LinkError::Unreachable(_) | LinkError::Refused(_) => RPCError::Unreachable(Unreachable::new(error)),
@@ -185,10 +208,21 @@ impl<R: AsyncRuntime> Client<R> {
         let entries: Result<Vec<_>, _> = request.entries.iter().map(entry_to_wire).collect();
         let entries = entries.map_err(broken)?.try_into().map_err(broken)?;
         let committed = request.leader_commit.as_ref().map(log_id_to_wire);
-        Ok(AppendRequest { vote: vote_to_wire(&request.vote), previous, previous_chain, entries, committed })
+        Ok(AppendRequest {
+            vote: vote_to_wire(&request.vote),
+            previous,
+            previous_chain,
+            entries,
+            committed,
+        })
     }
 
-    async fn ballot(&self, kind: RaftRpc, request: VoteRequest<TypeConfig<R>>, option: RPCOption) -> Outcome<BallotReply, R> {
+    async fn ballot(
+        &self,
+        kind: RaftRpc,
+        request: VoteRequest<TypeConfig<R>>,
+        option: RPCOption,
+    ) -> Outcome<BallotReply, R> {
         let request = BallotRequest {
             vote: vote_to_wire(&request.vote),
             last: request.last_log_id.as_ref().map(log_id_to_wire),
@@ -197,7 +231,12 @@ impl<R: AsyncRuntime> Client<R> {
         self.call(kind, RPCTypes::Vote, request, option.soft_ttl()).await
     }
 
-    async fn send_snapshot(&self, vote: &Vote, bytes: &Bytes, ttl: Duration) -> Outcome<SnapshotResponse<TypeConfig<R>>, R> {
+    async fn send_snapshot(
+        &self,
+        vote: &Vote,
+        bytes: &Bytes,
+        ttl: Duration,
+    ) -> Outcome<SnapshotResponse<TypeConfig<R>>, R> {
         let vote = vote_to_wire(vote);
         let digest = Digest(Sha256::digest(bytes).into());
         let (bytes_total, mut offset, mut stalled) = (bytes.len(), 0, 0);
@@ -211,8 +250,15 @@ impl<R: AsyncRuntime> Client<R> {
                 bytes: bytes[offset..end].to_vec().try_into().map_err(broken)?,
             };
             // The last frame is answered after the installation, which has the whole time.
-            let deadline = if end == bytes_total { ttl } else { self.frame_timeout.min(ttl) };
-            match self.call(RaftRpc::Snapshot, RPCTypes::InstallSnapshot, frame, deadline).await? {
+            let deadline = if end == bytes_total {
+                ttl
+            } else {
+                self.frame_timeout.min(ttl)
+            };
+            match self
+                .call(RaftRpc::Snapshot, RPCTypes::InstallSnapshot, frame, deadline)
+                .await?
+            {
                 SnapshotReply::Done { vote } => return Ok(SnapshotResponse::new(vote_from_wire(vote))),
                 SnapshotReply::Continue { offset: next } => {
                     let next = usize::try_from(next).ok().filter(|next| *next < bytes_total);
@@ -238,7 +284,9 @@ impl<R: AsyncRuntime> RaftNetworkV2<TypeConfig<R>> for Client<R> {
         option: RPCOption,
     ) -> Outcome<AppendEntriesResponse<TypeConfig<R>>, R> {
         let request = self.append_request(&request)?;
-        let reply = self.call(RaftRpc::Append, RPCTypes::AppendEntries, request, option.soft_ttl()).await?;
+        let reply = self
+            .call(RaftRpc::Append, RPCTypes::AppendEntries, request, option.soft_ttl())
+            .await?;
         Ok(match reply {
             AppendReply::Success => AppendEntriesResponse::Success,
             AppendReply::PartialSuccess(id) => AppendEntriesResponse::PartialSuccess(id.map(log_id_from_wire)),
@@ -260,7 +308,9 @@ impl<R: AsyncRuntime> RaftNetworkV2<TypeConfig<R>> for Client<R> {
         request: VoteRequest<TypeConfig<R>>,
         option: RPCOption,
     ) -> Outcome<VoteResponse<TypeConfig<R>>, R> {
-        self.ballot(RaftRpc::PreVote, request, option).await.map(ballot_response)
+        self.ballot(RaftRpc::PreVote, request, option)
+            .await
+            .map(ballot_response)
     }
 
     async fn full_snapshot(
@@ -287,7 +337,14 @@ impl<R: AsyncRuntime> RaftNetworkV2<TypeConfig<R>> for Client<R> {
             to: RaftNodeId(*request.to_node_id()),
             last: request.last_log_id().map(log_id_to_wire),
         };
-        let reply = self.call(RaftRpc::TransferLeader, RPCTypes::TransferLeader, request, option.soft_ttl()).await?;
+        let reply = self
+            .call(
+                RaftRpc::TransferLeader,
+                RPCTypes::TransferLeader,
+                request,
+                option.soft_ttl(),
+            )
+            .await?;
         Ok(match reply {
             TransferReply::Accepted => Ok(()),
             TransferReply::VoteChanged { expected, actual } => Err(TransferLeaderError::VoteChanged {

@@ -120,15 +120,26 @@ impl Drop for Share {
     }
 }
 
-fn take_share(of: &Arc<InFlight>, bytes: usize, proposals_max: usize, bytes_max: usize) -> Result<Share, ProposeRefusal> {
+fn take_share(
+    of: &Arc<InFlight>,
+    bytes: usize,
+    proposals_max: usize,
+    bytes_max: usize,
+) -> Result<Share, ProposeRefusal> {
     let proposals = of.proposals.fetch_add(1, Ordering::AcqRel) + 1;
     let in_flight = of.bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
     let share = Share { of: of.clone(), bytes };
     if proposals > proposals_max {
-        return Err(ProposeRefusal::Overloaded { in_flight: proposals, max: proposals_max });
+        return Err(ProposeRefusal::Overloaded {
+            in_flight: proposals,
+            max: proposals_max,
+        });
     }
     if in_flight > bytes_max && proposals > 1 {
-        return Err(ProposeRefusal::Overloaded { in_flight, max: bytes_max });
+        return Err(ProposeRefusal::Overloaded {
+            in_flight,
+            max: bytes_max,
+        });
     }
     Ok(share)
 }
@@ -153,7 +164,11 @@ impl<R: AsyncRuntime> RaftHandle<R> {
 
     fn admit(&self, command: &Bytes) -> Result<Share, ProposeRefusal> {
         if command.len() > COMMAND_BYTES_MAX {
-            return Err(TooBig { got: command.len(), max: COMMAND_BYTES_MAX }.into());
+            return Err(TooBig {
+                got: command.len(),
+                max: COMMAND_BYTES_MAX,
+            }
+            .into());
         }
         if self.inner.server.is_quarantined.load(Ordering::Acquire) {
             return Err(ProposeRefusal::NotLeader { leader: None });
@@ -161,9 +176,18 @@ impl<R: AsyncRuntime> RaftHandle<R> {
         if self.inner.is_ended() {
             return Err(ProposeRefusal::Stopped);
         }
-        self.inner.server.check.check(command).map_err(ProposeRefusal::BadCommand)?;
+        self.inner
+            .server
+            .check
+            .check(command)
+            .map_err(ProposeRefusal::BadCommand)?;
         let config = &self.inner.config;
-        take_share(&self.inner.in_flight, command.len(), config.proposals_max, config.proposal_bytes_max)
+        take_share(
+            &self.inner.in_flight,
+            command.len(),
+            config.proposals_max,
+            config.proposal_bytes_max,
+        )
     }
 
     async fn propose_within(&self, command: Bytes, deadline: Duration) -> ProposeOutcome {
@@ -185,14 +209,19 @@ impl<R: AsyncRuntime> RaftHandle<R> {
     }
 
     fn no_quorum(&self) -> ProposeRefusal {
-        ProposeRefusal::NoQuorum { retry_after_ms: self.inner.config.retry_after_ms() }
+        ProposeRefusal::NoQuorum {
+            retry_after_ms: self.inner.config.retry_after_ms(),
+        }
     }
 
     async fn attempt(&self, command: Bytes) -> Attempt {
         let error = match self.inner.raft.client_write(Command(command)).await {
             Ok(response) => {
                 let position = position(&response.log_id);
-                return Attempt::Ended(ProposeOutcome::Committed { position, answer: response.data.0 });
+                return Attempt::Ended(ProposeOutcome::Committed {
+                    position,
+                    answer: response.data.0,
+                });
             }
             Err(error) => error,
         };

@@ -23,9 +23,7 @@ use bytes::Bytes;
 use common::ids::{Digest, RaftNodeId, Term};
 use openraft::{
     errors::RaftError,
-    raft::{
-        AppendEntriesRequest, AppendEntriesResponse, TransferLeaderError, TransferLeaderRequest, VoteRequest,
-    },
+    raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderError, TransferLeaderRequest, VoteRequest},
 };
 use openraft_rt::{AsyncRuntime, Instant};
 use sha2::{Digest as _, Sha256};
@@ -39,9 +37,7 @@ use super::{
     log::{Held, RaftLog},
     machine::{MachineAdapter, open_snapshot},
     network::RaftRpc,
-    types::{
-        Snapshot, TypeConfig, entry_from_wire, log_id_from_wire, log_id_to_wire, vote_from_wire, vote_to_wire,
-    },
+    types::{Snapshot, TypeConfig, entry_from_wire, log_id_from_wire, log_id_to_wire, vote_from_wire, vote_to_wire},
 };
 
 /// How far above ours a peer's term may be.
@@ -158,12 +154,19 @@ impl<R: AsyncRuntime> Server<R> {
 
     fn check_vote(&self, from: RaftNodeId, vote: WireVote) -> Answer<()> {
         if vote.candidate != from {
-            (self.alarms)(RaftAlarm::WrongSender { from, claimed: vote.candidate });
+            (self.alarms)(RaftAlarm::WrongSender {
+                from,
+                claimed: vote.candidate,
+            });
             return Err(RpcRefusal::WrongSender);
         }
         let ours = self.log.term();
         if vote.term.0 > ours.0.saturating_add(TERM_JUMP_MAX) {
-            (self.alarms)(RaftAlarm::TermJump { from, ours, theirs: vote.term });
+            (self.alarms)(RaftAlarm::TermJump {
+                from,
+                ours,
+                theirs: vote.term,
+            });
             return Err(RpcRefusal::TermJump);
         }
         Ok(())
@@ -191,9 +194,7 @@ impl<R: AsyncRuntime> Server<R> {
         let response = self.raft.append_entries(request).await.map_err(stopped)?;
         Ok(match response {
             AppendEntriesResponse::Success => AppendReply::Success,
-            AppendEntriesResponse::PartialSuccess(id) => {
-                AppendReply::PartialSuccess(id.as_ref().map(log_id_to_wire))
-            }
+            AppendEntriesResponse::PartialSuccess(id) => AppendReply::PartialSuccess(id.as_ref().map(log_id_to_wire)),
             AppendEntriesResponse::Conflict => AppendReply::Conflict,
             AppendEntriesResponse::HigherVote(vote) => AppendReply::HigherVote(vote_to_wire(&vote)),
         })
@@ -204,7 +205,11 @@ impl<R: AsyncRuntime> Server<R> {
             if let WirePayload::Command(command) = &entry.payload
                 && let Err(why) = self.check.check(command)
             {
-                (self.alarms)(RaftAlarm::BadCommand { from, index: entry.id.index, why });
+                (self.alarms)(RaftAlarm::BadCommand {
+                    from,
+                    index: entry.id.index,
+                    why,
+                });
                 return Err(RpcRefusal::BadCommand);
             }
         }
@@ -242,13 +247,20 @@ impl<R: AsyncRuntime> Server<R> {
             let committed = self.log.committed().filter(|committed| committed.index >= id.index);
             return committed.map_or(Ok(()), |committed| {
                 let committed = committed.index;
-                (self.alarms)(RaftAlarm::ConflictBelowCommitted { index: id.index, committed });
+                (self.alarms)(RaftAlarm::ConflictBelowCommitted {
+                    index: id.index,
+                    committed,
+                });
                 Err(RpcRefusal::ConflictBelowCommitted)
             });
         }
         match (chain, theirs) {
             (Some(ours), Some(theirs)) if ours != theirs => {
-                (self.alarms)(RaftAlarm::ForkedLog { index: id.index, ours, theirs });
+                (self.alarms)(RaftAlarm::ForkedLog {
+                    index: id.index,
+                    ours,
+                    theirs,
+                });
                 Err(RpcRefusal::ForkedLog)
             }
             _ => Ok(()),
@@ -260,7 +272,11 @@ impl<R: AsyncRuntime> Server<R> {
         let last_sent = request.entries.last().map(|entry| entry.id).or(request.previous);
         let committed = request.committed?;
         let held_upto = self.log.last().max_by_index(last_sent);
-        if held_upto.is_some_and(|last| committed.index <= last.index) { Some(committed) } else { last_sent }
+        if held_upto.is_some_and(|last| committed.index <= last.index) {
+            Some(committed)
+        } else {
+            last_sent
+        }
     }
 
     async fn ballot(&self, from: RaftNodeId, request: BallotRequest, is_pre_vote: bool) -> Answer<BallotReply> {
@@ -270,7 +286,11 @@ impl<R: AsyncRuntime> Server<R> {
             last_log_id: request.last.map(log_id_from_wire),
             leadership_transfer: request.is_transfer,
         };
-        let outcome = if is_pre_vote { self.raft.pre_vote(request).await } else { self.raft.vote(request).await };
+        let outcome = if is_pre_vote {
+            self.raft.pre_vote(request).await
+        } else {
+            self.raft.vote(request).await
+        };
         let response = outcome.map_err(stopped)?;
         Ok(BallotReply {
             vote: vote_to_wire(&response.vote),
@@ -283,12 +303,17 @@ impl<R: AsyncRuntime> Server<R> {
         self.check_vote(from, request.vote)?;
         let last = request.last.map(log_id_from_wire);
         let request = TransferLeaderRequest::new(vote_from_wire(request.vote), request.to.0, last);
-        let outcome = self.raft.handle_transfer_leader(request).await.map_err(|error| stopped(RaftError::Fatal(error)))?;
+        let outcome = self
+            .raft
+            .handle_transfer_leader(request)
+            .await
+            .map_err(|error| stopped(RaftError::Fatal(error)))?;
         Ok(match outcome {
             Ok(()) => TransferReply::Accepted,
-            Err(TransferLeaderError::VoteChanged { expected, actual }) => {
-                TransferReply::VoteChanged { expected: vote_to_wire(&expected), actual: vote_to_wire(&actual) }
-            }
+            Err(TransferLeaderError::VoteChanged { expected, actual }) => TransferReply::VoteChanged {
+                expected: vote_to_wire(&expected),
+                actual: vote_to_wire(&actual),
+            },
             Err(TransferLeaderError::LogNotFlushed { expected, actual }) => TransferReply::LogNotFlushed {
                 expected: expected.as_ref().map(log_id_to_wire),
                 actual: actual.as_ref().map(log_id_to_wire),
@@ -323,13 +348,18 @@ impl<R: AsyncRuntime> Server<R> {
             && last > committed
             && last.index <= committed.index
         {
-            (self.alarms)(RaftAlarm::ConflictBelowCommitted { index: last.index, committed: committed.index });
+            (self.alarms)(RaftAlarm::ConflictBelowCommitted {
+                index: last.index,
+                committed: committed.index,
+            });
             return Err(RpcRefusal::ConflictBelowCommitted);
         }
         let snapshot = Snapshot { meta, snapshot: bytes };
         let response = self.raft.install_full_snapshot(vote_from_wire(vote), snapshot).await;
         let response = response.map_err(|error| stopped::<R>(RaftError::Fatal(error)))?;
-        Ok(SnapshotReply::Done { vote: vote_to_wire(&response.vote) })
+        Ok(SnapshotReply::Done {
+            vote: vote_to_wire(&response.vote),
+        })
     }
 
     fn collect(&self, from: RaftNodeId, frame: SnapshotFrame) -> Collected {
@@ -381,14 +411,20 @@ trait MaxByIndex {
 
 impl MaxByIndex for Option<WireLogId> {
     fn max_by_index(self, other: Self) -> Self {
-        if self.map(|id| id.index) >= other.map(|id| id.index) { self } else { other }
+        if self.map(|id| id.index) >= other.map(|id| id.index) {
+            self
+        } else {
+            other
+        }
     }
 }
 
 /// Leaders of the entries never fall and never pass the sender: openraft orders log ids by them.
 fn check_leaders(request: &AppendRequest) -> Answer<()> {
     let sender = (request.vote.term, request.vote.candidate);
-    let mut below = request.previous.map_or((Term(0), RaftNodeId(0)), |id| (id.term, id.leader));
+    let mut below = request
+        .previous
+        .map_or((Term(0), RaftNodeId(0)), |id| (id.term, id.leader));
     for entry in &request.entries {
         let leader = (entry.id.term, entry.id.leader);
         if leader < below {
@@ -396,7 +432,11 @@ fn check_leaders(request: &AppendRequest) -> Answer<()> {
         }
         below = leader;
     }
-    if !request.vote.is_committed || below > sender { Err(RpcRefusal::Malformed) } else { Ok(()) }
+    if !request.vote.is_committed || below > sender {
+        Err(RpcRefusal::Malformed)
+    } else {
+        Ok(())
+    }
 }
 
 fn parse<T: codec::Body>(from: RaftNodeId, body: &[u8]) -> Answer<T> {

@@ -92,15 +92,17 @@ pub(super) fn from_metrics<R: AsyncRuntime>(metrics: &RaftMetrics<TypeConfig<R>>
         (Ok(()), ServerState::Leader) => RaftRole::Leader,
     };
     let matched = metrics.replication.iter().flatten();
-    let peers = matched.filter(|(id, _)| **id != metrics.id).map(|(id, matched)| PeerStatus {
-        id: RaftNodeId(*id),
-        matched: matched.as_ref().map_or(LogIndex(0), |id| index_from_raft(id.index)),
-        acked_age_ms: metrics
-            .heartbeat
-            .as_ref()
-            .and_then(|acked| acked.get(id))
-            .and_then(|at| at.as_ref().map(|at| age_ms(at.into_inner()))),
-    });
+    let peers = matched
+        .filter(|(id, _)| **id != metrics.id)
+        .map(|(id, matched)| PeerStatus {
+            id: RaftNodeId(*id),
+            matched: matched.as_ref().map_or(LogIndex(0), |id| index_from_raft(id.index)),
+            acked_age_ms: metrics
+                .heartbeat
+                .as_ref()
+                .and_then(|acked| acked.get(id))
+                .and_then(|at| at.as_ref().map(|at| age_ms(at.into_inner()))),
+        });
     let mut voters: Vec<_> = membership.voter_ids().map(RaftNodeId).collect();
     voters.sort();
     voters.dedup();
@@ -127,11 +129,17 @@ pub(super) fn from_metrics<R: AsyncRuntime>(metrics: &RaftMetrics<TypeConfig<R>>
 pub(super) fn fatal_reason<R: AsyncRuntime>(fatal: &Fatal<TypeConfig<R>>) -> Option<FatalReason> {
     match fatal {
         Fatal::StorageError(error) => Some(storage_reason(error)),
-        Fatal::Panicked => Some(FatalReason { exit_code: EXIT_SOFTWARE, reason: "raft panicked".into() }),
+        Fatal::Panicked => Some(FatalReason {
+            exit_code: EXIT_SOFTWARE,
+            reason: "raft panicked".into(),
+        }),
         Fatal::Stopped => None,
     }
 }
 
 fn storage_reason<R: AsyncRuntime>(error: &StorageError<TypeConfig<R>>) -> FatalReason {
-    FatalReason { exit_code: EXIT_IO, reason: error.to_string() }
+    FatalReason {
+        exit_code: EXIT_IO,
+        reason: error.to_string(),
+    }
 }

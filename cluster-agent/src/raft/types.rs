@@ -154,7 +154,11 @@ impl RaftEntry for Entry {
     type Payload = Payload;
 
     fn new(id: LogId, payload: Payload) -> Self {
-        Self { id, payload, chain: None }
+        Self {
+            id,
+            payload,
+            chain: None,
+        }
     }
 
     fn log_id_parts(&self) -> (&LeaderId, u64) {
@@ -185,7 +189,10 @@ pub(super) fn index_to_raft(index: LogIndex) -> Option<u64> {
 
 /// The position of a log id; positions name no leader, so they order entries of one log only.
 pub(super) fn position(id: &LogId) -> LogPosition {
-    LogPosition { term: Term(id.leader_id.term), index: index_from_raft(id.index) }
+    LogPosition {
+        term: Term(id.leader_id.term),
+        index: index_from_raft(id.index),
+    }
 }
 
 pub(super) fn vote_to_wire(vote: &Vote) -> WireVote {
@@ -197,7 +204,13 @@ pub(super) fn vote_to_wire(vote: &Vote) -> WireVote {
 }
 
 pub(super) fn vote_from_wire(vote: WireVote) -> Vote {
-    Vote { leader_id: LeaderId { term: vote.term.0, node_id: vote.candidate.0 }, committed: vote.is_committed }
+    Vote {
+        leader_id: LeaderId {
+            term: vote.term.0,
+            node_id: vote.candidate.0,
+        },
+        committed: vote.is_committed,
+    }
 }
 
 pub(super) fn log_id_to_wire(id: &LogId) -> WireLogId {
@@ -211,23 +224,40 @@ pub(super) fn log_id_to_wire(id: &LogId) -> WireLogId {
 /// `id` has passed validation, so its index is not 0.
 pub(super) fn log_id_from_wire(id: WireLogId) -> LogId {
     let index = index_to_raft(id.index).expect("validation refuses index 0");
-    LogId { leader_id: LeaderId { term: id.term.0, node_id: id.leader.0 }, index }
+    LogId {
+        leader_id: LeaderId {
+            term: id.term.0,
+            node_id: id.leader.0,
+        },
+        index,
+    }
 }
 
 pub(super) fn members_to_wire(members: &Members) -> WireMembership {
     let configs = members.get_joint_config().iter();
-    let voters = configs.map(|ids| ids.iter().copied().map(RaftNodeId).collect()).collect();
-    let nodes = members.nodes().map(|(id, member)| WireMember { id: RaftNodeId(*id), device: member.device });
+    let voters = configs
+        .map(|ids| ids.iter().copied().map(RaftNodeId).collect())
+        .collect();
+    let nodes = members.nodes().map(|(id, member)| WireMember {
+        id: RaftNodeId(*id),
+        device: member.device,
+    });
     WireMembership::new(voters, nodes.collect())
 }
 
 /// # Errors
 /// The phrase for the log, if a voter has no record or a configuration is empty.
 pub(super) fn members_from_wire(wire: &WireMembership) -> Result<Members, &'static str> {
-    let configs: Vec<BTreeSet<u64>> =
-        wire.configs.into_iter().map(|ids| ids.into_iter().map(|id| id.0).collect()).collect();
-    let nodes: std::collections::BTreeMap<u64, Member> =
-        wire.members.into_iter().map(|member| (member.id.0, Member { device: member.device })).collect();
+    let configs: Vec<BTreeSet<u64>> = wire
+        .configs
+        .into_iter()
+        .map(|ids| ids.into_iter().map(|id| id.0).collect())
+        .collect();
+    let nodes: std::collections::BTreeMap<u64, Member> = wire
+        .members
+        .into_iter()
+        .map(|member| (member.id.0, Member { device: member.device }))
+        .collect();
     if configs.is_empty() && nodes.is_empty() {
         return Ok(Members::default());
     }
@@ -240,7 +270,10 @@ pub(super) fn entry_to_wire(entry: &Entry) -> Result<WireEntry, super::codec::To
         EntryPayload::Normal(command) => WirePayload::command(&command.0)?,
         EntryPayload::Membership(members) => WirePayload::Membership(members_to_wire(members)),
     };
-    Ok(WireEntry { id: log_id_to_wire(&entry.id), payload })
+    Ok(WireEntry {
+        id: log_id_to_wire(&entry.id),
+        payload,
+    })
 }
 
 /// # Errors
@@ -251,5 +284,9 @@ pub(super) fn entry_from_wire(wire: WireEntry, chain: Option<Digest>) -> Result<
         WirePayload::Command(bytes) => EntryPayload::Normal(Command(bytes.into_inner().into())),
         WirePayload::Membership(members) => EntryPayload::Membership(members_from_wire(&members)?),
     };
-    Ok(Entry { id: log_id_from_wire(wire.id), payload, chain })
+    Ok(Entry {
+        id: log_id_from_wire(wire.id),
+        payload,
+        chain,
+    })
 }

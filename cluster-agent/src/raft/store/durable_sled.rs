@@ -6,6 +6,8 @@
 //! * One writer thread owns every change: it takes what waits (up to [`GROUP_OPS_MAX`] operations or
 //!   [`GROUP_BYTES_MAX`]), applies it as one batch, flushes once, acknowledges in order.
 //! * After any error or panic the store is poisoned: everything fails from then on.
+//! * Values are so small that sled never writes a leaf into a file of its own, which it would not
+//!   flush ([`sled_entries`](super::sled_entries)). Should one appear, the store is poisoned.
 //! * At most 64 removals per batch: sled keeps each touched leaf until a batch ends.
 //! * Purging removes later, in small batches; the marker is durable first, and records under it that
 //!   a crash left behind are removed at the next start.
@@ -65,7 +67,10 @@ pub struct SledOptions {
 
 impl Default for SledOptions {
     fn default() -> Self {
-        Self { cache_bytes: 16 * 1024 * 1024, flush_every_ms: Some(500) }
+        Self {
+            cache_bytes: 16 * 1024 * 1024,
+            flush_every_ms: Some(500),
+        }
     }
 }
 
@@ -126,7 +131,10 @@ impl DurableSled {
         remove_unfinished_indexes(dir)?;
         let db = match open_unlocked(dir, options) {
             Err(StoreError::Corrupt(why)) => {
-                tracing::warn!(why, "sled reports corruption: its index is set aside and the log replayed");
+                tracing::warn!(
+                    why,
+                    "sled reports corruption: its index is set aside and the log replayed"
+                );
                 set_indexes_aside(dir)?;
                 open_unlocked(dir, options)?
             }
@@ -141,21 +149,30 @@ impl DurableSled {
             db,
             tree: tree.clone(),
             file,
+            blobs: dir.join("blobs"),
             fsync,
             marker: Some(marker),
             purge_upto: recovered.purged.as_ref().map(|(upto, _)| *upto),
             poison: poison.clone(),
         };
-        let spawned = std::thread::Builder::new().name("raft-log".into()).spawn(move || writer.run(&waiting));
+        let spawned = std::thread::Builder::new()
+            .name("raft-log".into())
+            .spawn(move || writer.run(&waiting));
         let writer = spawned.map_err(|error| io_error(dir, &error))?;
-        Ok(Self { recovered, opened: RwLock::new(Some(Opened { tree, queue, writer })), poison })
+        Ok(Self {
+            recovered,
+            opened: RwLock::new(Some(Opened { tree, queue, writer })),
+            poison,
+        })
     }
 
     /// Finishes what is queued and gives the files free, though others still hold this store: every
     /// later operation fails. Waits for the disk.
     pub fn close(&self) {
         let opened = self.opened.write().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(Opened { tree, queue, writer }) = opened else { return };
+        let Some(Opened { tree, queue, writer }) = opened else {
+            return;
+        };
         drop((tree, queue));
         if writer.join().is_err() {
             tracing::error!("the log writer panicked");
@@ -201,7 +218,9 @@ impl LogStore for DurableSled {
             return done(Err(failure));
         }
         let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(opened) = opened.as_ref() else { return done(Err(StoreError::Closed)) };
+        let Some(opened) = opened.as_ref() else {
+            return done(Err(StoreError::Closed));
+        };
         if let Err(refused) = opened.queue.send((op, done)) {
             (refused.0.1)(Err(self.failure().unwrap_or(StoreError::Closed)));
         }
@@ -212,6 +231,8 @@ struct Writer {
     db: Db,
     tree: Tree,
     file: File,
+    /// Where sled puts what is too large for its log.
+    blobs: PathBuf,
     fsync: Fsync,
     marker: Option<Marker>,
     /// Records at or below are still to be removed.
@@ -296,6 +317,7 @@ impl Writer {
     fn flush(&mut self) -> Result<(), StoreError> {
         self.db.flush().map_err(sled_error)?;
         (self.fsync)(&self.file).map_err(|error| StoreError::Io(format!("fdatasync: {error}")))?;
+        check_no_blobs(&self.blobs)?;
         if let Some(marker) = self.marker.take() {
             marker.set()?;
         }
@@ -324,7 +346,11 @@ impl Writer {
     }
 
     fn remove(&self, keys: Vec<sled::IVec>) -> Result<(), StoreError> {
-        assert!(keys.len() <= entries::REMOVALS_PER_BATCH_MAX, "{} removals in one batch", keys.len());
+        assert!(
+            keys.len() <= entries::REMOVALS_PER_BATCH_MAX,
+            "{} removals in one batch",
+            keys.len()
+        );
         let mut batch = Batch::default();
         keys.into_iter().for_each(|key| batch.remove(key));
         self.apply(batch)
@@ -347,10 +373,17 @@ fn take_group(first: (LogOp, Done), waiting: &Receiver<(LogOp, Done)>) -> (Vec<L
 fn recover(tree: &Tree) -> Result<Recovered, StoreError> {
     let get = |key: &[u8]| tree.get(key).map_err(sled_error);
     let vote = get(VOTE_KEY)?.map(|sealed| unseal("vote", &sealed)).transpose()?;
-    let committed = get(COMMITTED_KEY)?.map(|sealed| unseal("committed hint", &sealed)).transpose()?;
+    let committed = get(COMMITTED_KEY)?
+        .map(|sealed| unseal("committed hint", &sealed))
+        .transpose()?;
     let purged = get(PURGED_KEY)?.map(|sealed| parse_purged(&sealed)).transpose()?;
     let records = entries::verify(tree, purged.as_ref().map(|(upto, _)| *upto))?;
-    Ok(Recovered { vote, committed, purged, records })
+    Ok(Recovered {
+        vote,
+        committed,
+        purged,
+        records,
+    })
 }
 
 /// sled's threads keep its lock for a moment after it was closed, as does a process that is ending.
@@ -373,7 +406,7 @@ fn open_sled(dir: &Path, options: SledOptions) -> Result<Db, StoreError> {
         .path(dir)
         .cache_capacity(options.cache_bytes)
         .flush_every_ms(options.flush_every_ms)
-        .segment_size(512 * 1024)
+        .segment_size(entries::SEGMENT_BYTES)
         .use_compression(false)
         .print_profile_on_drop(false);
     match catch_unwind(AssertUnwindSafe(|| config.open())) {
@@ -385,23 +418,42 @@ fn open_sled(dir: &Path, options: SledOptions) -> Result<Db, StoreError> {
 /// Makes what opening wrote durable, and returns our own descriptor of sled's file.
 fn sync_everything(dir: &Path, db: &Db, fsync: &mut Fsync) -> Result<File, StoreError> {
     let path = dir.join("db");
-    let file = File::options().read(true).write(true).open(&path).map_err(|error| io_error(&path, &error))?;
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .map_err(|error| io_error(&path, &error))?;
     db.flush().map_err(sled_error)?;
     fsync(&file).map_err(|error| io_error(&path, &error))?;
-    let blobs = dir.join("blobs");
-    if blobs.is_dir() {
-        sync_dir(&blobs)?;
-    }
+    sync_dir(&dir.join("blobs"))?;
     sync_dir(dir)?;
     dir.parent().map_or(Ok(()), sync_dir)?;
     Ok(file)
+}
+
+/// An acknowledgement would promise more than such a file keeps.
+fn check_no_blobs(blobs: &Path) -> Result<(), StoreError> {
+    let first = fs::read_dir(blobs).map_err(|error| io_error(blobs, &error))?.next();
+    match first {
+        None => Ok(()),
+        Some(found) => {
+            let path = found.map_err(|error| io_error(blobs, &error))?.path();
+            Err(StoreError::Io(format!(
+                "{}: sled moved a leaf into a file that it does not flush",
+                path.display()
+            )))
+        }
+    }
 }
 
 fn index_files(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).map_err(|error| io_error(dir, &error))? {
         let path = entry.map_err(|error| io_error(dir, &error))?.path();
-        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("snap.")) {
+        if path
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with("snap."))
+        {
             found.push(path);
         }
     }

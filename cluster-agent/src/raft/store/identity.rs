@@ -116,7 +116,9 @@ impl Marker {
     /// The marker of the data directory `dir`.
     #[must_use]
     pub fn in_dir(dir: &Path) -> Self {
-        Self { dir: Some(dir.to_path_buf()) }
+        Self {
+            dir: Some(dir.to_path_buf()),
+        }
     }
 
     /// No marker, for a store that is not a member's.
@@ -131,7 +133,11 @@ impl Marker {
 
     pub(super) fn set(&self) -> Result<(), StoreError> {
         let Some(dir) = &self.dir else { return Ok(()) };
-        if self.is_set() { Ok(()) } else { write_durably(dir, MARKER, b"") }
+        if self.is_set() {
+            Ok(())
+        } else {
+            write_durably(dir, MARKER, b"")
+        }
     }
 }
 
@@ -160,7 +166,10 @@ pub fn open_member(
     let meta = match read_meta(dir)? {
         Some(meta) => check(meta, identity)?,
         None => {
-            let meta = DirectoryMeta { identity, directory: new_directory };
+            let meta = DirectoryMeta {
+                identity,
+                directory: new_directory,
+            };
             fs::create_dir_all(dir).map_err(|error| io_error(dir, &error))?;
             write_durably(dir, META, &encode(&meta))?;
             if let Some(parent) = dir.parent() {
@@ -173,12 +182,16 @@ pub fn open_member(
     let log_dir = dir.join("log");
     // Decided before the database is opened, which would create it.
     if marker.is_set() && !log_dir.join("db").exists() {
-        return Err(IdentityError::LostData { dir: log_dir.display().to_string() });
+        return Err(IdentityError::LostData {
+            dir: log_dir.display().to_string(),
+        });
     }
     let log = DurableSled::open(&log_dir, options, marker.clone())?;
     let is_empty = log.recovered()? == Recovered::default();
     if is_empty && marker.is_set() {
-        return Err(IdentityError::LostData { dir: log_dir.display().to_string() });
+        return Err(IdentityError::LostData {
+            dir: log_dir.display().to_string(),
+        });
     }
     if !is_empty {
         marker.set()?;
@@ -190,7 +203,11 @@ pub fn open_member(
 fn check(meta: DirectoryMeta, want: MemberIdentity) -> Result<DirectoryMeta, IdentityError> {
     let got = meta.identity;
     let foreign = |what, got: &dyn ToString, want: &dyn ToString| {
-        Err(IdentityError::Foreign { what, got: got.to_string(), want: want.to_string() })
+        Err(IdentityError::Foreign {
+            what,
+            got: got.to_string(),
+            want: want.to_string(),
+        })
     };
     if got.chain != want.chain {
         return foreign("fleet", &got.chain, &want.chain);
@@ -244,19 +261,29 @@ fn encode(meta: &DirectoryMeta) -> Vec<u8> {
 /// [`IdentityError`].
 pub fn read_meta(dir: &Path) -> Result<Option<DirectoryMeta>, IdentityError> {
     let path = dir.join(META);
-    let bad = |why: String| IdentityError::BadMeta { path: path.display().to_string(), why };
+    let bad = |why: String| IdentityError::BadMeta {
+        path: path.display().to_string(),
+        why,
+    };
     let bytes = match fs::metadata(&path) {
         Ok(found) if found.len() > META_BYTES_MAX => return Err(bad(format!("{} bytes", found.len()))),
         Ok(_) => fs::read(&path).map_err(|error| io_error(&path, &error))?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let has_data = [MARKER, "log", "snapshots"].iter().any(|name| dir.join(name).exists());
-            return if has_data { Err(bad("missing beside a database".into())) } else { Ok(None) };
+            return if has_data {
+                Err(bad("missing beside a database".into()))
+            } else {
+                Ok(None)
+            };
         }
         Err(error) => return Err(io_error(&path, &error).into()),
     };
     let version: VersionOnly = serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))?;
     if version.format_version > DIRECTORY_FORMAT_VERSION {
-        return Err(IdentityError::NewerFormat { got: version.format_version, max: DIRECTORY_FORMAT_VERSION });
+        return Err(IdentityError::NewerFormat {
+            got: version.format_version,
+            max: DIRECTORY_FORMAT_VERSION,
+        });
     }
     let file: MetaFile = serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))?;
     let mut directory = [0; 16];

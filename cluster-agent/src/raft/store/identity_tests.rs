@@ -13,12 +13,23 @@ fn identity() -> MemberIdentity {
 }
 
 fn open(dir: &Path, identity: MemberIdentity) -> Result<MemberStores, IdentityError> {
-    open_member(dir, identity, [9; 16], SledOptions { flush_every_ms: None, ..SledOptions::default() })
+    open_member(
+        dir,
+        identity,
+        [9; 16],
+        SledOptions {
+            flush_every_ms: None,
+            ..SledOptions::default()
+        },
+    )
 }
 
 fn vote(stores: &MemberStores) {
     let (sender, receiver) = std::sync::mpsc::channel();
-    stores.log.submit(LogOp::Vote("vote".into()), Box::new(move |outcome| drop(sender.send(outcome))));
+    stores.log.submit(
+        LogOp::Vote("vote".into()),
+        Box::new(move |outcome| drop(sender.send(outcome))),
+    );
     receiver.recv().unwrap().unwrap();
 }
 
@@ -27,7 +38,12 @@ fn listing(dir: &Path) -> Vec<(String, Vec<u8>)> {
         .unwrap()
         .map(Result::unwrap)
         .filter(|entry| entry.file_type().unwrap().is_file())
-        .map(|entry| (entry.file_name().to_string_lossy().into_owned(), fs::read(entry.path()).unwrap()))
+        .map(|entry| {
+            (
+                entry.file_name().to_string_lossy().into_owned(),
+                fs::read(entry.path()).unwrap(),
+            )
+        })
         .collect();
     found.sort();
     found
@@ -38,7 +54,13 @@ fn directory_is_made_once_and_keeps_its_number() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("member");
     let made = open(&dir, identity()).unwrap().meta;
-    assert_eq!(made, DirectoryMeta { identity: identity(), directory: [9; 16] });
+    assert_eq!(
+        made,
+        DirectoryMeta {
+            identity: identity(),
+            directory: [9; 16]
+        }
+    );
     let stores = open_member(&dir, identity(), [8; 16], SledOptions::default()).unwrap();
     assert_eq!(stores.meta.directory, [9; 16]);
 }
@@ -49,10 +71,22 @@ fn directory_of_another_identity_is_refused() {
     vote(&open(dir.path(), identity()).unwrap());
     let before = listing(dir.path());
     let others = [
-        MemberIdentity { chain: ChainId([7; 32]), ..identity() },
-        MemberIdentity { cluster: ClusterId(7), ..identity() },
-        MemberIdentity { device: DeviceId([7; 32]), ..identity() },
-        MemberIdentity { member: RaftNodeId::new(NodeIdx(4), 2), ..identity() },
+        MemberIdentity {
+            chain: ChainId([7; 32]),
+            ..identity()
+        },
+        MemberIdentity {
+            cluster: ClusterId(7),
+            ..identity()
+        },
+        MemberIdentity {
+            device: DeviceId([7; 32]),
+            ..identity()
+        },
+        MemberIdentity {
+            member: RaftNodeId::new(NodeIdx(4), 2),
+            ..identity()
+        },
     ];
     for other in others {
         let error = open(dir.path(), other).err().unwrap();

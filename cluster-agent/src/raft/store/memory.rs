@@ -71,9 +71,7 @@ impl State {
         let last = self.records.last_key_value().map(|(last, _)| *last);
         let below = last.or(self.purged.as_ref().map(|(upto, _)| *upto));
         match below {
-            Some(below) if below.next() != index => {
-                Err(StoreError::Misuse(format!("append at {index} above {below}")))
-            }
+            Some(below) if below.next() != index => Err(StoreError::Misuse(format!("append at {index} above {below}"))),
             Some(_) | None => Ok(()),
         }
     }
@@ -104,7 +102,10 @@ impl LogStore for MemoryLog {
                 break;
             }
             next = index.next();
-            found.push(LogRecord { index, bytes: bytes.clone() });
+            found.push(LogRecord {
+                index,
+                bytes: bytes.clone(),
+            });
         }
         Ok(found)
     }

@@ -24,7 +24,7 @@ pub mod snapshot;
 use std::fmt;
 
 use bytes::Bytes;
-use common::ids::LogIndex;
+use common::{ids::LogIndex, limits::LOG_ENTRY_BYTES_MAX};
 
 /// An encoded log entry; the store does not look inside.
 #[derive(Clone, PartialEq, Eq)]
@@ -41,8 +41,10 @@ impl fmt::Debug for LogRecord {
     }
 }
 
-/// Longest record that a store must accept; a header fits beside it in 1 MiB.
-pub const RECORD_BYTES_MAX: usize = 1024 * 1024 - 64;
+/// Longest record that a store must accept.
+pub const RECORD_BYTES_MAX: usize = 320 * 1024 - 64;
+
+const _: () = assert!(LOG_ENTRY_BYTES_MAX + 64 <= RECORD_BYTES_MAX);
 
 /// One step of the log's history. Byte strings are opaque to the store.
 #[derive(Clone, Debug, PartialEq, Eq)]

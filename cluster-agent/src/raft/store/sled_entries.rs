@@ -20,12 +20,20 @@ pub(super) const COMMITTED_KEY: &[u8] = &[0x00, b'c'];
 pub(super) const PURGED_KEY: &[u8] = &[0x00, b'p'];
 
 const ENTRY_PREFIX: u8 = 0x10;
-/// sled moves larger values into files of their own, whose flush nobody covers.
-pub(super) const VALUE_BYTES_MAX: usize = 16 * 1024;
+/// sled writes a leaf of more than a quarter segment (128 KiB) into a file of its own, which nobody
+/// flushes: after a loss of power it is gone, and with it what was acknowledged. A leaf holds at most
+/// 20 values (16 before it splits, and up to 4 of a sibling it takes in), so that they must be small.
+pub(super) const VALUE_BYTES_MAX: usize = 5 * 1024;
+/// sled's segment.
+pub(super) const SEGMENT_BYTES: usize = 512 * 1024;
+const VALUES_PER_LEAF_MAX: usize = 20;
+/// A key and what sled adds to it in a leaf, generously.
+const KEY_BYTES: usize = 64;
 const PIECE_HEADER_BYTES: usize = 8;
 /// Removals of one sled batch: it holds a copy of each leaf it touched until it ends.
 pub(super) const REMOVALS_PER_BATCH_MAX: usize = 64;
 
+const _: () = assert!(VALUES_PER_LEAF_MAX * (VALUE_BYTES_MAX + KEY_BYTES) < SEGMENT_BYTES / 4);
 const _: () = assert!(RECORD_BYTES_MAX + PIECE_HEADER_BYTES <= REMOVALS_PER_BATCH_MAX * VALUE_BYTES_MAX);
 
 fn entry_key(index: LogIndex, piece: u16) -> [u8; 11] {
@@ -67,9 +75,14 @@ pub(super) fn unseal(what: &str, sealed: &[u8]) -> Result<Bytes, StoreError> {
 /// Adds a record to `batch`.
 pub(super) fn put(batch: &mut Batch, record: &LogRecord) -> Result<(), StoreError> {
     let bytes = &record.bytes;
-    let bytes_len = u32::try_from(bytes.len()).ok().filter(|len| *len as usize <= RECORD_BYTES_MAX);
+    let bytes_len = u32::try_from(bytes.len())
+        .ok()
+        .filter(|len| *len as usize <= RECORD_BYTES_MAX);
     let bytes_len = bytes_len.ok_or_else(|| {
-        StoreError::Misuse(format!("record of {} bytes, at most {RECORD_BYTES_MAX} allowed", bytes.len()))
+        StoreError::Misuse(format!(
+            "record of {} bytes, at most {RECORD_BYTES_MAX} allowed",
+            bytes.len()
+        ))
     })?;
     let (head, tail) = bytes.split_at(bytes.len().min(VALUE_BYTES_MAX - PIECE_HEADER_BYTES));
     let mut first = Vec::with_capacity(PIECE_HEADER_BYTES + head.len());
@@ -120,11 +133,18 @@ impl Assembler {
         if bytes.len() != self.bytes_len || crc(index, &bytes) != self.sum {
             return Err(corrupt("wrong length or checksum"));
         }
-        Ok(Some(LogRecord { index, bytes: bytes.into() }))
+        Ok(Some(LogRecord {
+            index,
+            bytes: bytes.into(),
+        }))
     }
 
     fn finish(&self) -> Result<(), StoreError> {
-        if self.pieces == 0 { Ok(()) } else { Err(StoreError::Corrupt(format!("entry {} is incomplete", self.index))) }
+        if self.pieces == 0 {
+            Ok(())
+        } else {
+            Err(StoreError::Corrupt(format!("entry {} is incomplete", self.index)))
+        }
     }
 }
 
@@ -141,7 +161,9 @@ pub(super) fn read(tree: &Tree, from: LogIndex, to: LogIndex, bytes_max: usize) 
         if index != next || (piece == 0 && bytes_used >= bytes_max && !found.is_empty()) {
             break;
         }
-        let Some(record) = assembler.add(index, piece, &value)? else { continue };
+        let Some(record) = assembler.add(index, piece, &value)? else {
+            continue;
+        };
         bytes_used = bytes_used.saturating_add(record.bytes.len());
         if bytes_used > bytes_max && !found.is_empty() {
             return Ok(found);
@@ -161,14 +183,22 @@ pub(super) fn verify(tree: &Tree, purged: Option<LogIndex>) -> Result<Option<(Lo
     for item in tree.range(entry_key(from, 0)..) {
         let (key, value) = item.map_err(sled_error)?;
         let (index, piece) = parse_key(&key).ok_or_else(|| StoreError::Corrupt("a foreign key".into()))?;
-        let Some(record) = assembler.add(index, piece, &value)? else { continue };
+        let Some(record) = assembler.add(index, piece, &value)? else {
+            continue;
+        };
         range = match range {
             None if purged.is_some() && record.index != from => {
-                return Err(StoreError::Corrupt(format!("entries {from} to {} are missing", record.index)));
+                return Err(StoreError::Corrupt(format!(
+                    "entries {from} to {} are missing",
+                    record.index
+                )));
             }
             None => Some((record.index, record.index)),
             Some((_, last)) if last.next() != record.index => {
-                return Err(StoreError::Corrupt(format!("entries between {last} and {} are missing", record.index)));
+                return Err(StoreError::Corrupt(format!(
+                    "entries between {last} and {} are missing",
+                    record.index
+                )));
             }
             Some((first, _)) => Some((first, record.index)),
         };
@@ -180,7 +210,10 @@ pub(super) fn verify(tree: &Tree, purged: Option<LogIndex>) -> Result<Option<(Lo
 /// Up to [`REMOVALS_PER_BATCH_MAX`] keys at or below `upto`, oldest first.
 pub(super) fn oldest_keys(tree: &Tree, upto: LogIndex) -> Result<Vec<sled::IVec>, StoreError> {
     let end = entry_key(upto, u16::MAX);
-    let keys = tree.range(entry_key(LogIndex(0), 0)..=end).keys().take(REMOVALS_PER_BATCH_MAX);
+    let keys = tree
+        .range(entry_key(LogIndex(0), 0)..=end)
+        .keys()
+        .take(REMOVALS_PER_BATCH_MAX);
     keys.collect::<Result<_, _>>().map_err(sled_error)
 }
 
@@ -188,7 +221,12 @@ pub(super) fn oldest_keys(tree: &Tree, upto: LogIndex) -> Result<Vec<sled::IVec>
 /// that a crash between two batches leaves no torn record.
 pub(super) fn newest_keys(tree: &Tree, from: LogIndex) -> Result<Vec<sled::IVec>, StoreError> {
     let (mut keys, mut whole) = (Vec::new(), 0);
-    for key in tree.range(entry_key(from, 0)..).keys().rev().take(REMOVALS_PER_BATCH_MAX) {
+    for key in tree
+        .range(entry_key(from, 0)..)
+        .keys()
+        .rev()
+        .take(REMOVALS_PER_BATCH_MAX)
+    {
         let key = key.map_err(sled_error)?;
         let is_first_piece = parse_key(&key).is_some_and(|(_, piece)| piece == 0);
         keys.push(key);

@@ -75,13 +75,17 @@ impl FileSnapshots {
     }
 
     fn load_newest(&self) -> Result<Option<Bytes>, StoreError> {
-        let Some(name) = snapshots(&self.dir)?.pop() else { return Ok(None) };
+        let Some(name) = snapshots(&self.dir)?.pop() else {
+            return Ok(None);
+        };
         let path = self.dir.join(name);
         let bytes_len = fs::metadata(&path).map_err(|error| fail(&path, &error))?.len();
         if bytes_len > SNAPSHOT_BYTES_MAX as u64 {
             return Err(StoreError::Corrupt(format!("{}: {bytes_len} bytes", path.display())));
         }
-        fs::read(&path).map(|bytes| Some(bytes.into())).map_err(|error| fail(&path, &error))
+        fs::read(&path)
+            .map(|bytes| Some(bytes.into()))
+            .map_err(|error| fail(&path, &error))
     }
 
     fn save_newest(&self, at: LogPosition, bytes: &[u8]) -> Result<(), StoreError> {
@@ -108,6 +112,10 @@ impl SnapshotStore for FileSnapshots {
 }
 
 /// Files are read and written beside the runtime's threads: a snapshot is megabytes.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "production's port: the simulator keeps snapshots in memory"
+)]
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
@@ -133,13 +141,21 @@ pub(super) fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), 
 
 /// Makes created, renamed and removed names in `dir` durable.
 pub(super) fn sync_dir(dir: &Path) -> Result<(), StoreError> {
-    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|error| fail(dir, &error))
+    let dir = if dir.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        dir
+    };
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(|error| fail(dir, &error))
 }
 
 fn snapshots(dir: &Path) -> Result<Vec<String>, StoreError> {
-    let mut found: Vec<String> =
-        names(dir)?.into_iter().filter(|name| name.starts_with("snap-") && !name.ends_with(".tmp")).collect();
+    let mut found: Vec<String> = names(dir)?
+        .into_iter()
+        .filter(|name| name.starts_with("snap-") && !name.ends_with(".tmp"))
+        .collect();
     found.sort();
     Ok(found)
 }
@@ -155,3 +171,7 @@ fn names(dir: &Path) -> Result<Vec<String>, StoreError> {
 fn fail(path: &Path, error: &io::Error) -> StoreError {
     StoreError::Io(format!("{}: {error}", path.display()))
 }
+
+#[cfg(test)]
+#[path = "snapshot_tests.rs"]
+mod tests;

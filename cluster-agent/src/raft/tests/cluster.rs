@@ -39,7 +39,10 @@ async fn founding_happens_once() {
     let cluster = Cluster::in_memory(3, quick()).await;
     cluster.leader().await;
     let founders = (1..=3).map(|number| (id(number), member(number))).collect();
-    assert_eq!(cluster.handles[1].initialize_once(founders).await.unwrap(), Founding::Already);
+    assert_eq!(
+        cluster.handles[1].initialize_once(founders).await.unwrap(),
+        Founding::Already
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -56,10 +59,16 @@ async fn proposal_without_quorum_is_refused_within_the_deadline() {
     tokio::time::sleep(Duration::from_millis(400)).await;
     let asked = Instant::now();
     let outcome = cluster.handles[leader].propose(&b"refused"[..], deadline).await;
-    assert_eq!(outcome, ProposeOutcome::Refused(ProposeRefusal::NoQuorum { retry_after_ms: 300 }));
+    assert_eq!(
+        outcome,
+        ProposeOutcome::Refused(ProposeRefusal::NoQuorum { retry_after_ms: 300 })
+    );
     assert!(asked.elapsed() <= deadline);
     let read = cluster.handles[leader].linearizable_position(deadline).await;
-    assert!(matches!(read, Err(ReadRefusal::NoQuorum | ReadRefusal::Deadline)), "{read:?}");
+    assert!(
+        matches!(read, Err(ReadRefusal::NoQuorum | ReadRefusal::Deadline)),
+        "{read:?}"
+    );
     // Certainly not in the log: after healing no member has applied it.
     cluster.board.heal();
     let others: Vec<_> = (0..3).filter(|at| *at != leader).collect();
@@ -80,7 +89,10 @@ async fn follower_names_the_leader() {
     let follower = (leader + 1) % 3;
     let outcome = cluster.handles[follower].propose(&b"y"[..], PATIENCE).await;
     let hint = Some(cluster.seats[leader].id);
-    assert_eq!(outcome, ProposeOutcome::Refused(ProposeRefusal::NotLeader { leader: hint }));
+    assert_eq!(
+        outcome,
+        ProposeOutcome::Refused(ProposeRefusal::NotLeader { leader: hint })
+    );
     let read = cluster.handles[follower].linearizable_position(PATIENCE).await;
     assert_eq!(read, Err(ReadRefusal::NotLeader { leader: hint }));
 }
@@ -92,7 +104,9 @@ async fn linearizable_read_shows_acknowledged_writes() {
     let written = cluster.commit(leader, b"x").await;
     let read = cluster.handles[leader].linearizable_position(PATIENCE).await.unwrap();
     assert!(read >= written);
-    let beyond = cluster.handles[leader].wait_applied(LogIndex(read.index.0 + 100), Duration::from_millis(50)).await;
+    let beyond = cluster.handles[leader]
+        .wait_applied(LogIndex(read.index.0 + 100), Duration::from_millis(50))
+        .await;
     assert_eq!(beyond, Err(ReadRefusal::Deadline));
 }
 
@@ -104,7 +118,11 @@ async fn isolated_follower_does_not_disturb_the_term() {
     let (follower, term) = ((leader + 1) % 3, cluster.handles[leader].status().term);
     cluster.board.isolate(cluster.seats[follower].id);
     tokio::time::sleep(Duration::from_secs(30)).await;
-    assert_eq!(cluster.handles[follower].status().term, term, "it raised its term alone");
+    assert_eq!(
+        cluster.handles[follower].status().term,
+        term,
+        "it raised its term alone"
+    );
     cluster.board.heal();
     let last = cluster.commit(leader, b"y").await.index;
     cluster.all_applied(last).await;
@@ -130,7 +148,11 @@ async fn new_leader_is_elected_while_the_old_one_reaches_only_a_bridge() {
 }
 
 fn small_snapshots() -> RaftConfig {
-    RaftConfig { snapshot_entries: 20, snapshot_entries_kept: 5, ..quick() }
+    RaftConfig {
+        snapshot_entries: 20,
+        snapshot_entries_kept: 5,
+        ..quick()
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -144,19 +166,27 @@ async fn lagging_follower_is_restored_exactly_from_a_snapshot() {
     for number in 0..100u8 {
         cluster.commit(leader, &[number; 10_000]).await;
     }
-    until(&cluster.handles[leader], "purged", |status| status.purged.index > LogIndex(50)).await;
+    until(&cluster.handles[leader], "purged", |status| {
+        status.purged.index > LogIndex(50)
+    })
+    .await;
     cluster.board.heal();
     let last = cluster.commit(leader, b"last").await.index;
     cluster.all_applied(last).await;
-    let (restored, applied) =
-        (cluster.seats[lagging].machine.history(), cluster.seats[leader].machine.history());
+    let (restored, applied) = (
+        cluster.seats[lagging].machine.history(),
+        cluster.seats[leader].machine.history(),
+    );
     assert_eq!((restored.restores, applied.restores), (1, 0));
     assert_eq!(restored.commands, applied.commands);
     assert_eq!((restored.position, restored.chain), (applied.position, applied.chain));
     // The chain goes on above the snapshot.
     let last = cluster.commit(leader, b"more").await.index;
     cluster.all_applied(last).await;
-    assert_eq!(cluster.seats[lagging].machine.history().chain, cluster.seats[leader].machine.history().chain);
+    assert_eq!(
+        cluster.seats[lagging].machine.history().chain,
+        cluster.seats[leader].machine.history().chain
+    );
     assert_eq!(cluster.seats[lagging].alarms.lock().unwrap().len(), 0);
 }
 
@@ -207,7 +237,11 @@ async fn restart_from_disk_keeps_everything() {
     let dir = tempfile::tempdir().unwrap();
     // Real time: slower than the lan profile, since a machine that runs tests is busy.
     let slow = RaftConfig::for_profile(LinkProfile::Dev);
-    let config = RaftConfig { snapshot_entries: 20, snapshot_entries_kept: 5, ..slow };
+    let config = RaftConfig {
+        snapshot_entries: 20,
+        snapshot_entries_kept: 5,
+        ..slow
+    };
     let (seats, logs) = seats_on_disk(dir.path());
     let cluster = Cluster::start(seats, config.clone()).await;
     let leader = cluster.leader().await;
@@ -216,7 +250,10 @@ async fn restart_from_disk_keeps_everything() {
         last = cluster.commit(leader, &[number; 3_000]).await.index;
     }
     cluster.all_applied(last).await;
-    let (before, term) = (cluster.seats[leader].machine.history(), cluster.handles[leader].status().term);
+    let (before, term) = (
+        cluster.seats[leader].machine.history(),
+        cluster.handles[leader].status().term,
+    );
     for (handle, seat) in cluster.handles.iter().zip(&cluster.seats) {
         cluster.board.unplug(seat.id);
         handle.shutdown().await;
@@ -252,7 +289,11 @@ async fn leadership_is_handed_over() {
     cluster.handles[leader].transfer_leader(cluster.seats[target].id).await;
     assert_eq!(cluster.leader_among(&[target]).await, target);
     // Without the request it would take at least one election timeout.
-    assert!(started.elapsed() < Duration::from_millis(300), "{:?}", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_millis(300),
+        "{:?}",
+        started.elapsed()
+    );
     cluster.commit(target, b"y").await;
 }
 
@@ -264,14 +305,20 @@ async fn learner_is_added_and_made_a_voter() {
     let seat = Seat::in_memory(4);
     cluster.handles.push(seat.open(quick(), &cluster.board).await);
     cluster.seats.push(seat);
-    cluster.handles[leader].add_learner(id(4), member(4), PATIENCE).await.unwrap();
+    cluster.handles[leader]
+        .add_learner(id(4), member(4), PATIENCE)
+        .await
+        .unwrap();
     let last = cluster.commit(leader, b"y").await.index;
     cluster.all_applied(last).await;
     until(&cluster.handles[3], "learns", |status| status.role == RaftRole::Learner).await;
     // A replacement in one step: the fourth for one of the followers.
     let replaced = cluster.seats[(leader + 1) % 3].id;
     let voters: BTreeSet<_> = (1..=4).map(id).filter(|voter| *voter != replaced).collect();
-    cluster.handles[leader].change_voters(voters.clone(), PATIENCE).await.unwrap();
+    cluster.handles[leader]
+        .change_voters(voters.clone(), PATIENCE)
+        .await
+        .unwrap();
     let status = cluster.handles[leader].status();
     assert_eq!(status.voters, voters.into_iter().collect::<Vec<_>>());
     assert_eq!((status.learners, status.is_joint), (vec![replaced], false));
@@ -288,7 +335,9 @@ async fn failed_disk_ends_the_member_with_a_code() {
     log.fail("no space left");
     let outcome = cluster.handles[0].propose(&b"y"[..], Duration::from_secs(5)).await;
     assert_eq!(outcome, ProposeOutcome::Unknown);
-    let fatal = tokio::time::timeout(PATIENCE, cluster.handles[0].fatal()).await.unwrap();
+    let fatal = tokio::time::timeout(PATIENCE, cluster.handles[0].fatal())
+        .await
+        .unwrap();
     assert_eq!(fatal.exit_code, 74);
     assert!(fatal.reason.contains("no space left"), "{}", fatal.reason);
     let outcome = cluster.handles[0].propose(&b"z"[..], PATIENCE).await;
@@ -297,7 +346,10 @@ async fn failed_disk_ends_the_member_with_a_code() {
 
 #[tokio::test(start_paused = true)]
 async fn overload_is_refused_at_once() {
-    let config = RaftConfig { proposals_max: 2, ..quick() };
+    let config = RaftConfig {
+        proposals_max: 2,
+        ..quick()
+    };
     let cluster = Cluster::in_memory(3, config).await;
     let leader = cluster.leader().await;
     cluster.board.isolate(cluster.seats[leader].id);
@@ -309,10 +361,16 @@ async fn overload_is_refused_at_once() {
         handle.propose(&b"c"[..], short)
     );
     assert_eq!((a, b), (ProposeOutcome::Unknown, ProposeOutcome::Unknown));
-    assert_eq!(c, ProposeOutcome::Refused(ProposeRefusal::Overloaded { in_flight: 3, max: 2 }));
+    assert_eq!(
+        c,
+        ProposeOutcome::Refused(ProposeRefusal::Overloaded { in_flight: 3, max: 2 })
+    );
     // The shares were given back.
     let later = handle.propose(&b"d"[..], short).await;
-    assert!(!matches!(later, ProposeOutcome::Refused(ProposeRefusal::Overloaded { .. })), "{later:?}");
+    assert!(
+        !matches!(later, ProposeOutcome::Refused(ProposeRefusal::Overloaded { .. })),
+        "{later:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -321,9 +379,17 @@ async fn command_that_no_member_would_append_is_refused() {
     let leader = cluster.leader().await;
     let before = cluster.handles[leader].status().last_index;
     let outcome = cluster.handles[leader].propose(&b"bad one"[..], PATIENCE).await;
-    assert_eq!(outcome, ProposeOutcome::Refused(ProposeRefusal::BadCommand("a bad command".into())));
-    let huge = cluster.handles[leader].propose(vec![0; crate::raft::COMMAND_BYTES_MAX + 1], PATIENCE).await;
-    assert!(matches!(huge, ProposeOutcome::Refused(ProposeRefusal::TooBig(_))), "{huge:?}");
+    assert_eq!(
+        outcome,
+        ProposeOutcome::Refused(ProposeRefusal::BadCommand("a bad command".into()))
+    );
+    let huge = cluster.handles[leader]
+        .propose(vec![0; crate::raft::COMMAND_BYTES_MAX + 1], PATIENCE)
+        .await;
+    assert!(
+        matches!(huge, ProposeOutcome::Refused(ProposeRefusal::TooBig(_))),
+        "{huge:?}"
+    );
     assert_eq!(cluster.handles[leader].status().last_index, before);
     cluster.commit(leader, &vec![7; crate::raft::COMMAND_BYTES_MAX]).await;
 }
@@ -339,7 +405,10 @@ async fn quarantined_member_neither_votes_nor_leads() {
     cluster.commit(elected, b"y").await;
     assert!(cluster.handles[leader].status().is_quarantined);
     let outcome = cluster.handles[leader].propose(&b"z"[..], PATIENCE).await;
-    assert_eq!(outcome, ProposeOutcome::Refused(ProposeRefusal::NotLeader { leader: None }));
+    assert_eq!(
+        outcome,
+        ProposeOutcome::Refused(ProposeRefusal::NotLeader { leader: None })
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -349,7 +418,10 @@ async fn log_purged_beyond_its_snapshot_does_not_start() {
     for number in 0..60u8 {
         cluster.commit(leader, &[number]).await;
     }
-    until(&cluster.handles[0], "purged", |status| status.purged.index > LogIndex(0)).await;
+    until(&cluster.handles[0], "purged", |status| {
+        status.purged.index > LogIndex(0)
+    })
+    .await;
     cluster.handles[0].shutdown().await;
     let log: Arc<dyn LogStore> = cluster.seats[0].log.clone();
     let seat = Seat::on(1, log, Arc::new(MemorySnapshots::default()));

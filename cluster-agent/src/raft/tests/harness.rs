@@ -11,8 +11,9 @@ use common::ids::{DeviceId, Digest, LogIndex, LogPosition, RaftNodeId};
 use futures::{FutureExt, future::BoxFuture};
 
 use crate::raft::{
-    AppendCheck, LinkError, LinkProfile, Member, OpenError, ProposeOutcome, RaftAlarm, RaftConfig, RaftHandle, RaftLink,
-    RaftPorts, RaftRole, RaftRpc, RaftStatus, ReplicatedMachine, RestoreError, SnapshotJob, TokioRuntime,
+    AppendCheck, AsyncRuntime, LinkError, LinkProfile, Member, OpenError, ProposeOutcome, RaftAlarm, RaftConfig,
+    RaftHandle, RaftLink, RaftPorts, RaftRole, RaftRpc, RaftStatus, ReplicatedMachine, RestoreError, SnapshotJob,
+    TokioRuntime,
     store::{LogStore, memory::MemoryLog, snapshot::MemorySnapshots, snapshot::SnapshotStore},
 };
 
@@ -26,7 +27,9 @@ pub fn id(number: u64) -> RaftNodeId {
 }
 
 pub fn member(number: u64) -> Member {
-    Member { device: DeviceId([number as u8; 32]) }
+    Member {
+        device: DeviceId([number as u8; 32]),
+    }
 }
 
 /// Remembers what it applied, in order.
@@ -70,7 +73,12 @@ impl ReplicatedMachine for Recorder {
         let commands = postcard::from_bytes(bytes).map_err(|error| RestoreError(error.to_string()))?;
         let mut history = self.0.lock().unwrap();
         let restores = history.restores + 1;
-        *history = History { position, chain, commands, restores };
+        *history = History {
+            position,
+            chain,
+            commands,
+            restores,
+        };
         Ok(())
     }
 }
@@ -80,7 +88,11 @@ pub struct NoBadCommands;
 
 impl AppendCheck for NoBadCommands {
     fn check(&self, command: &[u8]) -> Result<(), String> {
-        if command.starts_with(b"bad") { Err("a bad command".into()) } else { Ok(()) }
+        if command.starts_with(b"bad") {
+            Err("a bad command".into())
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -140,14 +152,18 @@ impl RaftLink for BoardLink {
         async move {
             assert!(body.len() <= kind.request_bytes_max());
             let peer = board.members.lock().unwrap().get(&to).cloned();
-            let Some(peer) = peer else { return Err(LinkError::Unreachable("unplugged".into())) };
+            let Some(peer) = peer else {
+                return Err(LinkError::Unreachable("unplugged".into()));
+            };
             if board.is_cut(me, to) {
                 tokio::time::sleep(deadline).await;
                 return Err(LinkError::Timeout);
             }
             // A task of the receiver's: it goes on when the caller gives up.
-            let handling = tokio::spawn(async move { peer.handle(me, kind, &body).await });
-            let handled = tokio::time::timeout(deadline, handling).await.map_err(|_| LinkError::Timeout)?;
+            let handling = TokioRuntime::spawn(async move { peer.handle(me, kind, &body).await });
+            let handled = tokio::time::timeout(deadline, handling)
+                .await
+                .map_err(|_| LinkError::Timeout)?;
             if board.is_cut(to, me) {
                 tokio::time::sleep(deadline).await;
                 return Err(LinkError::Timeout);
@@ -174,7 +190,13 @@ impl Seat {
     }
 
     pub fn on(number: u64, log: Arc<dyn LogStore>, snapshots: Arc<dyn SnapshotStore>) -> Self {
-        Self { id: id(number), log, snapshots, machine: Arc::default(), alarms: Arc::default() }
+        Self {
+            id: id(number),
+            log,
+            snapshots,
+            machine: Arc::default(),
+            alarms: Arc::default(),
+        }
     }
 
     pub async fn open(&self, config: RaftConfig, board: &Arc<Switchboard>) -> Handle {
@@ -186,7 +208,10 @@ impl Seat {
         let ports = RaftPorts {
             log: self.log.clone(),
             snapshots: self.snapshots.clone(),
-            link: Arc::new(BoardLink { me: self.id, board: board.clone() }),
+            link: Arc::new(BoardLink {
+                me: self.id,
+                board: board.clone(),
+            }),
             machine: self.machine.clone(),
             check: Arc::new(NoBadCommands),
             alarms: Arc::new(move |alarm| alarms.lock().unwrap().push(alarm)),

@@ -23,25 +23,41 @@ struct Target {
 }
 
 fn log_id(term: u64, leader: u64, index: u64) -> WireLogId {
-    WireLogId { term: Term(term), leader: id(leader), index: LogIndex(index) }
+    WireLogId {
+        term: Term(term),
+        leader: id(leader),
+        index: LogIndex(index),
+    }
 }
 
 fn command(at: WireLogId, bytes: &[u8]) -> WireEntry {
-    WireEntry { id: at, payload: WirePayload::command(&Bytes::copy_from_slice(bytes)).unwrap() }
+    WireEntry {
+        id: at,
+        payload: WirePayload::command(&Bytes::copy_from_slice(bytes)).unwrap(),
+    }
 }
 
 fn membership() -> WireMembership {
-    let members = (1..=3).map(|number| WireMember { id: id(number), device: member(number).device });
+    let members = (1..=3).map(|number| WireMember {
+        id: id(number),
+        device: member(number).device,
+    });
     WireMembership::new(vec![vec![id(1), id(2), id(3)]], members.collect())
 }
 
 fn leads(term: u64, leader: u64) -> WireVote {
-    WireVote { term: Term(term), candidate: id(leader), is_committed: true }
+    WireVote {
+        term: Term(term),
+        candidate: id(leader),
+        is_committed: true,
+    }
 }
 
 /// The chain above all of `entries`, from the start of the log.
 fn chain_of(entries: &[WireEntry]) -> Digest {
-    entries.iter().fold(Digest::default(), |chain, entry| entry.chain(chain))
+    entries
+        .iter()
+        .fold(Digest::default(), |chain, entry| entry.chain(chain))
 }
 
 /// An append of `new` above `held` by the leader of `vote`.
@@ -68,7 +84,10 @@ impl Target {
     }
 
     async fn append_from(&self, from: u64, request: AppendRequest) -> Result<AppendReply, RpcRefusal> {
-        let reply = self.handle.handle(id(from), RaftRpc::Append, &codec::encode(request)).await?;
+        let reply = self
+            .handle
+            .handle(id(from), RaftRpc::Append, &codec::encode(request))
+            .await?;
         Ok(codec::decode(&reply).unwrap())
     }
 
@@ -80,8 +99,15 @@ impl Target {
     /// Holds the founding and `commands`, all of term 1 under member 2, all but the last committed.
     async fn holding(commands: &[&[u8]]) -> (Self, Vec<WireEntry>) {
         let target = Self::new().await;
-        let mut log = vec![WireEntry { id: log_id(1, 2, 1), payload: WirePayload::Membership(membership()) }];
-        log.extend((2..).zip(commands).map(|(index, bytes)| command(log_id(1, 2, index), bytes)));
+        let mut log = vec![WireEntry {
+            id: log_id(1, 2, 1),
+            payload: WirePayload::Membership(membership()),
+        }];
+        log.extend(
+            (2..)
+                .zip(commands)
+                .map(|(index, bytes)| command(log_id(1, 2, index), bytes)),
+        );
         let committed = log.iter().rev().nth(1).map(|entry| entry.id);
         let reply = target.append(append(leads(1, 2), &[], &log, committed)).await;
         assert_eq!(reply, Ok(AppendReply::Success));
@@ -101,14 +127,25 @@ impl Target {
 async fn append_with_a_bad_command_is_refused_whole() {
     let (target, log) = Target::holding(&[b"a"]).await;
     let before = target.last_index();
-    let new = [command(log_id(1, 2, 3), b"good"), command(log_id(1, 2, 4), b"bad"), command(log_id(1, 2, 5), b"good")];
+    let new = [
+        command(log_id(1, 2, 3), b"good"),
+        command(log_id(1, 2, 4), b"bad"),
+        command(log_id(1, 2, 5), b"good"),
+    ];
     let refused = target.append(append(leads(1, 2), &log, &new, None)).await;
     assert_eq!(refused, Err(RpcRefusal::BadCommand));
     assert_eq!(target.last_index(), before, "nothing was appended");
-    let alarm = RaftAlarm::BadCommand { from: id(2), index: LogIndex(4), why: "a bad command".into() };
+    let alarm = RaftAlarm::BadCommand {
+        from: id(2),
+        index: LogIndex(4),
+        why: "a bad command".into(),
+    };
     assert_eq!(target.alarms(), [alarm]);
     // The same leader without the bad one goes on.
-    assert_eq!(target.append(append(leads(1, 2), &log, &new[..1], None)).await, Ok(AppendReply::Success));
+    assert_eq!(
+        target.append(append(leads(1, 2), &log, &new[..1], None)).await,
+        Ok(AppendReply::Success)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -121,12 +158,25 @@ async fn forked_previous_entry_is_refused_and_never_truncated() {
     let refused = target.append(append(leads(2, 3), &forked, &new, None)).await;
     assert_eq!(refused, Err(RpcRefusal::ForkedLog));
     let (ours, theirs) = (chain_of(&log), chain_of(&forked));
-    assert_eq!(target.alarms(), [RaftAlarm::ForkedLog { index: LogIndex(3), ours, theirs }]);
+    assert_eq!(
+        target.alarms(),
+        [RaftAlarm::ForkedLog {
+            index: LogIndex(3),
+            ours,
+            theirs
+        }]
+    );
     assert_eq!(target.last_index(), LogIndex(3));
     // A heartbeat that names the forked entry is refused as well.
-    assert_eq!(target.append(append(leads(2, 3), &forked, &[], None)).await, Err(RpcRefusal::ForkedLog));
+    assert_eq!(
+        target.append(append(leads(2, 3), &forked, &[], None)).await,
+        Err(RpcRefusal::ForkedLog)
+    );
     // The true history goes on.
-    assert_eq!(target.append(append(leads(2, 3), &log, &new, None)).await, Ok(AppendReply::Success));
+    assert_eq!(
+        target.append(append(leads(2, 3), &log, &new, None)).await,
+        Ok(AppendReply::Success)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -152,11 +202,17 @@ async fn honest_conflict_above_the_committed_index_is_replaced() {
     let (target, log) = Target::holding(&[b"a", b"b"]).await;
     // Index 3 is not committed: a leader of a later term may replace it.
     let new = [command(log_id(2, 3, 3), b"other")];
-    assert_eq!(target.append(append(leads(2, 3), &log[..2], &new, None)).await, Ok(AppendReply::Success));
+    assert_eq!(
+        target.append(append(leads(2, 3), &log[..2], &new, None)).await,
+        Ok(AppendReply::Success)
+    );
     assert_eq!(target.last_index(), LogIndex(3));
     let now: Vec<_> = log[..2].iter().chain(&new).cloned().collect();
     let next = [command(log_id(2, 3, 4), b"next")];
-    assert_eq!(target.append(append(leads(2, 3), &now, &next, None)).await, Ok(AppendReply::Success));
+    assert_eq!(
+        target.append(append(leads(2, 3), &now, &next, None)).await,
+        Ok(AppendReply::Success)
+    );
     assert_eq!(target.alarms(), []);
 }
 
@@ -167,7 +223,10 @@ async fn conflict_below_the_committed_index_is_refused() {
     let new = [command(log_id(2, 3, 2), b"other")];
     let refused = target.append(append(leads(2, 3), &log[..1], &new, None)).await;
     assert_eq!(refused, Err(RpcRefusal::ConflictBelowCommitted));
-    let alarm = RaftAlarm::ConflictBelowCommitted { index: LogIndex(2), committed: LogIndex(2) };
+    let alarm = RaftAlarm::ConflictBelowCommitted {
+        index: LogIndex(2),
+        committed: LogIndex(2),
+    };
     assert_eq!(target.alarms(), [alarm]);
     assert_eq!(target.last_index(), LogIndex(3));
 }
@@ -177,21 +236,45 @@ async fn nobody_speaks_in_anothers_name() {
     let (target, log) = Target::holding(&[b"a"]).await;
     let request = append(leads(1, 2), &log, &[], None);
     assert_eq!(target.append_from(3, request).await, Err(RpcRefusal::WrongSender));
-    let vote = BallotRequest { vote: leads(9, 2), last: None, is_transfer: true };
+    let vote = BallotRequest {
+        vote: leads(9, 2),
+        last: None,
+        is_transfer: true,
+    };
     for kind in [RaftRpc::Vote, RaftRpc::PreVote] {
         let refused = target.handle.handle(id(3), kind, &codec::encode(vote)).await;
         assert_eq!(refused, Err(RpcRefusal::WrongSender));
     }
-    assert_eq!(target.alarms(), vec![RaftAlarm::WrongSender { from: id(3), claimed: id(2) }; 3]);
+    assert_eq!(
+        target.alarms(),
+        vec![
+            RaftAlarm::WrongSender {
+                from: id(3),
+                claimed: id(2)
+            };
+            3
+        ]
+    );
     assert_eq!(target.handle.status().term, Term(1));
 }
 
 #[tokio::test(start_paused = true)]
 async fn term_cannot_be_pushed_to_its_end() {
     let (target, _) = Target::holding(&[b"a"]).await;
-    let vote = WireVote { term: Term(1 + TERM_JUMP_MAX + 1), candidate: id(3), is_committed: false };
-    let request = BallotRequest { vote, last: Some(log_id(1, 2, 99)), is_transfer: true };
-    let refused = target.handle.handle(id(3), RaftRpc::Vote, &codec::encode(request)).await;
+    let vote = WireVote {
+        term: Term(1 + TERM_JUMP_MAX + 1),
+        candidate: id(3),
+        is_committed: false,
+    };
+    let request = BallotRequest {
+        vote,
+        last: Some(log_id(1, 2, 99)),
+        is_transfer: true,
+    };
+    let refused = target
+        .handle
+        .handle(id(3), RaftRpc::Vote, &codec::encode(request))
+        .await;
     assert_eq!(refused, Err(RpcRefusal::TermJump));
     assert_eq!(target.handle.status().term, Term(1));
 }
@@ -202,13 +285,21 @@ async fn pre_vote_asks_and_changes_nothing() {
     // Longer than the lease of the last leader.
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
     let ask = |last| BallotRequest {
-        vote: WireVote { term: Term(2), candidate: id(3), is_committed: false },
+        vote: WireVote {
+            term: Term(2),
+            candidate: id(3),
+            is_committed: false,
+        },
         last,
         is_transfer: false,
     };
     let mut granted = Vec::new();
     for last in [log.last().map(|entry| entry.id), None] {
-        let reply = target.handle.handle(id(3), RaftRpc::PreVote, &codec::encode(ask(last))).await.unwrap();
+        let reply = target
+            .handle
+            .handle(id(3), RaftRpc::PreVote, &codec::encode(ask(last)))
+            .await
+            .unwrap();
         granted.push(codec::decode::<BallotReply>(&reply).unwrap().is_granted);
     }
     assert_eq!(granted, [true, false], "a whole log is granted, an empty one is not");
@@ -220,8 +311,15 @@ async fn commit_beyond_the_log_is_clamped() {
     let (target, log) = Target::holding(&[b"a"]).await;
     let beyond = Some(log_id(1, 2, u64::MAX));
     let new = [command(log_id(1, 2, 3), b"b")];
-    assert_eq!(target.append(append(leads(1, 2), &log, &new, beyond)).await, Ok(AppendReply::Success));
-    target.handle.wait_applied(LogIndex(3), super::harness::PATIENCE).await.unwrap();
+    assert_eq!(
+        target.append(append(leads(1, 2), &log, &new, beyond)).await,
+        Ok(AppendReply::Success)
+    );
+    target
+        .handle
+        .wait_applied(LogIndex(3), super::harness::PATIENCE)
+        .await
+        .unwrap();
     assert_eq!(target.handle.status().committed.index, LogIndex(3));
 }
 
@@ -232,7 +330,13 @@ async fn contradictions_inside_a_request_are_refused() {
     let later = append(leads(1, 2), &log, &[command(log_id(2, 2, 3), b"x")], None);
     let falls = append(leads(1, 2), &log, &[command(log_id(0, 2, 3), b"x")], None);
     let above_sender = append(leads(1, 2), &log, &[command(log_id(1, 3, 3), b"x")], None);
-    let candidate = AppendRequest { vote: WireVote { is_committed: false, ..leads(1, 2) }, ..append(leads(1, 2), &log, &[], None) };
+    let candidate = AppendRequest {
+        vote: WireVote {
+            is_committed: false,
+            ..leads(1, 2)
+        },
+        ..append(leads(1, 2), &log, &[], None)
+    };
     for request in [gap, later, falls, above_sender, candidate] {
         assert_eq!(target.append(request).await, Err(RpcRefusal::Malformed));
     }
@@ -245,7 +349,10 @@ async fn contradictions_inside_a_request_are_refused() {
 async fn quarantined_member_answers_nobody() {
     let (target, log) = Target::holding(&[b"a"]).await;
     target.handle.quarantine("told to");
-    assert_eq!(target.append(append(leads(1, 2), &log, &[], None)).await, Err(RpcRefusal::Quarantined));
+    assert_eq!(
+        target.append(append(leads(1, 2), &log, &[], None)).await,
+        Err(RpcRefusal::Quarantined)
+    );
 }
 
 /// A sealed snapshot that ends at index 50, and its digest.
@@ -273,7 +380,10 @@ impl Target {
             offset: offset as u64,
             bytes: whole[offset..end].to_vec().try_into().unwrap(),
         };
-        let reply = self.handle.handle(id(2), RaftRpc::Snapshot, &codec::encode(frame)).await?;
+        let reply = self
+            .handle
+            .handle(id(2), RaftRpc::Snapshot, &codec::encode(frame))
+            .await?;
         Ok(codec::decode(&reply).unwrap())
     }
 }
@@ -291,7 +401,11 @@ async fn interrupted_snapshot_resumes_where_it_stood() {
     assert_eq!(target.frame(digest, &whole, frame).await, go_on(2 * frame));
     let done = target.frame(digest, &whole, 2 * frame).await;
     assert_eq!(done, Ok(SnapshotReply::Done { vote: leads(1, 2) }));
-    target.handle.wait_applied(LogIndex(50), super::harness::PATIENCE).await.unwrap();
+    target
+        .handle
+        .wait_applied(LogIndex(50), super::harness::PATIENCE)
+        .await
+        .unwrap();
     assert_eq!(target.seat.machine.history().commands.len(), 60);
     assert_eq!(target.handle.applied().1, Digest([5; 32]));
     // The log goes on above it, and its chain is compared.
@@ -303,7 +417,10 @@ async fn interrupted_snapshot_resumes_where_it_stood() {
         committed: None,
     };
     assert_eq!(target.append(forked.clone()).await, Err(RpcRefusal::ForkedLog));
-    let honest = AppendRequest { previous_chain: Some(Digest([5; 32])), ..forked };
+    let honest = AppendRequest {
+        previous_chain: Some(Digest([5; 32])),
+        ..forked
+    };
     assert_eq!(target.append(honest).await, Ok(AppendReply::Success));
 }
 
@@ -314,7 +431,10 @@ async fn snapshot_without_its_digest_is_refused() {
     let last = whole.len() - 1;
     whole[last] ^= 1;
     // Once against the announced digest, once against its own.
-    assert_eq!(target.frame(Digest([1; 32]), &whole, 0).await, Err(RpcRefusal::BadSnapshot));
+    assert_eq!(
+        target.frame(Digest([1; 32]), &whole, 0).await,
+        Err(RpcRefusal::BadSnapshot)
+    );
     let digest = Digest(Sha256::digest(&whole).into());
     assert_eq!(target.frame(digest, &whole, 0).await, Err(RpcRefusal::BadSnapshot));
     assert_eq!(target.seat.machine.history().restores, 0);
@@ -335,8 +455,17 @@ async fn another_members_frames_do_not_replace_a_running_snapshot() {
         bytes: vec![1; 5].try_into().unwrap(),
     };
     let intruder = codec::encode(intruder);
-    let reply = target.handle.handle(RaftNodeId(3), RaftRpc::Snapshot, &intruder).await.unwrap();
-    assert_eq!(codec::decode::<SnapshotReply>(&reply).unwrap(), SnapshotReply::Continue { offset: 0 });
-    let go_on = SnapshotReply::Continue { offset: 2 * frame as u64 };
+    let reply = target
+        .handle
+        .handle(RaftNodeId(3), RaftRpc::Snapshot, &intruder)
+        .await
+        .unwrap();
+    assert_eq!(
+        codec::decode::<SnapshotReply>(&reply).unwrap(),
+        SnapshotReply::Continue { offset: 0 }
+    );
+    let go_on = SnapshotReply::Continue {
+        offset: 2 * frame as u64,
+    };
     assert_eq!(target.frame(digest, &whole, frame).await, Ok(go_on));
 }
