@@ -1,0 +1,262 @@
+//! Decides the mode of an agent and how old its answers may be, from evidence.
+//!
+//! In: linearizable positions with the time at which they were asked for, applied positions, blocks
+//! that executed a batch of the own cluster. Out: mode, ages. Called by: the agent's shell.
+//!
+//! # Rules
+//! * Upon a position asked for at `t0` and applied now: the cluster's state here is fresh as of `t0`.
+//! * Upon a block that executed a batch of the own cluster closed above a position asked for at `t0`:
+//!   the global view is fresh as of `t0`. The same if it holds an entry signed here after `t0`.
+//! * Ages grow with the own clock times `(1 + rho)`. After a start everything is unknown.
+//!
+//! # Invariants
+//! * honest-staleness: no age is below the truth.
+//!
+//! # Why
+//! A heartbeat is no evidence, since a cut-off leader goes on sending them; nor is the arrival of a
+//! block, since a validator can feed blocks an hour late.
+
+use std::collections::VecDeque;
+
+use common::{ids::LogIndex, wire::op::Mode};
+
+/// Positions remembered until a block includes them.
+const POSITIONS_MAX: usize = 256;
+
+/// A position and when it was asked for, microseconds of the own clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Asked {
+    t0_us: u64,
+    index: LogIndex,
+}
+
+/// Ages above which evidence no longer supports a mode. Microseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FreshnessLimits {
+    /// Above it the cluster's quorum counts as lost: a few times the interval of asking.
+    pub quorum_age_us_max: u64,
+    /// Above it the validators count as out of reach.
+    pub global_age_us_max: u64,
+}
+
+/// What an agent knows of its own freshness.
+#[derive(Clone, Debug)]
+pub struct Freshness {
+    drift_ppm: u32,
+    limits: FreshnessLimits,
+    /// Ascending in both fields: a later question gets no lower position.
+    waiting: VecDeque<Asked>,
+    /// Applied, and not yet below a batch that a block executed.
+    unconfirmed: VecDeque<Asked>,
+    fresh_as_of_us: Option<u64>,
+    answered_as_of_us: Option<u64>,
+    global_fresh_as_of_us: Option<u64>,
+    applied: LogIndex,
+}
+
+impl Freshness {
+    /// After a start: nothing is known. `drift_ppm` is rho of the genesis file.
+    #[must_use]
+    pub fn new(drift_ppm: u32, limits: FreshnessLimits) -> Self {
+        Self {
+            drift_ppm,
+            limits,
+            waiting: VecDeque::new(),
+            unconfirmed: VecDeque::new(),
+            fresh_as_of_us: None,
+            answered_as_of_us: None,
+            global_fresh_as_of_us: None,
+            applied: LogIndex(0),
+        }
+    }
+
+    /// A leader confirmed by a quorum answered `index` to a question asked at `t0_us`.
+    pub fn answered(&mut self, t0_us: u64, index: LogIndex) {
+        self.answered_as_of_us = self.answered_as_of_us.max(Some(t0_us));
+        push(&mut self.waiting, Asked { t0_us, index });
+        self.settle();
+    }
+
+    /// Everything up to `index` is applied here.
+    pub fn applied(&mut self, index: LogIndex) {
+        self.applied = self.applied.max(index);
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        while let Some(asked) = self.waiting.front().copied()
+            && asked.index <= self.applied
+        {
+            self.waiting.pop_front();
+            self.fresh_as_of_us = self.fresh_as_of_us.max(Some(asked.t0_us));
+            push(&mut self.unconfirmed, asked);
+        }
+    }
+
+    /// A block was applied that executed a batch of the own cluster and founding closed at `cut`.
+    pub fn own_batch_final(&mut self, cut: LogIndex) {
+        while let Some(asked) = self.unconfirmed.front().copied()
+            && asked.index < cut
+        {
+            self.unconfirmed.pop_front();
+            self.global_fresh_as_of_us = self.global_fresh_as_of_us.max(Some(asked.t0_us));
+        }
+    }
+
+    /// A block was applied that holds an entry this agent began to sign at `t0_us`.
+    pub fn own_entry_final(&mut self, t0_us: u64) {
+        self.global_fresh_as_of_us = self.global_fresh_as_of_us.max(Some(t0_us));
+    }
+
+    fn age_us(&self, as_of_us: Option<u64>, now_us: u64) -> Option<u64> {
+        let age = u128::from(now_us.saturating_sub(as_of_us?));
+        let grown = age + (age * u128::from(self.drift_ppm)).div_ceil(1_000_000);
+        Some(u64::try_from(grown).unwrap_or(u64::MAX))
+    }
+
+    /// How old the cluster's state here may be at `now_us`, in microseconds; `None` is "unknown".
+    #[must_use]
+    pub fn staleness_us(&self, now_us: u64) -> Option<u64> {
+        self.age_us(self.fresh_as_of_us, now_us)
+    }
+
+    /// How old the global view here may be at `now_us`, in microseconds; `None` is "unknown".
+    #[must_use]
+    pub fn global_age_us(&self, now_us: u64) -> Option<u64> {
+        self.age_us(self.global_fresh_as_of_us, now_us)
+    }
+
+    /// Entries still to be applied up to the newest position heard of.
+    #[must_use]
+    pub fn behind(&self) -> u64 {
+        self.waiting
+            .back()
+            .map_or(0, |asked| asked.index.0.saturating_sub(self.applied.0))
+    }
+
+    /// The mode at `now_us`.
+    #[must_use]
+    pub fn mode(&self, now_us: u64) -> Mode {
+        let within = |age: Option<u64>, max| age.is_some_and(|age| age <= max);
+        if within(self.staleness_us(now_us), self.limits.quorum_age_us_max) {
+            if within(self.global_age_us(now_us), self.limits.global_age_us_max) {
+                Mode::Normal
+            } else {
+                Mode::Island
+            }
+        } else if within(
+            self.age_us(self.answered_as_of_us, now_us),
+            self.limits.quorum_age_us_max,
+        ) {
+            Mode::CatchingUp
+        } else {
+            Mode::ReadOnly
+        }
+    }
+}
+
+/// Keeps the list ascending and bounded. Of two questions with one position the later is the better
+/// evidence; a question that goes back in either field says nothing new.
+fn push(list: &mut VecDeque<Asked>, asked: Asked) {
+    if let Some(last) = list.back_mut() {
+        if asked.t0_us <= last.t0_us || asked.index < last.index {
+            return;
+        }
+        if asked.index == last.index {
+            *last = asked;
+            return;
+        }
+    }
+    if list.len() == POSITIONS_MAX {
+        // Every second one goes: what is left is true, and only coarser.
+        let mut keep = false;
+        list.retain(|_| {
+            keep = !keep;
+            keep
+        });
+    }
+    list.push_back(asked);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn freshness() -> Freshness {
+        Freshness::new(
+            500,
+            FreshnessLimits {
+                quorum_age_us_max: 1_000_000,
+                global_age_us_max: 3_000_000,
+            },
+        )
+    }
+
+    #[test]
+    fn nothing_is_known_after_a_start() {
+        let f = freshness();
+        assert_eq!(
+            (f.staleness_us(5), f.global_age_us(5), f.mode(5)),
+            (None, None, Mode::ReadOnly)
+        );
+    }
+
+    #[test]
+    fn age_counts_from_the_question_and_grows_by_drift() {
+        let mut f = freshness();
+        f.answered(1_000_000, LogIndex(7));
+        assert_eq!(f.staleness_us(1_100_000), None, "not applied yet");
+        assert_eq!((f.mode(1_100_000), f.behind()), (Mode::CatchingUp, 7));
+        f.applied(LogIndex(7));
+        assert_eq!(f.staleness_us(2_000_000), Some(1_000_500));
+        assert_eq!(f.mode(1_500_000), Mode::Island);
+        assert_eq!(f.mode(2_000_000), Mode::ReadOnly, "no answer for longer than the limit");
+    }
+
+    #[test]
+    fn global_view_is_fresh_only_through_a_batch_closed_above_the_position() {
+        let mut f = freshness();
+        f.answered(1_000_000, LogIndex(7));
+        f.answered(1_200_000, LogIndex(9));
+        f.applied(LogIndex(9));
+        f.own_batch_final(LogIndex(7));
+        assert_eq!(f.global_age_us(1_300_000), None, "closed at the position, not above it");
+        f.own_batch_final(LogIndex(9));
+        assert_eq!(
+            f.global_age_us(1_300_000),
+            Some(300_150),
+            "only the first question is below the cut"
+        );
+        f.own_entry_final(1_250_000);
+        assert_eq!(f.global_age_us(1_300_000), Some(50_025));
+        assert_eq!(f.mode(1_300_000), Mode::Normal);
+    }
+
+    #[test]
+    fn late_answers_to_old_questions_make_nothing_younger() {
+        let mut f = freshness();
+        f.answered(2_000_000, LogIndex(5));
+        f.applied(LogIndex(5));
+        f.answered(1_000_000, LogIndex(5));
+        assert_eq!(f.staleness_us(2_000_000), Some(0));
+        f.own_entry_final(2_000_000);
+        f.own_entry_final(1);
+        assert_eq!(f.global_age_us(2_000_000), Some(0));
+    }
+
+    #[test]
+    fn list_of_positions_is_bounded_and_stays_true() {
+        let mut f = freshness();
+        for i in 1..=10_000u64 {
+            f.answered(i * 1_000, LogIndex(i));
+            f.applied(LogIndex(i));
+            assert!(f.unconfirmed.len() <= POSITIONS_MAX);
+        }
+        f.own_batch_final(LogIndex(5_000));
+        let age = f.global_age_us(10_000_000).unwrap();
+        assert!(
+            age >= 5_001_000,
+            "never younger than the newest question below the cut: {age}"
+        );
+    }
+}

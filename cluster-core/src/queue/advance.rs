@@ -1,0 +1,306 @@
+//! What a finalized block does to the cluster's state.
+//!
+//! # Rules
+//! * Upon the last part of the next block: own batches are compared with the outbox; one unlike it
+//!   changes nothing but the recorded conflict. Otherwise the block is executed, a non-empty open
+//!   batch closes at the height before it, and own batches in it leave the outbox.
+//! * A fleet-scope row follows the global state for what is decided there: always when its assignment
+//!   changed, when custody ended, and when no entry of this log about it waits to become final.
+//!   While one waits, this log knows more of the holder than the global state does.
+//! * A task that is assigned to this cluster gets a row.
+//! * A fleet-scope `Submit` that was rejected ends its row.
+//! * Waiting tasks of cluster scope that the global state has marked end here: deadline below a block's
+//!   time, or a linked task elsewhere that ended otherwise than completed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use common::{
+    block::AdvancePart,
+    entry::{SignatureOracle, transition::Event},
+    global_queue::{BlockOutcome, MachineEvent, OrderedBatch, Outcome, Row},
+    ids::{Height, LogIndex, LogPosition, TaskId},
+    task::Scope,
+    verdict::Verdict,
+    wire::op::Finality,
+};
+
+use super::{Applied, ClusterQueue, QueueEvent, TaskRow};
+use crate::{
+    Shared,
+    batcher::{Conflict, OutboxBatch},
+    global_view::{CheckedAdvance, Taken, check_advance},
+};
+
+impl ClusterQueue {
+    pub(super) fn apply_part(
+        &mut self,
+        position: LogPosition,
+        part: AdvancePart,
+        oracle: &mut impl SignatureOracle,
+        applied: &mut Applied,
+    ) {
+        if self.state.conflict.is_some() {
+            return;
+        }
+        let next = self.global_height().next();
+        let Taken::Complete(bytes) = self.state.collected.take(next, &part) else {
+            return;
+        };
+        let (cluster, chain) = (self.state.cluster, self.state.chain_id);
+        if let Ok(advance) = check_advance(&bytes, &part, cluster, &chain, &self.set) {
+            self.apply_block(position, &advance, oracle, &mut applied.events);
+        }
+    }
+
+    fn apply_block(
+        &mut self,
+        position: LogPosition,
+        advance: &CheckedAdvance,
+        oracle: &mut impl SignatureOracle,
+        events: &mut Vec<QueueEvent>,
+    ) {
+        let block = &advance.finalized.block;
+        let own = match self.own_batches(advance) {
+            Ok(own) => own,
+            Err(conflict) => {
+                self.state.conflict = Some(conflict);
+                events.push(QueueEvent::Quarantined(conflict));
+                return;
+            }
+        };
+        let batches: Vec<Option<OrderedBatch<'_>>> = (0..block.refs.len())
+            .map(|at| match (&advance.batches[at], own.get(&at)) {
+                (Some(batch), _) => OrderedBatch::finalized(&advance.finalized, at, &batch.header, &batch.entries),
+                (None, Some(batch)) => OrderedBatch::finalized(&advance.finalized, at, &batch.header, &batch.entries),
+                (None, None) => None,
+            })
+            .collect();
+        let before = self.global_height();
+        // A block that a quorum finalized and that does not follow ours shows a broken assumption
+        // elsewhere; here it changes nothing, and the view stays at its height and says so.
+        let Ok(outcome) = self.global.apply(block, &batches, oracle) else {
+            return;
+        };
+        let closed = self
+            .state
+            .batcher
+            .close_before_block(position, before, &self.state.chain_id);
+        events.extend(closed.map(QueueEvent::BatchClosed));
+        let own_cut = self.take_final(outcome.height, events);
+        self.follow(&outcome, &own, events);
+        self.end_marked(position.index, events);
+        events.push(QueueEvent::BlockApplied {
+            height: outcome.height,
+            time: block.header.time,
+            own_cut,
+        });
+    }
+
+    /// The own batches that a block refers to and that are next, by position of the reference.
+    fn own_batches(&self, advance: &CheckedAdvance) -> Result<BTreeMap<usize, Shared<OutboxBatch>>, Conflict> {
+        let mut own = BTreeMap::new();
+        let mut next = self.state.batcher.last_final().seq.next();
+        for (at, named) in advance.finalized.block.refs.iter().enumerate() {
+            let is_own = named.cluster == self.state.cluster && named.founding == self.state.founding;
+            if is_own && named.seq == next {
+                let batch = self.state.batcher.check_next_final(named.seq, named.digest)?;
+                own.insert(at, batch.clone());
+                next = next.next();
+            }
+        }
+        Ok(own)
+    }
+
+    /// Takes out of the outbox what the global queue has executed. Returns the newest cut among it.
+    fn take_final(&mut self, height: Height, events: &mut Vec<QueueEvent>) -> Option<LogIndex> {
+        let cursor = self
+            .global
+            .cursor(self.state.cluster)
+            .expect("the own cluster is in the genesis file");
+        let (next, digest) = (cursor.next_seq, cursor.last_digest);
+        let mut cut = None;
+        while self.state.batcher.last_final().seq.next() < next {
+            let batch = self.state.batcher.pop_final();
+            cut = Some(batch.header.cut.index);
+            events.push(QueueEvent::BatchFinal {
+                seq: batch.header.seq,
+                height,
+            });
+            self.forget_pending(&batch);
+        }
+        assert_eq!(
+            self.state.batcher.last_final().digest,
+            digest,
+            "the outbox and the global queue follow one chain of batches"
+        );
+        cut
+    }
+
+    /// Events of a final batch stand in the global queue now.
+    fn forget_pending(&mut self, batch: &OutboxBatch) {
+        for row in &batch.entries {
+            let common::batch::BatchItem::Author(entry) = &row.item else {
+                continue;
+            };
+            let task = match entry.header.action.task() {
+                Some(task) => task,
+                None => entry.id(&self.state.chain_id).into(),
+            };
+            if let Some(events) = self.state.pending.get_mut(&task) {
+                let events = events.make_mut();
+                events.retain(|event| event.index.is_some_and(|index| index > batch.header.cut.index));
+                if events.is_empty() {
+                    self.state.pending.remove(&task);
+                }
+            }
+        }
+    }
+
+    /// Brings rows in line with what the block decided.
+    fn follow(
+        &mut self,
+        outcome: &BlockOutcome,
+        own: &BTreeMap<usize, Shared<OutboxBatch>>,
+        events: &mut Vec<QueueEvent>,
+    ) {
+        let height = outcome.height;
+        let mut touched: BTreeMap<TaskId, Verdict> = BTreeMap::new();
+        let mut entries = Vec::new();
+        for outcome in &outcome.outcomes {
+            match *outcome {
+                Outcome::Batch { .. } => {}
+                Outcome::Entry {
+                    reference,
+                    id,
+                    task,
+                    verdict,
+                    ..
+                } => {
+                    if own.contains_key(&(reference as usize)) {
+                        entries.push((id, verdict));
+                    }
+                    // A rejected `Submit` made no task; its row here bears its id.
+                    touched.insert(task.unwrap_or(TaskId::from(id)), verdict);
+                }
+                Outcome::Machine { task, .. } => {
+                    touched.insert(task, Verdict::Granted);
+                }
+            }
+        }
+        if !entries.is_empty() {
+            events.push(QueueEvent::EntriesFinal { height, entries });
+        }
+        for (task, verdict) in touched {
+            self.follow_task(task, Finality::Final { height, verdict }, events);
+        }
+    }
+
+    fn follow_task(&mut self, task: TaskId, finality: Finality, events: &mut Vec<QueueEvent>) {
+        let final_cut = self.state.batcher.last_final().cut;
+        let row = self.state.rows.get(&task);
+        let global = self.global.task(&task);
+        let new = match (row, global) {
+            (None, Some(global)) => self.adopted(global, finality),
+            (Some(row), None) => rejected(row, finality),
+            (Some(row), Some(global)) => {
+                let is_pending = row.changed_at > final_cut;
+                let is_behind = row.assignment != global.standing.assignment
+                    || (global.standing.custody.is_none() && row.state().is_open());
+                let mut new = (**row).clone();
+                if !is_pending {
+                    new.finality = finality;
+                }
+                if row.scope == Scope::Fleet {
+                    place(&mut new, global);
+                    if is_behind || !is_pending {
+                        new.life = global.standing.life.clone();
+                    }
+                }
+                Some(new)
+            }
+            (None, None) => None,
+        };
+        if let Some(new) = new
+            && self.state.rows.get(&task).is_none_or(|row| **row != new)
+        {
+            self.put_row(task, new, events);
+        }
+    }
+
+    /// A row for a task that was assigned to this cluster and submitted elsewhere.
+    fn adopted(&self, global: &Row, finality: Finality) -> Option<TaskRow> {
+        let is_ours = global.standing.custody.is_some() && global.standing.cluster == Some(self.state.cluster);
+        if global.scope() != Scope::Fleet || !is_ours {
+            return None;
+        }
+        let submitted = &global.submitted;
+        let mut row = TaskRow {
+            author: submitted.author,
+            scope: submitted.scope,
+            through: submitted.through,
+            content: submitted.content,
+            task: Shared::new(submitted.task.clone()),
+            life: global.standing.life.clone(),
+            cluster: None,
+            assignment: global.standing.assignment,
+            terms: self.genesis.timing.lease,
+            finality,
+            changed_at: LogIndex(0),
+        };
+        place(&mut row, global);
+        Some(row)
+    }
+
+    /// Waiting tasks of cluster scope end if the global state has marked them by now: their deadline
+    /// passed, or a linked task elsewhere ended otherwise than completed.
+    ///
+    /// The global state ends them just before the first batch that stood at this height, so both tiers
+    /// judge every entry about them from one state.
+    fn end_marked(&mut self, index: LogIndex, events: &mut Vec<QueueEvent>) {
+        let (time, height) = (self.global.time(), self.global.height());
+        let overdue = self
+            .derived
+            .deadlines
+            .iter()
+            .take_while(|(deadline, _)| *deadline < time);
+        let candidates: BTreeSet<TaskId> = overdue
+            .map(|(_, task)| *task)
+            .chain(self.derived.linked.iter().copied())
+            .collect();
+        for task in candidates {
+            let marked = self.global.task(&task).and_then(|global| global.standing.ends_at);
+            let Some((_, what)) = marked.filter(|(from, _)| *from <= height) else {
+                continue;
+            };
+            let event = match what {
+                MachineEvent::LinkedTaskEnded => Event::LinkedTaskEnded,
+                MachineEvent::Expired | MachineEvent::Assigned { .. } => Event::DeadlinePassed,
+            };
+            let mut row = (*self.state.rows[&task]).clone();
+            if row.life.happen(event).is_ok() {
+                self.put_row(task, row, events);
+                self.end_linked(task, index, events);
+            }
+        }
+    }
+}
+
+/// Where the global tier placed a fleet-scope task.
+fn place(row: &mut TaskRow, global: &Row) {
+    row.assignment = global.standing.assignment;
+    row.cluster = global.standing.cluster.filter(|_| global.standing.custody.is_some());
+    if let Some(terms) = global.standing.terms {
+        row.terms = terms;
+    }
+}
+
+/// The row of a fleet-scope `Submit` that the global tier rejected.
+fn rejected(row: &TaskRow, finality: Finality) -> Option<TaskRow> {
+    if row.scope != Scope::Fleet {
+        return None;
+    }
+    let mut row = row.clone();
+    row.life.happen(Event::Cancel).ok()?;
+    row.finality = finality;
+    Some(row)
+}

@@ -1,0 +1,151 @@
+//! What the queue answers to readers.
+
+use common::{
+    entry::life::Holder,
+    ids::{DeviceId, TaskId},
+    task::{Scope, TaskState},
+    wire::op::{EventView, HolderView, TaskView},
+};
+
+use super::{ClusterQueue, Held, TaskRow};
+
+impl ClusterQueue {
+    /// The row of a task: of this cluster's own tasks, and of fleet-scope tasks submitted through it
+    /// or assigned to it.
+    #[must_use]
+    pub fn task_row(&self, task: &TaskId) -> Option<&TaskRow> {
+        self.state.rows.get(task).map(|row| &**row)
+    }
+
+    /// All rows in order of their ids.
+    pub fn task_rows(&self) -> impl DoubleEndedIterator<Item = (&TaskId, &TaskRow)> + ExactSizeIterator {
+        self.state.rows.iter().map(|(task, row)| (task, &**row))
+    }
+
+    /// One task as a reader sees it.
+    #[must_use]
+    pub fn task_view(&self, task: &TaskId) -> Option<TaskView> {
+        self.task_row(task).map(|row| self.view_of(task, row))
+    }
+
+    fn view_of(&self, task: &TaskId, row: &TaskRow) -> TaskView {
+        let custody_until = match row.scope {
+            Scope::Cluster => None,
+            Scope::Fleet => self
+                .global
+                .task(task)
+                .and_then(|global| self.global.custody_until(global)),
+        };
+        TaskView {
+            id: *task,
+            author: row.author,
+            scope: row.scope,
+            through: row.through,
+            task: (*row.task).clone(),
+            state: row.state(),
+            cluster: row.cluster,
+            custody_until,
+            holder: row.holder().map(|holder| HolderView {
+                device: holder.device,
+                fence: holder.fence,
+            }),
+            attempts: row.life.attempts,
+            percent: row.life.percent,
+            finality: row.finality,
+        }
+    }
+
+    /// Tasks after `after` in order of their ids, at most `limit`, and whether there are more.
+    /// `states`: only these; empty means all.
+    #[must_use]
+    pub fn task_views(&self, states: &[TaskState], after: Option<&TaskId>, limit: usize) -> (Vec<TaskView>, bool) {
+        use std::ops::Bound;
+        let from = after.map_or(Bound::Unbounded, |after| Bound::Excluded(*after));
+        let mut rows = self
+            .state
+            .rows
+            .range((from, Bound::Unbounded))
+            .filter(|(_, row)| states.is_empty() || states.contains(&row.state()));
+        let views = rows
+            .by_ref()
+            .take(limit)
+            .map(|(task, row)| self.view_of(task, row))
+            .collect();
+        (views, rows.next().is_some())
+    }
+
+    /// Tasks in these states, the most urgent first: highest priority, then earliest deadline, then
+    /// id. What on-board software looks through for work.
+    #[must_use]
+    pub fn claimable(&self, limit: usize) -> Vec<TaskId> {
+        let mut rows: Vec<_> = self
+            .task_rows()
+            .filter(|(_, row)| {
+                matches!(row.state(), TaskState::Queued | TaskState::Assigned)
+                    && row.cluster == Some(self.cluster())
+                    && row
+                        .task
+                        .after
+                        .iter()
+                        .all(|other| self.task_state(other) == Some(TaskState::Completed))
+            })
+            .map(|(task, row)| {
+                let deadline = row.task.deadline.map_or(u64::MAX, |deadline| deadline.0);
+                (core::cmp::Reverse(row.task.priority), deadline, *task)
+            })
+            .collect();
+        rows.sort_unstable();
+        rows.into_iter().take(limit).map(|(_, _, task)| task).collect()
+    }
+
+    /// All remembered events of a task: the final ones in the global order, then those of this log
+    /// that are not final yet.
+    #[must_use]
+    pub fn history(&self, task: &TaskId) -> Vec<EventView> {
+        let mut events = self.global.history(task);
+        let pending = self.state.pending.get(task);
+        events.extend(pending.iter().flat_map(|events| events.iter().cloned()));
+        events
+    }
+
+    /// Tasks by state, in the order of [`TaskState::ALL`].
+    #[must_use]
+    pub fn counts(&self) -> [u32; 10] {
+        self.derived.counts
+    }
+
+    /// The claim that holds `task` in this cluster.
+    #[must_use]
+    pub fn held(&self, task: &TaskId) -> Option<Held> {
+        let row = self.state.rows.get(task)?;
+        let holder = row.holder().filter(|_| row.cluster == Some(self.cluster()))?;
+        Some(self.held_of(*task, row, &holder))
+    }
+
+    fn held_of(&self, task: TaskId, row: &TaskRow, holder: &Holder) -> Held {
+        Held {
+            task,
+            scope: row.scope,
+            device: holder.device,
+            fence: holder.fence,
+            renewed_at: self.renewed_at(holder),
+            terms: row.terms,
+            stops_by_itself: self
+                .registry()
+                .by_id(&holder.device)
+                .is_some_and(|device| device.stops_by_itself),
+        }
+    }
+
+    /// What `device` holds in this cluster, in order of task ids.
+    pub fn held_by(&self, device: &DeviceId) -> impl Iterator<Item = Held> + '_ {
+        let claims = self.state.holders.get(device).map(|holder| &holder.claims);
+        claims.into_iter().flatten().filter_map(|task| self.held(task))
+    }
+
+    /// Everything held in this cluster, by holder and task.
+    pub fn all_held(&self) -> impl Iterator<Item = Held> + '_ {
+        let claims = self.state.holders.values().flat_map(|holder| &holder.claims);
+        claims.filter_map(|task| self.held(task))
+    }
+}
