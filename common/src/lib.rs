@@ -21,6 +21,7 @@ pub mod lease_terms;
 pub mod limits;
 pub mod merkle;
 pub mod number_stream;
+pub mod proof;
 pub mod quorum;
 pub mod registry;
 pub mod roster;

@@ -93,6 +93,73 @@ impl Path {
     }
 }
 
+/// A sibling on the way from a leaf to the root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// Whether the sibling stands left of what was climbed so far.
+    pub is_left: bool,
+    /// Its digest.
+    pub sibling: Digest,
+}
+
+/// A path without position and size: it shows that a leaf is in a tree, and every bit of it counts.
+///
+/// A [`Path`] has several (index, size) that give one root; where the position is said by the leaf
+/// itself, this form leaves nothing that could be changed unseen.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Climb {
+    /// From the leaf to the root.
+    pub steps: BoundedVec<Step, PATH_MAX>,
+}
+
+impl Climb {
+    /// The climb from `leaves[index]`, or `None` if there is no such leaf.
+    #[must_use]
+    pub fn from_leaf(leaves: &[Digest], index: usize) -> Option<Self> {
+        let path = path(leaves, index)?;
+        let mut sides = Vec::new();
+        collect_sides(index, leaves.len(), &mut sides);
+        let steps: Vec<Step> = sides
+            .into_iter()
+            .zip(&path.siblings)
+            .map(|(is_left, sibling)| Step {
+                is_left,
+                sibling: *sibling,
+            })
+            .collect();
+        Some(Self {
+            steps: steps.try_into().ok()?,
+        })
+    }
+
+    /// The root that this climb gives for a leaf digest.
+    #[must_use]
+    pub fn root_from(&self, leaf: Digest) -> Digest {
+        self.steps.iter().fold(leaf, |below, step| {
+            if step.is_left {
+                inner(&step.sibling, &below)
+            } else {
+                inner(&below, &step.sibling)
+            }
+        })
+    }
+}
+
+/// Whether each sibling of a path stands left, from the leaf to the root.
+fn collect_sides(index: usize, size: usize, sides: &mut Vec<bool>) {
+    if size == 1 {
+        return;
+    }
+    let at = split(size);
+    if index < at {
+        collect_sides(index, at, sides);
+        sides.push(false);
+    } else {
+        collect_sides(index - at, size - at, sides);
+        sides.push(true);
+    }
+}
+
 fn climb<'a>(
     index: usize,
     size: usize,
@@ -141,6 +208,26 @@ mod tests {
                 }
             }
             assert!(path(&leaves, n).is_none());
+        }
+    }
+
+    #[test]
+    fn climb_leads_to_the_root_and_every_bit_of_it_counts() {
+        for n in 1..20 {
+            let leaves = leaves(n);
+            for i in 0..n {
+                let climb = Climb::from_leaf(&leaves, i).unwrap();
+                assert_eq!(climb.root_from(leaves[i]), root(&leaves), "leaf {i} of {n}");
+                for at in 0..climb.steps.len() {
+                    let mut steps = climb.steps.to_vec();
+                    steps[at].is_left ^= true;
+                    let turned = Climb {
+                        steps: steps.try_into().unwrap(),
+                    };
+                    assert_ne!(turned.root_from(leaves[i]), root(&leaves));
+                }
+            }
+            assert!(Climb::from_leaf(&leaves, n).is_none());
         }
     }
 

@@ -55,6 +55,20 @@ pub struct EntryHeader {
     pub payload_len: u32,
 }
 
+impl EntryHeader {
+    /// The bytes that are signed.
+    #[must_use]
+    pub fn preimage(&self, chain: &ChainId) -> Vec<u8> {
+        preimage(self.action.tag(), chain, self)
+    }
+
+    /// The entry's identity.
+    #[must_use]
+    pub fn id(&self, chain: &ChainId) -> EntryId {
+        EntryId(sha256(&[&self.preimage(chain)]).0)
+    }
+}
+
 /// An entry as it travels and as it stands in the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignedEntry {
@@ -140,13 +154,13 @@ impl SignedEntry {
     /// The bytes that were signed.
     #[must_use]
     pub fn preimage(&self, chain: &ChainId) -> Vec<u8> {
-        preimage(self.header.action.tag(), chain, &self.header)
+        self.header.preimage(chain)
     }
 
     /// The entry's identity.
     #[must_use]
     pub fn id(&self, chain: &ChainId) -> EntryId {
-        EntryId(sha256(&[&self.preimage(chain)]).0)
+        self.header.id(chain)
     }
 
     /// Static checks that need no key.
