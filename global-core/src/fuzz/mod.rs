@@ -1,0 +1,3 @@
+//! Seeded schedules against the whole core.
+
+pub mod fixture;

@@ -1,0 +1,80 @@
+//! What the ledger needs of the state that blocks are executed on.
+
+use std::{collections::BTreeMap, fmt};
+
+use common::{
+    block::{BatchRef, Block, BlockHeader},
+    ids::{BatchSeq, ClusterId, Digest, Founding},
+};
+
+/// Digests of a state and of what the last block did to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Roots {
+    /// Of the whole state.
+    pub state: Digest,
+    /// Of the outcomes of the last block.
+    pub outcomes: Digest,
+}
+
+impl Roots {
+    /// The roots that `header` carries: those of the block two below.
+    #[must_use]
+    pub fn carried_by(header: &BlockHeader) -> Self {
+        Self {
+            state: header.state_root,
+            outcomes: header.outcome_root,
+        }
+    }
+}
+
+impl fmt::Display for Roots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.state, self.outcomes)
+    }
+}
+
+/// Which batch of a cluster is next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Cursor {
+    /// Founding in force.
+    pub founding: Founding,
+    /// Its number.
+    pub next: BatchSeq,
+    /// Digest of the batch before it; zeros before the first.
+    pub prev_digest: Digest,
+}
+
+impl Cursor {
+    /// The cursor after `batch`.
+    #[must_use]
+    pub fn after(&self, batch: &BatchRef) -> Self {
+        Self {
+            founding: self.founding,
+            next: batch.seq.next(),
+            prev_digest: batch.digest,
+        }
+    }
+
+    /// Whether `batch` has the number that is next.
+    #[must_use]
+    pub fn is_next(&self, batch: &BatchRef) -> bool {
+        (batch.founding, batch.seq) == (self.founding, self.next)
+    }
+}
+
+/// A state that blocks are applied to. A pure function of the blocks and their batches.
+///
+/// Cloned once per unfinalized block, so cloning should be cheap.
+pub trait Execution: Clone {
+    /// What applying needs beside the block: the batches it refers to, and which signatures verify.
+    type Batches: ?Sized;
+
+    /// Executes `block` on this state. `batches`: those of its references, in their order.
+    fn apply(&mut self, block: &Block, batches: &Self::Batches);
+
+    /// Digests of this state and of the outcomes of the block applied last.
+    fn roots(&self) -> Roots;
+
+    /// What is next of every cluster.
+    fn cursors(&self) -> BTreeMap<ClusterId, Cursor>;
+}
