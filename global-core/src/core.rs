@@ -345,7 +345,7 @@ impl<E: Execution> GlobalCore<E> {
         };
         let certificate = Checked::of_proof(last);
         effects.push(Effect::Finalized(
-            taken.iter().map(|finalized| (**finalized).clone()).collect(),
+            taken.iter().map(|finalized| (***finalized).clone()).collect(),
         ));
         // The certificate first: if it is for the last block itself, that can be built on.
         self.tell(now, consensus::Input::Certificate(certificate), effects);
