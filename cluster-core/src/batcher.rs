@@ -81,8 +81,10 @@ pub struct Batcher {
     founding: Founding,
     open: Vec<BatchEntry>,
     open_bytes: u64,
+    /// In force before the first open row.
+    roster_before: Roster,
+    /// In force after the last.
     roster: Roster,
-    next_roster: Roster,
     last_closed: Cursor,
     outbox: VecDeque<Shared<OutboxBatch>>,
     outbox_bytes: u64,
@@ -98,7 +100,7 @@ impl Batcher {
             founding,
             open: Vec::new(),
             open_bytes: 0,
-            next_roster: roster.clone(),
+            roster_before: roster.clone(),
             roster,
             last_closed: Cursor::default(),
             outbox: VecDeque::new(),
@@ -159,7 +161,7 @@ impl Batcher {
     /// The roster in force after everything applied.
     #[must_use]
     pub fn roster(&self) -> &Roster {
-        &self.next_roster
+        &self.roster
     }
 
     /// Adds a row. `before` is the position applied before the row's own; a full batch closes there.
@@ -176,7 +178,7 @@ impl Batcher {
             || (!self.open.is_empty() && self.open_bytes + bytes > BATCH_ENTRY_BYTES_MAX as u64);
         let closed = is_full.then(|| self.close(before, height, chain));
         if let BatchItem::Roster(change) = &row.item {
-            self.next_roster = change.roster.clone();
+            self.roster = change.roster.clone();
         }
         self.open.push(row);
         self.open_bytes += bytes;
@@ -232,8 +234,8 @@ impl Batcher {
             count: entries.len() as u32,
             entries_root: merkle::root(&leaves),
             global_height: height,
-            roster: self.roster.digest(),
-            next_roster: self.next_roster.digest(),
+            roster: self.roster_before.digest(),
+            next_roster: self.roster.digest(),
         };
         assert!(
             header.last_index <= cut.index,
@@ -252,7 +254,7 @@ impl Batcher {
         let batch = Shared::new(OutboxBatch {
             header,
             digest,
-            roster: core::mem::replace(&mut self.roster, self.next_roster.clone()),
+            roster: core::mem::replace(&mut self.roster_before, self.roster.clone()),
             entries,
             bytes,
         });

@@ -55,8 +55,14 @@ struct Lease {
     unconfirmed: VecDeque<(LogIndex, u64)>,
     /// t0 of the newest r with (2).
     final_t0_us: Option<u64>,
-    /// The last deadline that the vehicle was given.
-    given_until_us: Option<u64>,
+}
+
+/// The last deadline that the vehicle was given for a task. Outlives the lease.
+#[derive(Clone, Copy, Debug)]
+struct Given {
+    fence: Fence,
+    until_us: u64,
+    stop_ms: u32,
 }
 
 impl Lease {
@@ -118,6 +124,7 @@ pub struct Leases {
     last_noted_us: Option<u64>,
     leases: BTreeMap<TaskId, Lease>,
     ended: BTreeMap<TaskId, Fence>,
+    given: BTreeMap<TaskId, Given>,
 }
 
 impl Leases {
@@ -132,6 +139,7 @@ impl Leases {
             last_noted_us: None,
             leases: BTreeMap::new(),
             ended: BTreeMap::new(),
+            given: BTreeMap::new(),
         }
     }
 
@@ -165,7 +173,6 @@ impl Leases {
                             granted_t0_us: t0_us,
                             unconfirmed: VecDeque::new(),
                             final_t0_us: None,
-                            given_until_us: None,
                         });
                         lease.into_mut().count(fence.index, t0_us);
                     }
@@ -193,6 +200,7 @@ impl Leases {
             };
             self.leases.retain(|task, lease| holds(task, lease.fence));
             self.ended.retain(|task, fence| holds(task, *fence));
+            self.given.retain(|task, given| holds(task, given.fence));
         }
     }
 
@@ -208,7 +216,6 @@ impl Leases {
                 granted_t0_us: t0_us,
                 unconfirmed: VecDeque::new(),
                 final_t0_us: None,
-                given_until_us: None,
             });
             lease.count(index, t0_us);
         }
@@ -226,9 +233,15 @@ impl Leases {
     /// put the deadline into the command.
     #[must_use]
     pub fn may_run(&mut self, task: &TaskId, now_us: u64) -> Option<u64> {
-        let lease = self.leases.get_mut(task)?;
+        let lease = self.leases.get(task)?;
         let deadline = lease.deadline_us().filter(|deadline| now_us < *deadline)?;
-        lease.given_until_us = lease.given_until_us.max(Some(deadline));
+        let given = self.given.entry(*task).or_insert(Given {
+            fence: lease.fence,
+            until_us: deadline,
+            stop_ms: lease.terms.stop_ms,
+        });
+        given.fence = lease.fence;
+        given.until_us = given.until_us.max(deadline);
         Some(deadline)
     }
 
@@ -269,16 +282,15 @@ impl Leases {
     /// # Errors
     /// [`StillRunning`]: neither confirmed nor certain by time.
     pub fn end(&mut self, task: &TaskId, fence: Fence, is_stopped: bool, now_us: u64) -> Result<(), StillRunning> {
-        if let Some(lease) = self.leases.get(task)
-            && let Some(given_until_us) = lease.given_until_us
-        {
-            let stop_us = u64::from(lease.terms.stop_ms) * 1_000;
+        if let Some(given) = self.given.get(task).filter(|given| given.fence == fence) {
+            let stop_us = u64::from(given.stop_ms) * 1_000;
             let drift_us = (stop_us * u64::from(self.drift_ppm)).div_ceil(1_000_000);
-            let at_us = given_until_us.saturating_add(stop_us + drift_us);
+            let (given_until_us, at_us) = (given.until_us, given.until_us.saturating_add(stop_us + drift_us));
             if !is_stopped && now_us < at_us {
                 return Err(StillRunning { given_until_us, at_us });
             }
         }
+        self.given.remove(task);
         self.leases.remove(task);
         self.ended.insert(*task, fence);
         Ok(())
@@ -331,20 +343,31 @@ impl LeaseWatch {
         }
     }
 
-    /// Notes when claims and renewals were applied here. Call it for every applied entry, or at least
-    /// every few; a later note only makes the leader wait longer.
+    /// Notes when claims and renewals were applied here. Call it for every applied entry, in order; a
+    /// late note only makes the leader wait longer.
     pub fn after_apply(&mut self, queue: &ClusterQueue, applied: &Applied, now_us: u64) {
-        let is_relevant = applied.events.iter().any(|event| {
-            matches!(
-                event,
-                QueueEvent::Claimed { .. }
-                    | QueueEvent::Renewed { .. }
-                    | QueueEvent::HoldEnded { .. }
-                    | QueueEvent::BlockApplied { .. }
-            )
-        });
-        if is_relevant {
-            self.refresh(queue, now_us);
+        let seen_now = |renewed_at| Seen {
+            renewed_at,
+            applied_us: now_us,
+            proposed_us: None,
+        };
+        for event in &applied.events {
+            match event {
+                QueueEvent::Claimed { task, fence, .. } => {
+                    if let Some(held) = queue.held(task) {
+                        self.seen.insert((*task, *fence), seen_now(held.renewed_at));
+                    }
+                }
+                QueueEvent::Renewed { device, index } => {
+                    for held in queue.held_by(device) {
+                        self.seen.insert((held.task, held.fence), seen_now(*index));
+                    }
+                }
+                QueueEvent::HoldEnded { task, fence, .. } => {
+                    self.seen.remove(&(*task, *fence));
+                }
+                _ => {}
+            }
         }
     }
 

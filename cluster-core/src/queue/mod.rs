@@ -35,6 +35,7 @@ mod view;
 mod tests;
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -94,19 +95,25 @@ struct State {
 }
 
 /// What follows from the rows and is rebuilt instead of stored.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Derived {
+    cluster: ClusterId,
     /// Cluster-scope tasks that expire, by deadline.
     deadlines: BTreeSet<(BlockTime, TaskId)>,
     /// Cluster-scope tasks that wait for a task, by that task.
     waiting: BTreeMap<TaskId, BTreeSet<TaskId>>,
     /// Open cluster-scope tasks that wait for others.
     linked: BTreeSet<TaskId>,
+    /// Tasks of this cluster that nobody holds, the most urgent first.
+    unclaimed: BTreeSet<Urgency>,
     /// Rows by state, in the order of [`TaskState::ALL`].
     counts: [u32; 10],
     /// Sum of the digests of all rows: equal states have equal sums, whatever the order of changes.
     sum: [u64; 4],
 }
+
+/// Highest priority, then earliest deadline, then task.
+type Urgency = (Reverse<u8>, u64, TaskId);
 
 /// What one log entry did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -228,7 +235,7 @@ impl ClusterQueue {
                 collected: Collected::default(),
                 conflict: None,
             },
-            derived: Derived::default(),
+            derived: Derived::new(cluster),
             genesis,
         }
     }
@@ -660,16 +667,36 @@ impl ClusterQueue {
 }
 
 impl Derived {
-    fn of(rows: &BTreeMap<TaskId, Shared<TaskRow>>) -> Self {
-        let mut derived = Self::default();
+    fn new(cluster: ClusterId) -> Self {
+        Self {
+            cluster,
+            deadlines: BTreeSet::new(),
+            waiting: BTreeMap::new(),
+            linked: BTreeSet::new(),
+            unclaimed: BTreeSet::new(),
+            counts: [0; 10],
+            sum: [0; 4],
+        }
+    }
+
+    fn of(cluster: ClusterId, rows: &BTreeMap<TaskId, Shared<TaskRow>>) -> Self {
+        let mut derived = Self::new(cluster);
         for (task, row) in rows {
             derived.add(task, row);
         }
         derived
     }
 
+    /// Where a task stands among those that nobody holds.
+    fn urgency(&self, task: &TaskId, row: &TaskRow) -> Option<Urgency> {
+        let is_unclaimed = matches!(row.state(), TaskState::Queued | TaskState::Assigned);
+        let deadline = row.task.deadline.map_or(u64::MAX, |deadline| deadline.0);
+        (is_unclaimed && row.cluster == Some(self.cluster)).then_some((Reverse(row.task.priority), deadline, *task))
+    }
+
     fn add(&mut self, task: &TaskId, row: &TaskRow) {
         self.counts[row.state() as usize] += 1;
+        self.unclaimed.extend(self.urgency(task, row));
         for (sum, part) in self.sum.iter_mut().zip(snapshot::row_digest(task, row)) {
             *sum = sum.wrapping_add(part);
         }
@@ -692,6 +719,9 @@ impl Derived {
 
     fn remove(&mut self, task: &TaskId, row: &TaskRow) {
         self.counts[row.state() as usize] -= 1;
+        if let Some(urgency) = self.urgency(task, row) {
+            self.unclaimed.remove(&urgency);
+        }
         for (sum, part) in self.sum.iter_mut().zip(snapshot::row_digest(task, row)) {
             *sum = sum.wrapping_sub(part);
         }

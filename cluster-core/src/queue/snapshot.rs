@@ -154,7 +154,7 @@ impl ClusterQueue {
         let global = GlobalQueue::from_bytes(&global, &genesis).map_err(|_| SnapshotError::Global)?;
         let queue = Self {
             set: Arc::new(ValidatorSet::from_genesis(&genesis)),
-            derived: Derived::of(&state.rows),
+            derived: Derived::of(state.cluster, &state.rows),
             state,
             global,
             genesis,
@@ -198,7 +198,7 @@ impl ClusterQueue {
         let state = &self.state;
         state.batcher.check_invariants(&state.chain_id)?;
         check(
-            self.derived == Derived::of(&state.rows),
+            self.derived == Derived::of(state.cluster, &state.rows),
             "what is derived from the rows differs from them",
         )?;
         let mut held = 0;

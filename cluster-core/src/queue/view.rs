@@ -74,28 +74,16 @@ impl ClusterQueue {
         (views, rows.next().is_some())
     }
 
-    /// Tasks in these states, the most urgent first: highest priority, then earliest deadline, then
-    /// id. What on-board software looks through for work.
+    /// Tasks that a drone of this cluster could claim, the most urgent first: highest priority, then
+    /// earliest deadline, then id. What on-board software looks through for work.
     #[must_use]
     pub fn claimable(&self, limit: usize) -> Vec<TaskId> {
-        let mut rows: Vec<_> = self
-            .task_rows()
-            .filter(|(_, row)| {
-                matches!(row.state(), TaskState::Queued | TaskState::Assigned)
-                    && row.cluster == Some(self.cluster())
-                    && row
-                        .task
-                        .after
-                        .iter()
-                        .all(|other| self.task_state(other) == Some(TaskState::Completed))
-            })
-            .map(|(task, row)| {
-                let deadline = row.task.deadline.map_or(u64::MAX, |deadline| deadline.0);
-                (core::cmp::Reverse(row.task.priority), deadline, *task)
-            })
-            .collect();
-        rows.sort_unstable();
-        rows.into_iter().take(limit).map(|(_, _, task)| task).collect()
+        let is_completed = |other: &TaskId| self.task_state(other) == Some(TaskState::Completed);
+        let unclaimed = self.derived.unclaimed.iter().map(|(_, _, task)| *task);
+        unclaimed
+            .filter(|task| self.state.rows[task].task.after.iter().all(is_completed))
+            .take(limit)
+            .collect()
     }
 
     /// All remembered events of a task: the final ones in the global order, then those of this log
