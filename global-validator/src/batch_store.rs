@@ -1,0 +1,253 @@
+//! Certified batches on this validator's disk, by digest.
+//! In: verified batches. Out: batches, once asked for by digest. Called by: intake, peers, the driver.
+//!
+//! # Rules
+//! * Upon a batch: durable before anybody is told. The same batch again changes nothing.
+//! * Upon a batch wanted for execution: from memory, or from the disk with its certificate checked again
+//!   under the roster that its header names. Whether that roster is in force is for the state to say.
+//!
+//! # Invariants
+//! * The index names only durable batches: what it says may be voted on.
+//! * What is in the store was certified under the roster in force when it came.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use common::{
+    batch::{BatchItem, CertifiedBatch},
+    block::BatchRef,
+    codec::{decode, encode},
+    crypto::Verified,
+    genesis::Genesis,
+    ids::{BatchSeq, ClusterId, Digest, Founding},
+    registry::Registry,
+    roster::Roster,
+};
+use global_core::batch_pool::StoredBatch;
+use transport::ports::{Disk, Spawner};
+
+use crate::{
+    exit::Stop,
+    halt::Halt,
+    segments::{Place, SEGMENT_BYTES, Segments, Stopped},
+};
+
+/// Verified batches kept in memory.
+const RECENT_MAX: usize = 256;
+/// Their encoded bytes.
+const RECENT_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// A batch whose certificate was verified here.
+pub type SharedBatch = Arc<Verified<CertifiedBatch>>;
+
+#[derive(Default)]
+struct Index {
+    by_digest: BTreeMap<Digest, Place>,
+    by_seq: BTreeMap<(ClusterId, Founding, BatchSeq), Vec<StoredBatch>>,
+    /// Every roster that a batch header may name.
+    rosters: BTreeMap<Digest, Roster>,
+    recent: BTreeMap<Digest, SharedBatch>,
+    /// With encoded lengths, oldest first.
+    recent_order: VecDeque<(Digest, usize)>,
+    recent_bytes: usize,
+}
+
+impl Index {
+    fn insert(&mut self, name: &BatchRef, batch: &CertifiedBatch, bytes: usize, place: Place) {
+        if self.by_digest.insert(name.digest, place).is_none() {
+            self.by_seq
+                .entry((name.cluster, name.founding, name.seq))
+                .or_default()
+                .push(stored(name, batch, bytes));
+        }
+        for row in &batch.entries {
+            if let BatchItem::Roster(change) = &row.item {
+                self.rosters.insert(change.roster.digest(), change.roster.clone());
+            }
+        }
+    }
+
+    fn keep(&mut self, digest: Digest, batch: SharedBatch, bytes: usize) {
+        if self.recent.insert(digest, batch).is_some() {
+            return;
+        }
+        self.recent_order.push_back((digest, bytes));
+        self.recent_bytes += bytes;
+        while self.recent_order.len() > RECENT_MAX || self.recent_bytes > RECENT_BYTES_MAX {
+            let Some((oldest, bytes)) = self.recent_order.pop_front() else {
+                return;
+            };
+            self.recent.remove(&oldest);
+            self.recent_bytes -= bytes;
+        }
+    }
+}
+
+/// What the core wants to know of a batch on the disk; `bytes`: its encoded length.
+#[must_use]
+pub fn stored(name: &BatchRef, batch: &CertifiedBatch, bytes: usize) -> StoredBatch {
+    StoredBatch {
+        batch: *name,
+        prev_digest: batch.header.prev_digest,
+        bytes: bytes as u32,
+    }
+}
+
+/// Handle of the store; clones share it.
+#[derive(Clone)]
+pub struct BatchStore {
+    genesis: Arc<Genesis>,
+    registry: Arc<Registry>,
+    segments: Segments,
+    index: Arc<Mutex<Index>>,
+}
+
+fn damaged(what: impl std::fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.to_string())
+}
+
+impl BatchStore {
+    /// Opens the store and rebuilds its index.
+    ///
+    /// # Errors
+    /// Of the file system; [`io::ErrorKind::InvalidData`] if a record is no batch.
+    pub fn open(
+        disk: &Arc<dyn Disk>,
+        spawner: &Arc<dyn Spawner>,
+        halt: &Halt,
+        genesis: Arc<Genesis>,
+        registry: Arc<Registry>,
+    ) -> io::Result<Self> {
+        let (segments, records) = Segments::open(disk, spawner, halt, "batches", SEGMENT_BYTES)?;
+        let mut index = Index::default();
+        for cluster in (0..genesis.clusters.len() as u32).map(ClusterId) {
+            index
+                .rosters
+                .extend(genesis.founding_roster(cluster).map(|roster| (roster.digest(), roster)));
+        }
+        for (place, record) in records {
+            let batch: CertifiedBatch = decode(&record).map_err(damaged)?;
+            index.insert(&BatchRef::to(&batch, registry.chain()), &batch, record.len(), place);
+        }
+        Ok(Self {
+            genesis,
+            registry,
+            segments,
+            index: Arc::new(Mutex::new(index)),
+        })
+    }
+
+    fn index(&self) -> MutexGuard<'_, Index> {
+        // Guarded sections only look up and insert.
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stores `batch` durably and returns what the core wants to know of it, and whether it is new here.
+    ///
+    /// # Errors
+    /// [`Stopped`]: the validator is ending.
+    pub async fn put(&self, batch: SharedBatch) -> Result<(StoredBatch, bool), Stopped> {
+        let name = BatchRef::to(&batch, self.registry.chain());
+        let bytes = encode::<CertifiedBatch>(&batch);
+        let len = bytes.len();
+        let stored = stored(&name, &batch, len);
+        if self.contains(&name.digest) {
+            return Ok((stored, false));
+        }
+        let places = self.segments.append(vec![bytes]).await?;
+        let mut index = self.index();
+        // Two callers may have brought the same batch at once; one of them made it new.
+        let is_new = !index.by_digest.contains_key(&name.digest);
+        index.insert(&name, &batch, len, places[0]);
+        index.keep(name.digest, batch, len);
+        Ok((stored, is_new))
+    }
+
+    /// A batch for execution, or `None` if it is not here, or if no roster known here certifies it.
+    ///
+    /// # Errors
+    /// Of the disk: the caller stops the validator.
+    pub fn verified(&self, digest: &Digest) -> Result<Option<SharedBatch>, Stop> {
+        if let Some(batch) = self.index().recent.get(digest) {
+            return Ok(Some(batch.clone()));
+        }
+        let Some(bytes) = self.bytes(digest)? else {
+            return Ok(None);
+        };
+        let batch: CertifiedBatch = decode(&bytes).map_err(|error| Stop::storage("batches")(damaged(error)))?;
+        let roster = self.index().rosters.get(&batch.header.roster).cloned();
+        let cluster = self.genesis.clusters.get(batch.header.cluster.0 as usize);
+        let (Some(roster), Some(cluster)) = (roster, cluster) else {
+            return Ok(None);
+        };
+        let Ok(batch) = batch.verify(&self.registry, &roster, cluster.fault_model) else {
+            return Ok(None);
+        };
+        let batch = Arc::new(batch);
+        self.index().keep(*digest, batch.clone(), bytes.len());
+        Ok(Some(batch))
+    }
+
+    /// Whether the batch is durable here.
+    #[must_use]
+    pub fn contains(&self, digest: &Digest) -> bool {
+        self.index().by_digest.contains_key(digest)
+    }
+
+    /// Batches of this sequence number that are durable here: more than one is a cluster that
+    /// contradicts itself.
+    #[must_use]
+    pub fn rivals(&self, cluster: ClusterId, founding: Founding, seq: BatchSeq) -> usize {
+        self.index().by_seq.get(&(cluster, founding, seq)).map_or(0, Vec::len)
+    }
+
+    /// The batches of a cluster's founding from `from` on, ascending.
+    #[must_use]
+    pub fn from_seq(&self, cluster: ClusterId, founding: Founding, from: BatchSeq) -> Vec<StoredBatch> {
+        self.index()
+            .by_seq
+            .range((cluster, founding, from)..=(cluster, founding, BatchSeq(u64::MAX)))
+            .flat_map(|(_, rivals)| rivals)
+            .copied()
+            .collect()
+    }
+
+    /// Encoded bytes of a batch, as they were received.
+    ///
+    /// # Errors
+    /// Of the disk: the caller stops the validator.
+    pub fn bytes(&self, digest: &Digest) -> Result<Option<Vec<u8>>, Stop> {
+        let Some(place) = self.index().by_digest.get(digest).copied() else {
+            return Ok(None);
+        };
+        self.segments.read(place).map(Some)
+    }
+
+    /// A batch.
+    ///
+    /// # Errors
+    /// Of the disk: the caller stops the validator.
+    pub fn get(&self, digest: &Digest) -> Result<Option<CertifiedBatch>, Stop> {
+        let Some(bytes) = self.bytes(digest)? else {
+            return Ok(None);
+        };
+        decode(&bytes)
+            .map(Some)
+            .map_err(|error| Stop::storage("batches")(damaged(error)))
+    }
+
+    /// Batches held.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.index().by_digest.len()
+    }
+
+    /// Whether it holds nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}

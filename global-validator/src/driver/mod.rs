@@ -1,0 +1,330 @@
+//! The one task that owns the core: inputs in, effects out, in order.
+//! In: [`Event`]s of doors, stores and fetches; time. Out: everything the core wants done.
+//! Called by: [`crate::Validator::start`], once.
+//!
+//! # Rules
+//! * Upon a start: listen for `clone_watch` without a word, then build the core from what is durable.
+//! * Upon events: step the core with each, then perform all effects together: first everything that
+//!   must be durable, with one fsync of the guard's journal beside one of the blocks, then what is sent.
+//! * Upon a valid message signed with this validator's key that the guard does not hold: stop (78).
+//! * Upon any failure of the disk: stop (70). Upon a quorum that computed otherwise: stop (70).
+//!
+//! # Invariants
+//! * durable-before-sent: whatever the core asked to persist before a send survived an fsync before it.
+//!
+//! # Why
+//! One task, because the protocol is a sequence; everything that can be done beside it (signatures,
+//! fetches, answers) is done by others, who hand their results in through one bounded queue.
+
+mod clone_watch;
+mod perform;
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use common::{
+    block::{BatchRef, Block, FinalizedBlock},
+    ids::{Digest, NodeIdx},
+};
+use futures::FutureExt;
+use global_core::{
+    Checked, CheckedMessage, Config, Effect, GlobalCore, Input, Instant, Ledger, Now, Recovered,
+    batch_pool::StoredBatch,
+};
+use tokio::sync::{mpsc, oneshot};
+use transport::watch::Watch;
+
+use crate::{
+    batch_store::BatchStore,
+    block_store::BlockStore,
+    block_time::BlockClock,
+    executed::{Executed, ExecutedWatch},
+    execution::ChainState,
+    exit::Stop,
+    guard::SigningGuard,
+    halt::Halt,
+    intake::Intake,
+    outcomes::Outcomes,
+    peers::{Peers, fetch::Fetcher},
+    ports::Ports,
+    verified_entries::VerifiedEntries,
+};
+
+/// Events that may wait for the driver.
+pub const EVENTS_WAITING_MAX: usize = 4_096;
+/// Events that are stepped before their effects are performed together.
+const EVENTS_PER_ROUND_MAX: usize = 64;
+/// Events kept while listening.
+const EVENTS_HELD_MAX: usize = 1_024;
+/// How often round trips and the wall clock are looked at.
+const LOOK_AROUND: Duration = Duration::from_secs(1);
+
+/// Something the driver is told.
+pub enum Event {
+    /// By another validator; checked.
+    Message {
+        /// Who sent it (not always who signed it).
+        from: NodeIdx,
+        /// What.
+        message: CheckedMessage,
+    },
+    /// A certified batch is durable here.
+    BatchStored(StoredBatch),
+    /// Another validator holds a certified batch.
+    Noticed {
+        /// Who.
+        from: NodeIdx,
+        /// Which.
+        batch: BatchRef,
+    },
+    /// Another validator wants a block that is not in the store.
+    AskedForBlock {
+        /// Which.
+        digest: Digest,
+        /// Where the answer goes.
+        answer: oneshot::Sender<Option<Box<Block>>>,
+    },
+    /// A block that the core asked for; its digest is the one asked for.
+    BlockFetched(Box<Block>),
+    /// Final blocks that the core asked for; none if the peer failed.
+    Synced {
+        /// Who was asked.
+        from: NodeIdx,
+        /// Verified, ascending.
+        blocks: Vec<Checked<FinalizedBlock>>,
+    },
+    /// A peer is connected anew.
+    Connected(NodeIdx),
+}
+
+/// Where events go.
+pub type EventSender = mpsc::Sender<Event>;
+
+/// What the driver works with.
+pub struct Driver {
+    pub(crate) ports: Ports,
+    pub(crate) config: Config,
+    pub(crate) clone_watch: Duration,
+    pub(crate) guard: SigningGuard,
+    pub(crate) ledger: Ledger<ChainState>,
+    pub(crate) peers: Peers,
+    pub(crate) fetcher: Fetcher,
+    pub(crate) intake: Intake,
+    pub(crate) blocks: BlockStore,
+    pub(crate) batches: BatchStore,
+    pub(crate) verified: VerifiedEntries,
+    pub(crate) outcomes: Outcomes,
+    pub(crate) executed: ExecutedWatch,
+    pub(crate) block_clock: BlockClock,
+    pub(crate) events: mpsc::Receiver<Event>,
+    pub(crate) sender: EventSender,
+    pub(crate) shutdown: Watch<bool>,
+    pub(crate) halt: Halt,
+}
+
+/// The driver after listening.
+struct Running {
+    core: GlobalCore<ChainState>,
+    timer: Option<Instant>,
+    effects: Vec<Effect>,
+}
+
+enum Woken {
+    Event(Event),
+    Timer,
+    Shutdown,
+}
+
+impl Driver {
+    /// Drives until shutdown, or until something stops the validator.
+    pub async fn run(mut self) {
+        if let Err(stop) = self.drive().await {
+            self.halt.stop(stop);
+        }
+    }
+
+    async fn drive(&mut self) -> Result<(), Stop> {
+        let Some(held) = self.listen().await? else {
+            return Ok(());
+        };
+        let mut running = self.begin()?;
+        for event in held {
+            self.take(&mut running, event)?;
+        }
+        let mut look_around_at = self.now().at;
+        loop {
+            self.perform(&mut running).await?;
+            self.publish(&running);
+            if self.now().at >= look_around_at {
+                self.look_around(&mut running);
+                look_around_at = self.now().at.plus_us(LOOK_AROUND.as_micros() as u64);
+                continue;
+            }
+            let wake_at = running.timer.map_or(look_around_at, |timer| timer.min(look_around_at));
+            match self.wait(wake_at).await {
+                Woken::Event(event) => self.take_round(&mut running, event)?,
+                Woken::Timer => self.step(&mut running, Input::Tick),
+                Woken::Shutdown => return Ok(()),
+            }
+        }
+    }
+
+    fn now(&self) -> Now {
+        Now {
+            at: Instant(self.ports.clock.now().us),
+            clock: self.block_clock.now(),
+        }
+    }
+
+    /// Waits for an event, for `until`, or for the shutdown.
+    async fn wait(&mut self, until: Instant) -> Woken {
+        let left = Duration::from_micros(until.0.saturating_sub(self.ports.clock.now().us));
+        futures::select_biased! {
+            _ = self.shutdown.wait_until(|is_asked| *is_asked).fuse() => Woken::Shutdown,
+            event = self.events.recv().fuse() => event.map_or(Woken::Shutdown, Woken::Event),
+            () = tokio::time::sleep(left).fuse() => Woken::Timer,
+        }
+    }
+
+    /// Listens without a word. Returns what was heard, or `None` if the shutdown came.
+    async fn listen(&mut self) -> Result<Option<VecDeque<Event>>, Stop> {
+        let until = self.now().at.plus_us(self.clone_watch.as_micros() as u64);
+        tracing::info!(clone_watch = ?self.clone_watch, "listening before the first vote");
+        let mut held = VecDeque::new();
+        while self.now().at < until {
+            match self.wait(until).await {
+                Woken::Event(Event::AskedForBlock { answer, .. }) => {
+                    // Whoever asked may have given up.
+                    let _ = answer.send(None);
+                }
+                // It is found on the disk when the core is built.
+                Woken::Event(Event::BatchStored(_)) => {}
+                Woken::Event(event) => {
+                    if let Event::Message { message, .. } = &event {
+                        clone_watch::check(&self.guard, &self.config, message)?;
+                    }
+                    if held.len() == EVENTS_HELD_MAX {
+                        held.pop_front();
+                    }
+                    held.push_back(event);
+                }
+                Woken::Timer => {}
+                Woken::Shutdown => return Ok(None),
+            }
+        }
+        Ok(Some(held))
+    }
+
+    /// Builds the core from what is durable.
+    fn begin(&mut self) -> Result<Running, Stop> {
+        let mut effects = Vec::new();
+        let recovered = self.recovered()?;
+        let ledger = self.ledger.clone();
+        let now = self.now();
+        let core = GlobalCore::new(self.config.clone(), ledger, recovered, now, &mut effects);
+        tracing::info!(view = %core.view(), height = %core.tip().height, "voting");
+        Ok(Running {
+            core,
+            timer: None,
+            effects,
+        })
+    }
+
+    fn recovered(&self) -> Result<Recovered, Stop> {
+        use common::wire::bft::Certificate;
+        use global_core::Record;
+        let mut recovered = Recovered {
+            guard: self.guard.guard().clone(),
+            ..Recovered::default()
+        };
+        for record in self.guard.persisted() {
+            match record {
+                Record::Proposal(proposal) => recovered.proposals.push((**proposal).clone()),
+                Record::Certificate(certificate) => recovered.certificates.push(certificate.clone()),
+            }
+        }
+        if let Some(last) = self.blocks.at(self.ledger.tip().height)? {
+            let finalization = Certificate::Finalization(last.proof.finalization);
+            recovered.certificates.push(finalization);
+        }
+        let queue = self.ledger.executed_state().queue();
+        for cluster in queue.clusters() {
+            if let Some(cursor) = queue.cursor(cluster) {
+                let waiting = self.batches.from_seq(cluster, cursor.founding, cursor.next_seq);
+                recovered.batches.extend(waiting);
+            }
+        }
+        Ok(recovered)
+    }
+
+    fn step(&self, running: &mut Running, input: Input) {
+        running.core.step(self.now(), input, &mut running.effects);
+    }
+
+    fn take_round(&mut self, running: &mut Running, first: Event) -> Result<(), Stop> {
+        self.take(running, first)?;
+        for _ in 1..EVENTS_PER_ROUND_MAX {
+            let Ok(event) = self.events.try_recv() else { break };
+            self.take(running, event)?;
+        }
+        Ok(())
+    }
+
+    fn take(&self, running: &mut Running, event: Event) -> Result<(), Stop> {
+        let input = match event {
+            Event::Message { message, .. } => {
+                clone_watch::check(&self.guard, &self.config, &message)?;
+                Input::Message(message)
+            }
+            Event::BatchStored(stored) => Input::BatchStored(stored),
+            Event::Noticed { from, batch } => Input::BatchHeard { batch, from },
+            Event::AskedForBlock { digest, answer } => {
+                let block = running.core.ledger().block(&digest).cloned().map(Box::new);
+                // Whoever asked may have given up.
+                let _ = answer.send(block);
+                return Ok(());
+            }
+            Event::BlockFetched(block) => Input::BlockFetched(block),
+            Event::Synced { from, blocks } if blocks.is_empty() => Input::SyncFailed { from },
+            Event::Synced { from, blocks } => Input::SyncAnswered { from, blocks },
+            Event::Connected(peer) => Input::PeerConnected(peer),
+        };
+        self.step(running, input);
+        Ok(())
+    }
+
+    /// Tells the core how far peers are, and follows the wall clock a little.
+    fn look_around(&self, running: &mut Running) {
+        for link in self.peers.iter() {
+            if let Some(rtt) = self.ports.transport.rtt(&link.device) {
+                let us = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
+                self.step(running, Input::RoundTrip { peer: link.idx, us });
+            }
+        }
+        let ahead_us = self.block_clock.follow();
+        // Half of the least bound on clocks is worth a word; block time itself is not moved by it.
+        if ahead_us.unsigned_abs() > self.config.timing.block_time_bound_us / 2 {
+            tracing::warn!(ahead_us, "the wall clock is off from this validator's block time");
+        }
+    }
+
+    /// Shows the doors where the core is now.
+    fn publish(&self, running: &Running) {
+        let core = &running.core;
+        let (before, state) = (self.executed.get(), core.ledger().executed_state());
+        let is_same_state = before.queue.tip() == state.queue().tip();
+        if is_same_state && before.view == core.view() && !before.is_listening {
+            return;
+        }
+        let queue = if is_same_state {
+            before.queue.clone()
+        } else {
+            Arc::new(state.queue().clone())
+        };
+        self.executed.set(Arc::new(Executed {
+            queue,
+            epoch: self.config.set.epoch(),
+            view: core.view(),
+            is_listening: false,
+        }));
+    }
+}

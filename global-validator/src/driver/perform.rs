@@ -1,0 +1,159 @@
+//! Performs what the core asks for, in its order, with as few fsyncs as that allows.
+
+use common::{
+    block::{Block, FinalizedBlock, Proposal},
+    certificate::Vote,
+    wire::bft::BftMessage,
+};
+use global_core::{Effect, GuardRecord, Input, Recipient, Record, batch_pool::WantedBatch};
+
+use super::{Driver, Event, Running};
+use crate::{execution::Gathered, exit::Stop};
+
+/// What waits until everything before it is durable.
+enum After {
+    Send { to: Recipient, message: BftMessage },
+    Vote(Vote),
+    Proposal(Box<Proposal>),
+}
+
+#[derive(Default)]
+struct Round {
+    after: Vec<After>,
+    finalized: Vec<FinalizedBlock>,
+    execute: Vec<Block>,
+}
+
+impl Driver {
+    /// Performs effects until none are left: performing some brings others.
+    pub(super) async fn perform(&mut self, running: &mut Running) -> Result<(), Stop> {
+        while !running.effects.is_empty() {
+            let mut round = Round::default();
+            for effect in std::mem::take(&mut running.effects) {
+                self.begin_effect(running, &mut round, effect)?;
+            }
+            self.make_durable(&round.finalized).await?;
+            let inputs = self.send_all(round.after);
+            for input in inputs {
+                self.step(running, input);
+            }
+            for block in round.execute {
+                let gathered = self.gather(&block)?;
+                let now = self.now();
+                running
+                    .core
+                    .execute(now, &block.digest(), &gathered, &mut running.effects);
+            }
+            if let Some(last) = round.finalized.last() {
+                let header = &last.block.header;
+                self.guard.compact((header.epoch, header.view)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn begin_effect(&mut self, running: &mut Running, round: &mut Round, effect: Effect) -> Result<(), Stop> {
+        match effect {
+            Effect::Persist(record) => self.guard.persist(record),
+            Effect::Vote(vote) => {
+                self.guard.admit(GuardRecord::Vote(vote))?;
+                round.after.push(After::Vote(vote));
+            }
+            Effect::Propose(draft) => {
+                let ballot = draft.block.header.ballot();
+                self.guard.admit(GuardRecord::Proposal(ballot))?;
+                let proposal = Box::new(draft.sign(self.guard.sign_proposal(&ballot)));
+                self.guard.persist(Record::Proposal(proposal.clone()));
+                round.after.push(After::Proposal(proposal));
+            }
+            // Nothing that must be durable is before it: no reason to wait for the disk.
+            Effect::Send { to, message } if round.after.is_empty() && !self.guard.has_pending() => {
+                self.peers.send(to, &message);
+            }
+            Effect::Send { to, message } => round.after.push(After::Send { to, message }),
+            Effect::SetTimer(at) => running.timer = at,
+            Effect::FetchBlock { digest, from } => self.fetch_block(digest, from),
+            Effect::FetchBatch(WantedBatch { batch, from }) => self.fetch_batch(batch.digest, from),
+            Effect::RequestSync { to, from } => self.request_sync(to, from),
+            Effect::Execute(block) => round.execute.push(*block),
+            Effect::Finalized(blocks) => round.finalized.extend(blocks),
+            Effect::Executed { height, digest } => {
+                if let Some(state) = running.core.ledger().state_of(&digest) {
+                    self.outcomes.record(height, state.outcomes().clone());
+                }
+            }
+            Effect::Evidence(evidence) => tracing::warn!(?evidence, "a validator contradicted itself"),
+            Effect::Halt(reason) => return Err(Stop::Diverged(reason.to_string())),
+        }
+        Ok(())
+    }
+
+    /// One fsync of the guard's journal, beside one of the block store.
+    async fn make_durable(&mut self, finalized: &[FinalizedBlock]) -> Result<(), Stop> {
+        let appended = self.blocks.append(finalized);
+        let (flushed, appended) = futures::join!(self.guard.flush(), appended);
+        flushed?;
+        // The writer has stopped the validator with its own reason; this one is only logged.
+        appended.map_err(|stopped| Stop::storage("blocks")(std::io::Error::other(stopped)))
+    }
+
+    /// Signs and sends what is now allowed to leave. Returns what the core is told of it.
+    fn send_all(&self, after: Vec<After>) -> Vec<Input> {
+        let mut inputs = Vec::new();
+        for after in after {
+            match after {
+                After::Send { to, message } => self.peers.send(to, &message),
+                After::Vote(vote) => {
+                    let signed = self.guard.sign_vote(vote);
+                    self.peers.send(Recipient::All, &BftMessage::Vote(signed));
+                    inputs.push(Input::OwnVote(signed));
+                }
+                After::Proposal(proposal) => {
+                    self.peers.send(Recipient::All, &BftMessage::Proposal(proposal.clone()));
+                    inputs.push(Input::OwnProposal(proposal));
+                }
+            }
+        }
+        inputs
+    }
+
+    /// The batches of a block's references.
+    pub(crate) fn gather(&self, block: &Block) -> Result<Gathered, Stop> {
+        let batches = block
+            .refs
+            .iter()
+            .map(|name| self.batches.verified(&name.digest))
+            .collect::<Result<_, _>>()?;
+        Ok(Gathered {
+            batches,
+            verified: self.verified.clone(),
+        })
+    }
+
+    fn fetch_block(&self, digest: common::ids::Digest, likely: Vec<common::ids::NodeIdx>) {
+        let (fetcher, events) = (self.fetcher.clone(), self.sender.clone());
+        let fetch = async move {
+            if let Some(block) = fetcher.block(digest, &likely).await {
+                // The driver may have ended.
+                let _ = events.send(Event::BlockFetched(Box::new(block))).await;
+            }
+        };
+        self.ports.spawner.spawn("fetch-block", Box::pin(fetch));
+    }
+
+    fn fetch_batch(&self, digest: common::ids::Digest, likely: Vec<common::ids::NodeIdx>) {
+        let (fetcher, intake) = (self.fetcher.clone(), self.intake.clone());
+        let fetch = async move { fetcher.batch(digest, &likely, &intake).await };
+        self.ports.spawner.spawn("fetch-batch", Box::pin(fetch));
+    }
+
+    fn request_sync(&self, to: common::ids::NodeIdx, from: common::ids::Height) {
+        let (fetcher, events) = (self.fetcher.clone(), self.sender.clone());
+        let sync = async move {
+            let blocks = fetcher.finalized(to, from).await;
+            // The driver may have ended.
+            let _ = events.send(Event::Synced { from: to, blocks }).await;
+        };
+        self.ports.spawner.spawn("sync", Box::pin(sync));
+    }
+}

@@ -1,0 +1,216 @@
+//! What comes in from other validators: checked here, then handed to the driver.
+//!
+//! # Rules
+//! * Upon a proposal, vote or certificate: check every signature, then queue it for the core. A full queue
+//!   refuses: the sender's core sends again what still matters.
+//! * Upon a notice of a batch: check its certificate under the roster in force, then tell the core.
+//! * Upon a question: answer from the disk, or from what the core holds.
+//!
+//! # Why
+//! Signatures are the cost of a validator. Checked here they run beside the driver, and a peer that
+//! sends rubbish spends its own connection's share.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use common::{
+    batch::BATCH_VERSION,
+    block::{BatchRef, Proposal},
+    codec::{Wire, decode, encode},
+    crypto::preimage::{Tag, preimage},
+    global_queue::GlobalQueue,
+    ids::NodeIdx,
+    quorum::attestation_quorum,
+    wire::{
+        bft::{BatchNotice, BftMessage, SyncAnswer, SyncRequest},
+        feed::FetchByDigest,
+        frame::{FrameKind, Refusal, RefusalCode},
+    },
+};
+use global_core::Verifier;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    block_store::BlockStore,
+    driver::{Event, EventSender},
+    executed::ExecutedWatch,
+    exit::Stop,
+    halt::Halt,
+    intake::Intake,
+};
+
+/// How long the driver has to answer a question.
+const ASK_DEADLINE: Duration = Duration::from_secs(2);
+/// Room for everything in an answer but blocks.
+const SYNC_OVERHEAD_BYTES: usize = 64;
+
+/// The door of the other validators; clones share it.
+#[derive(Clone)]
+pub struct PeerDoor {
+    /// Shared, so that a certificate is verified once, whoever sends it.
+    verifier: Arc<Mutex<Verifier>>,
+    events: EventSender,
+    executed: ExecutedWatch,
+    intake: Intake,
+    blocks: BlockStore,
+    halt: Halt,
+}
+
+fn invalid(error: impl std::fmt::Display) -> Refusal {
+    Refusal::new(RefusalCode::Invalid, &error.to_string())
+}
+
+impl PeerDoor {
+    /// The door to the driver behind `events` and to the stores.
+    #[must_use]
+    pub fn new(
+        verifier: Verifier,
+        events: EventSender,
+        executed: ExecutedWatch,
+        intake: Intake,
+        blocks: BlockStore,
+        halt: Halt,
+    ) -> Self {
+        Self {
+            verifier: Arc::new(Mutex::new(verifier)),
+            events,
+            executed,
+            intake,
+            blocks,
+            halt,
+        }
+    }
+
+    /// Answers one request of the validator `from`.
+    ///
+    /// # Errors
+    /// What the peer is told.
+    pub async fn handle(&self, from: NodeIdx, kind: FrameKind, body: Bytes) -> Result<Bytes, Refusal> {
+        match kind {
+            FrameKind::Proposal => {
+                let proposal: Proposal = decode(&body).map_err(invalid)?;
+                self.push(from, BftMessage::Proposal(Box::new(proposal)))
+            }
+            FrameKind::Vote => self.push(from, BftMessage::Vote(decode(&body).map_err(invalid)?)),
+            FrameKind::Certificate => self.push(from, BftMessage::Certificate(decode(&body).map_err(invalid)?)),
+            FrameKind::BatchNotice => self.notice(from, &decode(&body).map_err(invalid)?),
+            FrameKind::FetchBlock => self.block(decode(&body).map_err(invalid)?).await,
+            FrameKind::FetchBatch => {
+                let wanted: FetchByDigest = decode(&body).map_err(invalid)?;
+                self.intake.batch_bytes(&wanted.digest)
+            }
+            FrameKind::Sync => self.sync(decode(&body).map_err(invalid)?),
+            _ => Err(invalid("not a request of a validator")),
+        }
+    }
+
+    fn push(&self, from: NodeIdx, message: BftMessage) -> Result<Bytes, Refusal> {
+        let checked = {
+            let mut verifier = self.verifier.lock().unwrap_or_else(PoisonError::into_inner);
+            verifier.message(message)
+        };
+        let message = checked.map_err(|error| {
+            tracing::warn!(peer = %from, "message refused: {error}");
+            invalid(error)
+        })?;
+        self.queue(Event::Message { from, message })
+    }
+
+    fn queue(&self, event: Event) -> Result<Bytes, Refusal> {
+        match self.events.try_send(event) {
+            Ok(()) => Ok(Bytes::new()),
+            Err(mpsc::error::TrySendError::Full(_)) => Err(Refusal::new(RefusalCode::Busy, "the queue is full")),
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(Refusal::new(RefusalCode::NotNow, "stopping")),
+        }
+    }
+
+    fn notice(&self, from: NodeIdx, notice: &BatchNotice) -> Result<Bytes, Refusal> {
+        let executed = self.executed.get();
+        check_notice(&executed.queue, notice).map_err(|error| {
+            tracing::debug!(peer = %from, "notice refused: {error}");
+            invalid(error)
+        })?;
+        let header = &notice.header;
+        let batch = BatchRef {
+            cluster: header.cluster,
+            founding: header.founding,
+            seq: header.seq,
+            digest: header.digest(executed.queue.registry().chain()),
+        };
+        self.queue(Event::Noticed { from, batch })
+    }
+
+    async fn block(&self, wanted: FetchByDigest) -> Result<Bytes, Refusal> {
+        if let Some(held) = self
+            .blocks
+            .by_digest(&wanted.digest)
+            .map_err(|stop| self.failed(stop))?
+        {
+            return Ok(encode(&held.block).into());
+        }
+        let (answer, asked) = oneshot::channel();
+        self.queue(Event::AskedForBlock {
+            digest: wanted.digest,
+            answer,
+        })?;
+        match tokio::time::timeout(ASK_DEADLINE, asked).await {
+            Ok(Ok(Some(block))) => Ok(encode(block.as_ref()).into()),
+            Ok(Ok(None)) => Err(Refusal::new(RefusalCode::NotFound, "no such block")),
+            _ => Err(Refusal::new(RefusalCode::Busy, "no answer in time")),
+        }
+    }
+
+    fn failed(&self, stop: Stop) -> Refusal {
+        self.halt.stop(stop);
+        Refusal::new(RefusalCode::NotNow, "stopping")
+    }
+
+    fn sync(&self, request: SyncRequest) -> Result<Bytes, Refusal> {
+        let room = SyncAnswer::BYTES_MAX - SYNC_OVERHEAD_BYTES;
+        let blocks = self
+            .blocks
+            .range(request.from, 64, room)
+            .map_err(|stop| self.failed(stop))?;
+        let answer = SyncAnswer {
+            blocks: blocks.try_into().expect("at most 64 were asked for"),
+        };
+        Ok(encode(&answer).into())
+    }
+}
+
+/// Whether a quorum of the roster in force attested the header of `notice`.
+fn check_notice(queue: &GlobalQueue, notice: &BatchNotice) -> Result<(), String> {
+    let header = &notice.header;
+    let cursor = queue.cursor(header.cluster).ok_or("no such cluster")?;
+    let is_current = header.version == BATCH_VERSION
+        && header.founding == cursor.founding
+        && header.seq >= cursor.next_seq
+        && header.roster == cursor.roster_digest;
+    if !is_current {
+        return Err("executed before, or of another founding or roster".into());
+    }
+    let registry = queue.registry();
+    let keys: Vec<_> = cursor
+        .roster
+        .members
+        .iter()
+        .map(|member| {
+            let device = registry.by_idx(member.raft.idx())?;
+            device.keys.get(member.key_version.0 as usize)
+        })
+        .collect();
+    let model = queue.genesis_file().clusters[header.cluster.0 as usize].fault_model;
+    let message = preimage(Tag::Batch, registry.chain(), header);
+    let signed = notice
+        .attestations
+        .verify(&message, &keys)
+        .map_err(|error| error.to_string())?;
+    let needed = attestation_quorum(keys.len(), model);
+    if signed.len() < needed {
+        return Err(format!("{} attestations of {needed} needed", signed.len()));
+    }
+    Ok(())
+}

@@ -1,0 +1,191 @@
+//! An append-only sequence of records in segment files, written by one task.
+//! In: encoded records. Out: their places, once durable. Called by: the batch store and the block store.
+//!
+//! # Rules
+//! * Upon a record: append it to the last segment together with all others that wait; durable, then answered.
+//! * Upon a segment at its size: begin the next one. A finished segment is never written again.
+//! * Upon any error: the validator stops. Nothing is retried after a failed fsync.
+//!
+//! # Invariants
+//! * The order of the records on the disk is the order in which they were handed over.
+//!
+//! # Why
+//! One writer, because a caller may go away in the middle (its connection broke) and an append must
+//! not. Segments, because a later version drops old ones whole; today everything is kept.
+
+use std::{
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::{mpsc, oneshot};
+use transport::ports::{Disk, Journal, Spawner};
+
+use crate::{exit::Stop, halt::Halt};
+
+/// Size at which a segment is finished, in bytes.
+pub const SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
+/// Appends that may wait for the writer.
+const APPENDS_WAITING_MAX: usize = 256;
+/// Bytes that the writer gathers for one fsync.
+const GROUP_BYTES_MAX: usize = 2 * 1024 * 1024;
+
+/// Where a record stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    segment: u32,
+    offset: u64,
+}
+
+/// The store was stopped by a failure of the disk, or its validator is ending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the store has stopped")]
+pub struct Stopped;
+
+struct Append {
+    records: Vec<Vec<u8>>,
+    done: oneshot::Sender<Vec<Place>>,
+}
+
+/// Handle of one sequence; clones share it.
+#[derive(Clone)]
+pub struct Segments {
+    name: &'static str,
+    journals: Arc<Mutex<Vec<Box<dyn Journal>>>>,
+    appends: mpsc::Sender<Append>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Guarded sections do not panic halfway: they push or index.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn file_name(name: &str, segment: u32) -> String {
+    format!("{name}-{segment:06}.seg")
+}
+
+impl Segments {
+    /// Opens the sequence `name` with all its records, oldest first, and starts its writer.
+    ///
+    /// # Errors
+    /// Of the file system; [`io::ErrorKind::InvalidData`] if a record is damaged or a segment is
+    /// missing: the operator restores the disk or replaces the validator.
+    #[allow(clippy::type_complexity)]
+    pub fn open(
+        disk: &Arc<dyn Disk>,
+        spawner: &Arc<dyn Spawner>,
+        halt: &Halt,
+        name: &'static str,
+        segment_bytes: u64,
+    ) -> io::Result<(Self, Vec<(Place, Vec<u8>)>)> {
+        let files = disk.list(&format!("{name}-"))?;
+        let (mut journals, mut records) = (Vec::new(), Vec::new());
+        for segment in 0..files.len().max(1) as u32 {
+            let file = file_name(name, segment);
+            if files.get(segment as usize).is_some_and(|found| *found != file) {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("{file} is missing, found {}", files[segment as usize]),
+                ));
+            }
+            let (journal, found) = disk.open_journal(&file)?;
+            records.extend(
+                found
+                    .into_iter()
+                    .map(|(offset, record)| (Place { segment, offset }, record)),
+            );
+            journals.push(journal);
+        }
+        let journals = Arc::new(Mutex::new(journals));
+        let (appends, waiting) = mpsc::channel(APPENDS_WAITING_MAX);
+        let writer = Writer {
+            disk: disk.clone(),
+            name,
+            segment_bytes,
+            journals: journals.clone(),
+            halt: halt.clone(),
+        };
+        spawner.spawn(name, Box::pin(writer.run(waiting)));
+        Ok((
+            Self {
+                name,
+                journals,
+                appends,
+            },
+            records,
+        ))
+    }
+
+    /// Appends `records` in order. They are durable when this returns.
+    ///
+    /// # Errors
+    /// [`Stopped`]: the validator is ending.
+    pub async fn append(&self, records: Vec<Vec<u8>>) -> Result<Vec<Place>, Stopped> {
+        let (done, places) = oneshot::channel();
+        self.appends.send(Append { records, done }).await.map_err(|_| Stopped)?;
+        places.await.map_err(|_| Stopped)
+    }
+
+    /// The record at `place`.
+    ///
+    /// # Errors
+    /// Of the file system, or damage: the caller stops the validator.
+    pub fn read(&self, place: Place) -> Result<Vec<u8>, Stop> {
+        let journals = lock(&self.journals);
+        let journal = journals
+            .get(place.segment as usize)
+            .expect("places come from this sequence, whose segments stay");
+        journal.read(place.offset).map_err(Stop::storage(self.name))
+    }
+}
+
+struct Writer {
+    disk: Arc<dyn Disk>,
+    name: &'static str,
+    segment_bytes: u64,
+    journals: Arc<Mutex<Vec<Box<dyn Journal>>>>,
+    halt: Halt,
+}
+
+impl Writer {
+    async fn run(self, mut waiting: mpsc::Receiver<Append>) {
+        while let Some(first) = waiting.recv().await {
+            let mut group = vec![first];
+            let bytes = |append: &Append| append.records.iter().map(Vec::len).sum::<usize>();
+            let mut gathered = bytes(&group[0]);
+            while gathered < GROUP_BYTES_MAX {
+                let Ok(next) = waiting.try_recv() else { break };
+                gathered += bytes(&next);
+                group.push(next);
+            }
+            if let Err(error) = self.write(group).await {
+                self.halt.stop(Stop::storage(self.name)(error));
+                return;
+            }
+        }
+    }
+
+    async fn write(&self, group: Vec<Append>) -> io::Result<()> {
+        let (mut records, mut owners) = (Vec::new(), Vec::new());
+        for append in group {
+            owners.push((append.records.len(), append.done));
+            records.extend(append.records);
+        }
+        let (segment, appending) = {
+            let mut journals = lock(&self.journals);
+            let last = journals.last().expect("opening makes the first segment");
+            if last.bytes() >= self.segment_bytes {
+                let file = file_name(self.name, journals.len() as u32);
+                journals.push(self.disk.open_journal(&file)?.0);
+            }
+            let segment = journals.len() - 1;
+            (segment as u32, journals[segment].append(records))
+        };
+        let mut places = appending.await?.into_iter().map(|offset| Place { segment, offset });
+        for (count, done) in owners {
+            // A caller that went away does not mind.
+            let _ = done.send(places.by_ref().take(count).collect());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,383 @@
+//! Puts the rooms of a validator together: the one entry for `main`, the simulator and tests.
+
+use std::{io, sync::Arc, time::Duration};
+
+use common::{
+    block::{Block, FinalizedBlock},
+    codec::Label,
+    crypto::ConsensusKey,
+    genesis::Genesis,
+    global_queue::GlobalQueue,
+    ids::{DeviceId, Height, NodeIdx},
+    registry::Registry,
+    validator_set::ValidatorSet,
+    wire::bft::{BatchNotice, BftMessage},
+};
+use global_core::{Config, Ledger, Recipient, Verifier, batch_pool::StoredBatch};
+use tokio::sync::mpsc;
+use transport::{ports::BoxFuture, watch::Watch};
+
+use crate::{
+    api::{Api, ApiParts},
+    batch_store::{BatchStore, SharedBatch},
+    block_store::BlockStore,
+    block_time::BlockClock,
+    driver::{Driver, EVENTS_WAITING_MAX, Event, EventSender},
+    executed::{Executed, ExecutedWatch},
+    execution::{ChainState, Gathered},
+    exit::Stop,
+    guard::{Owner, Refusal, SigningGuard},
+    halt::Halt,
+    intake::{Announce, Intake},
+    outcomes::Outcomes,
+    peers::{PeerDoor, Peers, fetch::Fetcher},
+    ports::Ports,
+    prove::Prover,
+    service::{Door, Doors},
+    verified_entries::VerifiedEntries,
+};
+
+/// Who a validator is and how it starts.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// The fleet.
+    pub genesis: Arc<Genesis>,
+    /// Name of this validator in it.
+    pub label: Label,
+    /// Its consensus key.
+    pub consensus_key: ConsensusKey,
+    /// How long to listen before the first vote, at least four view timers.
+    pub clone_watch: Duration,
+}
+
+/// A running validator. Its tasks go on when this is dropped; [`Validator::shut_down`] ends the driver.
+#[derive(Clone)]
+pub struct Validator {
+    executed: ExecutedWatch,
+    blocks: BlockStore,
+    halt: Halt,
+    shutdown: Watch<bool>,
+}
+
+/// Tells the core and the other validators of a stored batch.
+struct Announcer {
+    events: EventSender,
+    peers: Peers,
+}
+
+impl Announce for Announcer {
+    fn stored(&self, batch: SharedBatch, stored: StoredBatch, is_news: bool) -> BoxFuture<()> {
+        if is_news {
+            let notice = BatchNotice {
+                header: batch.header.clone(),
+                attestations: batch.attestations.clone(),
+            };
+            self.peers.send(Recipient::All, &BftMessage::BatchNotice(notice));
+        }
+        let events = self.events.clone();
+        Box::pin(async move {
+            // If the driver has ended the validator is ending.
+            let _ = events.send(Event::BatchStored(stored)).await;
+        })
+    }
+}
+
+/// Damage found at a start is a refusal: the operator must look. Anything else is the disk's failure.
+fn opening(file: &'static str) -> impl FnOnce(io::Error) -> Stop {
+    move |error| match error.kind() {
+        io::ErrorKind::InvalidData => Refusal::Corrupt {
+            file,
+            why: error.to_string(),
+        }
+        .into(),
+        _ => Stop::storage(file)(error),
+    }
+}
+
+/// Blocks, batches and what executing them left behind.
+struct Stores {
+    blocks: BlockStore,
+    batches: BatchStore,
+    verified: VerifiedEntries,
+    outcomes: Outcomes,
+    ledger: Ledger<ChainState>,
+}
+
+impl Stores {
+    fn open(ports: &Ports, halt: &Halt, genesis: &Arc<Genesis>, registry: &Arc<Registry>) -> Result<Self, Stop> {
+        let chain = *registry.chain();
+        let (disk, spawner) = (&ports.disk, &ports.spawner);
+        let blocks = BlockStore::open(disk, spawner, halt, &chain).map_err(opening("blocks"))?;
+        let batches =
+            BatchStore::open(disk, spawner, halt, genesis.clone(), registry.clone()).map_err(opening("batches"))?;
+        let state = ChainState::genesis(GlobalQueue::genesis(genesis));
+        let mut stores = Self {
+            blocks,
+            batches,
+            verified: VerifiedEntries::new(registry.clone()),
+            outcomes: Outcomes::default(),
+            ledger: Ledger::genesis(chain, genesis.genesis_time, state),
+        };
+        stores.replay()?;
+        Ok(stores)
+    }
+
+    /// Executes the stored blocks, up to the first one whose batches did not all arrive before the end.
+    fn replay(&mut self) -> Result<(), Stop> {
+        while let Some(finalized) = self.blocks.at(self.ledger.tip().height.next())? {
+            let height = finalized.block.header.height;
+            let Some(gathered) = self.gather(&finalized)? else {
+                tracing::info!(%height, "batches of this final block are not here yet");
+                break;
+            };
+            self.ledger
+                .replay(&finalized, &gathered)
+                .map_err(|error| Stop::Diverged(format!("replaying height {height}: {error}")))?;
+            let outcomes = self.ledger.executed_state().outcomes().clone();
+            self.outcomes.record(height, outcomes);
+        }
+        Ok(())
+    }
+
+    fn gather(&self, finalized: &FinalizedBlock) -> Result<Option<Gathered>, Stop> {
+        let block: &Block = &finalized.block;
+        let mut batches = Vec::with_capacity(block.refs.len());
+        for name in &block.refs {
+            if !self.batches.contains(&name.digest) {
+                return Ok(None);
+            }
+            batches.push(self.batches.verified(&name.digest)?);
+        }
+        Ok(Some(Gathered {
+            batches,
+            verified: self.verified.clone(),
+        }))
+    }
+
+    /// The blocks that the guard says were durable must be here.
+    fn check_guard(&self, guard: &SigningGuard) -> Result<(), Stop> {
+        let Some((epoch, view)) = guard.guard().compacted() else {
+            return Ok(());
+        };
+        let last = self.blocks.at(self.blocks.tip().0)?;
+        let block_view = last.map(|last| last.block.header.view).unwrap_or_default();
+        if block_view < view {
+            return Err(Refusal::BlocksMissing {
+                epoch,
+                view,
+                block_view,
+            }
+            .into());
+        }
+        Ok(())
+    }
+}
+
+impl Validator {
+    /// Starts a validator on `ports` and opens `door`, the service behind its transport.
+    ///
+    /// # Errors
+    /// [`Stop`]: it must not run. Nothing was sent.
+    pub async fn start(setup: Setup, ports: Ports, door: &Door) -> Result<Self, Stop> {
+        let genesis = &setup.genesis;
+        let registry = Arc::new(Registry::from_genesis(genesis));
+        let member = registry
+            .by_label(setup.label.as_str())
+            .ok_or_else(|| Stop::NotInGenesis(setup.label.clone()))?;
+        let (me, device) = (member.idx, member.id);
+        let config = Config::from_genesis(genesis, Some(me))?;
+        let halt = Halt::default();
+        let owner = Owner {
+            chain: *registry.chain(),
+            device,
+            idx: me,
+        };
+        let guard = SigningGuard::open(&ports.disk, &ports.entropy, setup.consensus_key.clone(), owner).await?;
+        let stores = Stores::open(&ports, &halt, genesis, &registry)?;
+        stores.check_guard(&guard)?;
+        let clone_watch = clone_watch(setup.clone_watch, &config);
+        let parts = Parts {
+            setup,
+            ports,
+            registry,
+            config,
+            halt,
+            me,
+            device,
+            clone_watch,
+        };
+        Ok(parts.run(guard, stores, door))
+    }
+
+    /// The newest executed state and the validator's place in the protocol.
+    #[must_use]
+    pub fn executed(&self) -> &ExecutedWatch {
+        &self.executed
+    }
+
+    /// Height of the last final block, to wait on.
+    #[must_use]
+    pub fn height(&self) -> &Watch<Height> {
+        self.blocks.tip_watch()
+    }
+
+    /// Final blocks.
+    #[must_use]
+    pub fn blocks(&self) -> &BlockStore {
+        &self.blocks
+    }
+
+    /// Waits until the validator stops by itself; for ever if it does not.
+    pub async fn stopped(&self) -> Arc<Stop> {
+        self.halt.stopped().await
+    }
+
+    /// Why it stopped by itself, if it did.
+    #[must_use]
+    pub fn stop_reason(&self) -> Option<Arc<Stop>> {
+        self.halt.reason()
+    }
+
+    /// Ends the driver after what it is doing: nothing more is signed. What was signed is durable.
+    pub fn shut_down(&self) {
+        self.shutdown.set(true);
+    }
+}
+
+/// At least four view timers, as they are when the network is at its best.
+fn clone_watch(wanted: Duration, config: &Config) -> Duration {
+    wanted.max(Duration::from_micros(4 * 3 * config.timing.delay_us_min))
+}
+
+struct Parts {
+    setup: Setup,
+    ports: Ports,
+    registry: Arc<Registry>,
+    config: Config,
+    halt: Halt,
+    me: NodeIdx,
+    device: DeviceId,
+    clone_watch: Duration,
+}
+
+impl Parts {
+    fn run(self, guard: SigningGuard, stores: Stores, door: &Door) -> Validator {
+        let set = Arc::new(self.config.set.clone());
+        let chain = *self.registry.chain();
+        let peers = Peers::new(&self.registry, &set, self.me);
+        let (sender, events) = mpsc::channel(EVENTS_WAITING_MAX);
+        self.spawn_senders(&peers, &sender);
+        let executed = Watch::new(Arc::new(Executed {
+            queue: Arc::new(stores.ledger.executed_state().queue().clone()),
+            epoch: set.epoch(),
+            view: stores.ledger.tip().view.next(),
+            is_listening: true,
+        }));
+        let announcer = Announcer {
+            events: sender.clone(),
+            peers: peers.clone(),
+        };
+        let intake = Intake::new(
+            self.registry.clone(),
+            stores.batches.clone(),
+            stores.blocks.clone(),
+            executed.clone(),
+            stores.verified.clone(),
+            Arc::new(announcer),
+            self.halt.clone(),
+        );
+        let block_clock = BlockClock::start(self.ports.clock.clone());
+        let shutdown = Watch::new(false);
+        door.open(self.doors(&intake, &stores, &executed, &peers, &sender, &block_clock, &set));
+        let validator = Validator {
+            executed: executed.clone(),
+            blocks: stores.blocks.clone(),
+            halt: self.halt.clone(),
+            shutdown: shutdown.clone(),
+        };
+        let driver = Driver {
+            fetcher: Fetcher::new(
+                peers.clone(),
+                self.ports.transport.clone(),
+                chain,
+                self.config.set.clone(),
+            ),
+            config: self.config,
+            clone_watch: self.clone_watch,
+            guard,
+            ledger: stores.ledger,
+            peers,
+            intake,
+            blocks: stores.blocks,
+            batches: stores.batches,
+            verified: stores.verified,
+            outcomes: stores.outcomes,
+            executed,
+            block_clock,
+            events,
+            sender,
+            shutdown,
+            halt: self.halt,
+            ports: self.ports.clone(),
+        };
+        self.ports.spawner.spawn("driver", Box::pin(driver.run()));
+        validator
+    }
+
+    fn spawn_senders(&self, peers: &Peers, events: &EventSender) {
+        for link in peers.iter() {
+            let (events, idx) = (events.clone(), link.idx);
+            // If the queue is full the core is busy, and sends again by its own timers.
+            let came_back = move || drop(events.try_send(Event::Connected(idx)));
+            let sending = link
+                .outgoing
+                .clone()
+                .run(link.device, self.ports.transport.clone(), came_back);
+            self.ports.spawner.spawn("peer", Box::pin(sending));
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn doors(
+        &self,
+        intake: &Intake,
+        stores: &Stores,
+        executed: &ExecutedWatch,
+        peers: &Peers,
+        events: &EventSender,
+        block_clock: &BlockClock,
+        set: &Arc<ValidatorSet>,
+    ) -> Doors {
+        let verifier = Verifier::new(*self.registry.chain(), (**set).clone());
+        Doors {
+            bft: PeerDoor::new(
+                verifier,
+                events.clone(),
+                executed.clone(),
+                intake.clone(),
+                stores.blocks.clone(),
+                self.halt.clone(),
+            ),
+            op: Api::new(ApiParts {
+                registry: self.registry.clone(),
+                device: self.device,
+                label: self.setup.label.clone(),
+                set: set.clone(),
+                executed: executed.clone(),
+                blocks: stores.blocks.clone(),
+                batches: stores.batches.clone(),
+                prover: Prover {
+                    blocks: stores.blocks.clone(),
+                    batches: stores.batches.clone(),
+                    outcomes: stores.outcomes.clone(),
+                },
+                peers: peers.clone(),
+                transport: self.ports.transport.clone(),
+                clock: self.ports.clock.clone(),
+                block_clock: block_clock.clone(),
+                halt: self.halt.clone(),
+            }),
+            feed: intake.clone(),
+        }
+    }
+}
