@@ -22,5 +22,7 @@ pub mod global_view;
 pub mod lease;
 pub mod queue;
 mod shared;
+#[cfg(test)]
+mod testing;
 
 pub use shared::Shared;

@@ -235,3 +235,6 @@ pub fn check_part_static(
     }
     check_advance(&part.bytes, part, own, chain, set).map(|_| ())
 }
+
+#[cfg(test)]
+mod tests;

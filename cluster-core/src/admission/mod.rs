@@ -374,3 +374,6 @@ impl Admission {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
