@@ -32,6 +32,8 @@ mod snapshot;
 mod view;
 
 #[cfg(test)]
+mod random;
+#[cfg(test)]
 mod tests;
 
 use std::{

@@ -1,0 +1,397 @@
+//! Random logs: whatever stands in a log, members agree, snapshots equal replay, and batches hold
+//! each entry once.
+
+use std::collections::BTreeMap;
+
+use common::{
+    batch::BatchItem,
+    entry::{Action, Cause, Fence, LogEntry, Progress},
+    ids::{BatchSeq, Digest, EntryId, HolderCounter, LogIndex, RaftNodeId, TaskId},
+    limits::{BATCH_ENTRY_BYTES_MAX, ENTRIES_PER_BATCH_MAX},
+    task::{AfterCustody, Scope, Task},
+    testing::{ClusterLog, GENESIS_TIME, task},
+    verdict::Verdict,
+};
+use proptest::prelude::*;
+
+use super::{ClusterQueue, QueueEvent};
+use crate::{
+    batcher::OutboxBatch,
+    testing::{OWN, TestCluster},
+};
+
+const AUTHORS: [&str; 6] = ["op1", "c1-1", "c1-2", "c1-3", "c2-1", "v1"];
+
+/// Something that may come next in a log.
+#[derive(Clone, Debug)]
+enum Step {
+    Submit {
+        author: usize,
+        is_fleet: bool,
+        key: u8,
+        shape: u8,
+    },
+    Act {
+        author: usize,
+        what: u8,
+        task: usize,
+        is_current: bool,
+    },
+    Repeat {
+        at: usize,
+    },
+    Cut {
+        seq: u64,
+    },
+    Beat {
+        seq: u64,
+    },
+    /// The first `own` batches of the outbox, and one of another cluster.
+    Block {
+        own: usize,
+        with_other: bool,
+        step_ms: u64,
+    },
+    Elect {
+        leader: usize,
+    },
+    Roster {
+        incarnation: u32,
+    },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let author = || 0..AUTHORS.len();
+    prop_oneof![
+        6 => (author(), any::<bool>(), 0u8..12, any::<u8>())
+            .prop_map(|(author, is_fleet, key, shape)| Step::Submit { author, is_fleet, key, shape }),
+        14 => (author(), any::<u8>(), any::<usize>(), prop::bool::weighted(0.8))
+            .prop_map(|(author, what, task, is_current)| Step::Act { author, what, task, is_current }),
+        1 => any::<usize>().prop_map(|at| Step::Repeat { at }),
+        3 => (0u64..2).prop_map(|seq| Step::Cut { seq }),
+        1 => (0u64..2).prop_map(|seq| Step::Beat { seq }),
+        4 => (0usize..4, any::<bool>(), 1u64..600)
+            .prop_map(|(own, with_other, step_ms)| Step::Block { own, with_other, step_ms }),
+        1 => (1usize..4).prop_map(|leader| Step::Elect { leader }),
+        1 => (1u32..3).prop_map(|incarnation| Step::Roster { incarnation }),
+    ]
+}
+
+struct Run {
+    c: TestCluster,
+    other: ClusterLog,
+    tasks: Vec<TaskId>,
+    /// Every batch that closed, in order.
+    batches: Vec<OutboxBatch>,
+    /// Verdicts given to fresh entries.
+    decided: Vec<(EntryId, Verdict)>,
+}
+
+impl Run {
+    fn new() -> Self {
+        let c = TestCluster::new();
+        Self {
+            other: ClusterLog::new(&c.fleet, common::ids::ClusterId(1)),
+            c,
+            tasks: vec![TaskId([1; 32])],
+            batches: Vec::new(),
+            decided: Vec::new(),
+        }
+    }
+
+    fn apply(&mut self, entry: LogEntry) {
+        let index = self.c.next_position().index;
+        let is_renewal =
+            matches!(&entry, LogEntry::Author(entry) if matches!(entry.header.action, Action::Renew { .. }));
+        let is_known = match &entry {
+            LogEntry::Author(entry) => {
+                let id = entry.id(&self.c.fleet.chain);
+                self.decided.iter().any(|(known, _)| *known == id)
+            }
+            _ => false,
+        };
+        let applied = self.c.apply(entry);
+        if let (Some(id), Some(answer), false, false) = (applied.entry, applied.answer, is_renewal, is_known) {
+            assert_eq!(answer.index, index);
+            self.decided.push((id, answer.verdict));
+        }
+        for event in applied.events {
+            if let QueueEvent::BatchClosed(batch) = event {
+                self.batches.push(batch.into_inner());
+            }
+        }
+    }
+
+    fn step(&mut self, step: &Step) {
+        match *step {
+            Step::Submit {
+                author,
+                is_fleet,
+                key,
+                shape,
+            } => {
+                let scope = if is_fleet { Scope::Fleet } else { Scope::Cluster };
+                let task = self.task(key, shape);
+                let entry = self.c.submit_entry(AUTHORS[author], scope, &task);
+                self.tasks.push(entry.id(&self.c.fleet.chain).into());
+                self.apply(LogEntry::Author(entry));
+            }
+            Step::Act {
+                author,
+                what,
+                task,
+                is_current,
+            } => self.act(AUTHORS[author], what, self.tasks[task % self.tasks.len()], is_current),
+            Step::Repeat { at } => {
+                if !self.c.log.is_empty() {
+                    let entry = self.c.log[at % self.c.log.len()].3.clone();
+                    self.apply(entry);
+                }
+            }
+            Step::Cut { seq } => {
+                let seq = BatchSeq(self.c.queue.batcher().open_seq().0 - seq);
+                self.apply(LogEntry::Cut { seq });
+            }
+            Step::Beat { seq } => {
+                let seq = BatchSeq(self.c.queue.batcher().open_seq().0 - seq);
+                self.apply(LogEntry::Beat { seq });
+            }
+            Step::Block {
+                own,
+                with_other,
+                step_ms,
+            } => {
+                let mut batches = self.c.certified();
+                batches.truncate(own);
+                if with_other {
+                    let (fleet, number) = (self.c.fleet.clone(), self.other.next_index.0);
+                    let new = task(&format!("other{number}"));
+                    let entry = fleet.submit("op1", self.other.cluster, number, Scope::Fleet, &new);
+                    self.tasks.push(entry.id(&fleet.chain).into());
+                    batches.insert(0, self.other.granted(&fleet, vec![entry]));
+                }
+                let (_, parts) = self.c.parts(&batches, step_ms);
+                for part in parts {
+                    self.apply(LogEntry::GlobalAdvance(part));
+                }
+            }
+            Step::Elect { leader } => {
+                self.c.term = self.c.term.next();
+                self.c.leader = RaftNodeId::new(self.c.fleet.idx(AUTHORS[leader]), 1);
+            }
+            Step::Roster { incarnation } => {
+                let mut roster = self.c.queue.roster().clone();
+                let mut members = roster.members.into_inner();
+                members[2].raft = RaftNodeId::new(members[2].raft.idx(), incarnation);
+                roster.members = members.try_into().unwrap();
+                self.apply(LogEntry::Roster(common::batch::RosterChange { roster }));
+            }
+        }
+    }
+
+    fn task(&self, key: u8, shape: u8) -> Task {
+        let mut task = task(&format!("k{key}"));
+        if shape & 1 != 0 {
+            task.after_custody = AfterCustody::Hold;
+        }
+        if shape & 6 == 6 {
+            task.deadline = Some(GENESIS_TIME.plus_ms(u64::from(shape) * 20));
+        }
+        if shape & 24 == 24 {
+            let after = self.tasks[usize::from(shape) % self.tasks.len()];
+            task.after = vec![after].try_into().unwrap();
+        }
+        if shape & 96 == 96 {
+            task.payload = vec![shape; 8 * 1024].try_into().unwrap();
+        }
+        task
+    }
+
+    fn act(&mut self, author: &str, what: u8, task: TaskId, is_current: bool) {
+        let row = self.c.queue.task_row(&task);
+        let holder = row.and_then(|row| row.life.holder);
+        let newest = holder.map_or(Fence::default(), |holder| holder.fence);
+        // Mostly the holder speaks, so that lives go on.
+        let holder = holder.map(|holder| self.c.fleet.registry.by_id(&holder.device).unwrap().label.clone());
+        let is_holders = (1..=6).contains(&(what % 12));
+        let author = match holder {
+            Some(label) if is_current && is_holders => label.as_str().to_owned(),
+            _ => author.to_owned(),
+        };
+        let fence = if is_current {
+            newest
+        } else {
+            Fence {
+                index: LogIndex(newest.index.0 / 2),
+                ..newest
+            }
+        };
+        let counter = if is_current {
+            self.c.counter(&author)
+        } else {
+            HolderCounter(1)
+        };
+        let renewed_at = self.c.queue.held(&task).map_or(LogIndex(0), |held| held.renewed_at);
+        let action = match what % 12 {
+            0 => Action::Cancel { task },
+            1 => Action::Progress {
+                task,
+                fence,
+                progress: Progress::Started,
+            },
+            2 => Action::Progress {
+                task,
+                fence,
+                progress: Progress::Percent(what),
+            },
+            3 => Action::Complete { task, fence },
+            4 => Action::Fail {
+                task,
+                fence,
+                counter,
+                retriable: what & 16 != 0,
+            },
+            5 => Action::Release { task, fence, counter },
+            6 => Action::Renew { counter },
+            7 => Action::ForceRequeue { task },
+            8 => Action::Requeue {
+                task,
+                cause: Cause::Operator,
+            },
+            9 => Action::Requeue {
+                task,
+                cause: Cause::LeaseEnded { fence, renewed_at },
+            },
+            _ => self.c.claim_action(&author, task),
+        };
+        let scope = self.c.scope(&task);
+        let entry = self.c.entry(&author, scope, action);
+        self.apply(LogEntry::Author(entry));
+    }
+
+    fn check_batches(&self) {
+        let mut prev = (BatchSeq(0), Digest::default(), LogIndex(0));
+        let mut rows: BTreeMap<EntryId, Verdict> = BTreeMap::new();
+        for batch in &self.batches {
+            let header = &batch.header;
+            assert_eq!((header.seq, header.prev_digest), (prev.0.next(), prev.1), "no gap");
+            assert!(batch.entries.len() <= ENTRIES_PER_BATCH_MAX);
+            let bytes: usize = batch.entries.iter().map(|row| row.encoded_len()).sum();
+            assert!(
+                bytes <= BATCH_ENTRY_BYTES_MAX || batch.entries.len() == 1,
+                "{bytes} bytes"
+            );
+            for row in &batch.entries {
+                assert!(prev.2 < row.index && row.index <= header.cut.index);
+                if let BatchItem::Author(entry) = &row.item {
+                    let known = rows.insert(entry.id(&self.c.fleet.chain), row.verdict);
+                    assert_eq!(known, None, "an entry is in one batch");
+                }
+            }
+            prev = (header.seq, batch.digest, header.cut.index);
+        }
+        for (id, verdict) in &self.decided {
+            let uses_number = !matches!(
+                verdict,
+                Verdict::Rejected(common::verdict::Reason::WrongCluster | common::verdict::Reason::Conflict)
+            );
+            assert_eq!(
+                rows.remove(id),
+                uses_number.then_some(*verdict),
+                "each decided entry is in a batch"
+            );
+        }
+        assert!(rows.is_empty(), "nothing else is in a batch");
+    }
+
+    /// Once everything of this cluster is final, both tiers say the same about every task.
+    fn check_agreement(&mut self) {
+        for _ in 0..3 {
+            self.c.cut();
+            let batches = self.c.certified();
+            self.c.block(&batches, 1);
+        }
+        assert_eq!(self.c.queue.batcher().outbox().len(), 0);
+        for (task, row) in self.c.queue.task_rows() {
+            let Some(global) = self.c.queue.global().task(task) else {
+                assert_eq!(
+                    row.scope,
+                    Scope::Fleet,
+                    "only a rejected fleet submission has no global row"
+                );
+                continue;
+            };
+            let mark = global.standing.ends_at;
+            if row.scope == Scope::Cluster && mark.is_some() && global.is_waiting() {
+                // Ended here; there it ends before the next batch that stands at this height.
+                assert!(!row.state().is_open());
+                continue;
+            }
+            assert_eq!(row.life, global.standing.life, "{task} of {:?}", row.scope);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn members_agree_and_snapshots_equal_replay(
+        steps in prop::collection::vec(step(), 1..120),
+        snapshot_at in any::<prop::sample::Index>(),
+    ) {
+        let mut run = Run::new();
+        for step in &steps {
+            run.step(step);
+        }
+        prop_assert!(run.c.queue.conflict().is_none());
+        let log = run.c.log.clone();
+        let at = snapshot_at.index(log.len() + 1);
+        let fresh = run.c.fresh();
+        let early = run.c.replay(fresh, &log[..at]);
+        let bytes = early.to_bytes();
+        let genesis = early.genesis_file().clone();
+        let restored = ClusterQueue::from_bytes(genesis, OWN, &bytes).unwrap();
+        prop_assert_eq!(&restored.to_bytes(), &bytes);
+        prop_assert_eq!(restored.digest(), early.digest());
+        let replayed = run.c.replay(early, &log[at..]);
+        let from_snapshot = run.c.replay(restored, &log[at..]);
+        for member in [replayed, from_snapshot] {
+            prop_assert_eq!(member.digest(), run.c.queue.digest());
+            prop_assert_eq!(member.to_bytes(), run.c.queue.to_bytes());
+        }
+    }
+
+    #[test]
+    fn each_entry_is_in_one_batch_and_both_tiers_agree_in_the_end(steps in prop::collection::vec(step(), 1..160)) {
+        let mut run = Run::new();
+        for step in &steps {
+            run.step(step);
+        }
+        let seq = run.c.queue.batcher().open_seq();
+        run.apply(LogEntry::Cut { seq });
+        run.check_batches();
+        run.check_agreement();
+    }
+
+    #[test]
+    fn damaged_snapshot_is_refused_or_equal(
+        steps in prop::collection::vec(step(), 1..20),
+        at in any::<prop::sample::Index>(),
+        flip in 1u8..,
+    ) {
+        let mut run = Run::new();
+        for step in &steps {
+            run.step(step);
+        }
+        let mut bytes = run.c.queue.to_bytes();
+        let i = at.index(bytes.len());
+        bytes[i] ^= flip;
+        let genesis = run.c.queue.genesis_file().clone();
+        // The digest over a snapshot is its carrier's; here nothing may panic, and what is accepted is
+        // canonical.
+        if let Ok(restored) = ClusterQueue::from_bytes(genesis, OWN, &bytes) {
+            prop_assert_eq!(restored.to_bytes(), bytes);
+        }
+    }
+}
