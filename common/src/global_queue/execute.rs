@@ -377,29 +377,27 @@ impl<'q> Execution<'q> {
     fn create(&mut self, at: At<'_>, entry: &SignedEntry) -> TaskId {
         let (header, id) = (&entry.header, TaskId::from(at.id));
         let is_fleet = header.scope == Scope::Fleet;
-        let row = Row {
-            id,
-            submitted: Arc::new(Submitted {
-                author: header.author,
-                key_version: header.key_version,
-                scope: header.scope,
-                through: header.cluster,
-                content: header.payload_hash,
-                task: entry.task().expect("the shape was checked: the payload is a task"),
-            }),
-            standing: Standing {
-                arrival: self.queue.arrivals,
-                life: Life::default(),
-                cluster: (!is_fleet).then_some(header.cluster),
-                custody: None,
-                assignment: Assignment(0),
-                terms: (!is_fleet).then_some(self.queue.genesis.timing.lease),
-                links_open: 0,
-                ends_at: None,
-                events: Vec::new(),
-                events_dropped: 0,
-            },
+        let submitted = Submitted {
+            author: header.author,
+            key_version: header.key_version,
+            scope: header.scope,
+            through: header.cluster,
+            content: header.payload_hash,
+            task: entry.task().expect("the shape was checked: the payload is a task"),
         };
+        let standing = Standing {
+            arrival: self.queue.arrivals,
+            life: Life::default(),
+            cluster: (!is_fleet).then_some(header.cluster),
+            custody: None,
+            assignment: Assignment(0),
+            terms: (!is_fleet).then_some(self.queue.genesis.timing.lease),
+            links_open: 0,
+            ends_at: None,
+            events: Vec::new(),
+            events_dropped: 0,
+        };
+        let row = Row::new(id, submitted, standing);
         assert!(
             self.queue.tasks.get(&id).is_none(),
             "an entry takes effect once: its number is used up"

@@ -32,6 +32,7 @@
 mod close;
 mod execute;
 mod index;
+mod invariants;
 mod links;
 mod outcome;
 mod plan;

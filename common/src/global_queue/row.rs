@@ -195,9 +195,20 @@ pub struct Row {
     pub submitted: Arc<Submitted>,
     /// What does.
     pub standing: Standing,
+    /// Digest of what never changes, so that a change does not hash it again.
+    submitted_digest: Digest,
 }
 
 impl Row {
+    pub(super) fn new(id: TaskId, submitted: Submitted, standing: Standing) -> Self {
+        Self {
+            id,
+            submitted_digest: section(b"muster/v1/task-submitted", &to_bytes(&submitted)),
+            submitted: Arc::new(submitted),
+            standing,
+        }
+    }
+
     /// What is to be done.
     #[must_use]
     pub fn task(&self) -> &Task {
@@ -253,9 +264,11 @@ impl Row {
 }
 
 impl Digested for Row {
-    /// The id binds what never changes.
     fn digest(&self) -> Digest {
-        section(b"muster/v1/task-row", &to_bytes(&(self.id, &self.standing)))
+        section(
+            b"muster/v1/task-row",
+            &to_bytes(&(self.id, self.submitted_digest, &self.standing)),
+        )
     }
 }
 

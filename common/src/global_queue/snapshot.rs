@@ -193,11 +193,7 @@ fn rebuild(snapshot: Snapshot, genesis: &Genesis, registry: Registry) -> GlobalQ
     let mut tasks = HashedMap::new();
     let mut index = Index::new(genesis.clusters.len());
     for (id, submitted, standing) in snapshot.tasks {
-        let row = Row {
-            id,
-            submitted: Arc::new(submitted),
-            standing,
-        };
+        let row = Row::new(id, submitted, standing);
         index.insert(&row);
         tasks.insert(id, row);
     }
