@@ -59,7 +59,9 @@ async fn one_crashed_validator_stops_nothing_and_catches_up() {
     let mut log = ClusterLog::new(&net.fleet, C1);
     for (round, label) in (1..).zip(V) {
         net.crash(label);
-        let entry = net.fleet.submit("op1", C1, round, Scope::Fleet, &task(&format!("k{round}")));
+        let entry = net
+            .fleet
+            .submit("op1", C1, round, Scope::Fleet, &task(&format!("k{round}")));
         let batch = log.granted(&net.fleet, vec![entry]);
         let to = if label == "v1" { "v2" } else { "v1" };
         assert_eq!(net.submit("c1-1", to, &batch).await, Ok(BatchReceipt::Stored));
@@ -78,7 +80,9 @@ async fn all_four_restart_and_go_on() {
     let mut net = Net::started(fleet()).await;
     let mut log = ClusterLog::new(&net.fleet, C1);
     for round in 1..=5 {
-        let entry = net.fleet.submit("op1", C1, round, Scope::Fleet, &task(&format!("k{round}")));
+        let entry = net
+            .fleet
+            .submit("op1", C1, round, Scope::Fleet, &task(&format!("k{round}")));
         let batch = log.granted(&net.fleet, vec![entry]);
         assert_eq!(net.submit("c1-2", "v3", &batch).await, Ok(BatchReceipt::Stored));
         if round % 2 == 0 {

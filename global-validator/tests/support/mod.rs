@@ -117,9 +117,7 @@ impl Net {
         let door = Door::new();
         let device = self.fleet.id(label);
         let hello = hello_of(self.fleet.chain, device);
-        let transport = self
-            .network
-            .join(self.fleet.idx(label), hello, Arc::new(door.clone()));
+        let transport = self.network.join(self.fleet.idx(label), hello, Arc::new(door.clone()));
         let ports = Ports {
             transport,
             clock: self.clock.clone(),
@@ -156,7 +154,10 @@ impl Net {
         let reached = validator.height().wait_until(|tip| *tip >= height);
         if tokio::time::timeout(PATIENCE, reached).await.is_err() {
             let status = self.status(label).await;
-            panic!("{label} did not reach {height}: {:?} {status:?}", validator.stop_reason());
+            panic!(
+                "{label} did not reach {height}: {:?} {status:?}",
+                validator.stop_reason()
+            );
         }
     }
 
@@ -189,7 +190,9 @@ impl Net {
 
     pub async fn call(&self, from: &str, to: &str, kind: FrameKind, body: Vec<u8>) -> Result<Bytes, CallError> {
         let to = self.fleet.id(to);
-        self.client(from).call(to, kind, body.into(), Duration::from_secs(15)).await
+        self.client(from)
+            .call(to, kind, body.into(), Duration::from_secs(15))
+            .await
     }
 
     pub async fn submit(&self, from: &str, to: &str, batch: &CertifiedBatch) -> Result<BatchReceipt, CallError> {
