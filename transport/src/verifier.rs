@@ -27,7 +27,7 @@ mod tests;
 
 use std::{
     fmt,
-    sync::{Arc, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use common::{
@@ -60,13 +60,13 @@ impl SharedRegistry {
     /// The registry now.
     #[must_use]
     pub fn load(&self) -> Arc<Registry> {
-        self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Puts another registry in force. Handshakes and requests from now on are judged by it;
     /// connections that are up are closed by [`crate::quic::QuicTransport::close_all`].
     pub fn replace(&self, registry: Arc<Registry>) {
-        *self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = registry;
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = registry;
     }
 }
 
@@ -166,11 +166,26 @@ pub enum NotAdmitted {
     },
 }
 
+/// Why a dial's verifier refused, for the error of the dial: TLS carries only the general one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct LastRefusal(Arc<Mutex<Option<NotAdmitted>>>);
+
+impl LastRefusal {
+    fn set(&self, reason: NotAdmitted) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+    }
+
+    pub(crate) fn take(&self) -> Option<NotAdmitted> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
 /// Judges certificates by the genesis file's CAs and the registry. One per dial; cheap.
 pub struct FleetVerifier {
     trust: Arc<Trust>,
     registry: SharedRegistry,
     expect: Option<DeviceId>,
+    refusal: LastRefusal,
     ed25519: Vec<&'static dyn SignatureVerificationAlgorithm>,
     algorithms: WebPkiSupportedAlgorithms,
 }
@@ -196,9 +211,15 @@ impl FleetVerifier {
             trust,
             registry,
             expect,
+            refusal: LastRefusal::default(),
             ed25519,
             algorithms,
         }
+    }
+
+    /// Where the reason of a refusal is left.
+    pub(crate) fn refusal(&self) -> LastRefusal {
+        self.refusal.clone()
     }
 
     /// Judges a chain at `now`. `is_client`: whether its holder dialled us.
@@ -305,6 +326,7 @@ impl FleetVerifier {
         self.check(leaf, others, now, is_client).map(|_| ()).map_err(|reason| {
             // The claimed identity is not proven yet: nothing is counted against it.
             tracing::warn!(%reason, "a certificate was refused");
+            self.refusal.set(reason);
             refused()
         })
     }

@@ -106,10 +106,10 @@ mod tests {
         watch.set(2);
         assert_eq!(watch.wait_until(|v| *v == 2).await, 2);
         let (writer, mut seen) = (watch.clone(), 1);
-        let waiter = tokio::spawn(async move { watch.next(&mut seen).await });
-        tokio::task::yield_now().await;
-        writer.set(3);
-        assert_eq!(waiter.await.unwrap(), 3);
+        // Polled in this order: the waiter waits already when the value is set.
+        let set = async { writer.set(3) };
+        let (got, ()) = futures::future::join(watch.next(&mut seen), set).await;
+        assert_eq!(got, 3);
     }
 
     #[test]

@@ -53,6 +53,7 @@ impl Clock for MachineClock {
         }
     }
 
+    #[allow(clippy::disallowed_methods, reason = "this is the port's implementation")]
     fn wall(&self) -> BlockTime {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         BlockTime(u64::try_from(since_epoch.as_micros()).unwrap_or(u64::MAX))

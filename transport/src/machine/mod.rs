@@ -12,7 +12,7 @@ pub use clock::MachineClock;
 pub use disk::MachineDisk;
 pub use entropy::MachineEntropy;
 pub use journal::{JOURNAL_GROUP_BYTES_MAX, JOURNAL_RECORD_BYTES_MAX};
-pub use tasks::{OnPanic, TokioSpawner};
+pub use tasks::{EXIT_INTERNAL_ERROR, OnPanic, TokioSpawner};
 
 /// Runs file operations of some hundred microseconds to some ten milliseconds where they are asked for.
 ///

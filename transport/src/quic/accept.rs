@@ -23,7 +23,6 @@ use super::{
     code::{CloseCode, REFUSED},
     frame_io::{FrameSender, ReadFrameError, read_hello},
     hello::{self, HelloMismatch},
-    limits::HANDSHAKE_DEADLINE,
     peer_member,
     role::may_speak,
     serve,
@@ -99,7 +98,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             "quic-accept",
             Box::pin(async move {
                 let remote = incoming.remote_address();
-                let outcome = timeout(HANDSHAKE_DEADLINE, take(&taking, incoming)).await;
+                let outcome = timeout(taking.limits.handshake_deadline, take(&taking, incoming)).await;
                 drop(guard);
                 match outcome {
                     Ok(Ok(())) => {}

@@ -15,7 +15,6 @@ use super::{
     code::{CloseCode, REFUSED},
     frame_io::{FrameSender, ReadFrameError, read_hello},
     hello::{self, HelloMismatch},
-    limits::HANDSHAKE_DEADLINE,
     peer_member,
     role::{is_symmetric, may_speak},
     serve,
@@ -24,7 +23,7 @@ use super::{
 };
 use crate::{
     ports::{CallError, Peer},
-    verifier::FleetVerifier,
+    verifier::{FleetVerifier, NotAdmitted},
 };
 
 /// Why there is no connection. For the local log and [`super::QuicTransport::last_dial_error`].
@@ -36,8 +35,12 @@ pub(crate) enum DialError {
     Unregistered(DeviceId),
     #[error("the roles of this device and of {to} do not allow {protocol:?} between them")]
     Role { to: DeviceId, protocol: Protocol },
-    #[error("{to} at {address} did not answer within {HANDSHAKE_DEADLINE:?}")]
-    NoAnswer { to: DeviceId, address: SocketAddr },
+    #[error("{to} at {address} did not answer within {within:?}")]
+    NoAnswer {
+        to: DeviceId,
+        address: SocketAddr,
+        within: Duration,
+    },
     #[error("cannot dial {address}: {source}")]
     Connect {
         address: SocketAddr,
@@ -49,6 +52,8 @@ pub(crate) enum DialError {
         address: SocketAddr,
         source: ConnectionError,
     },
+    #[error("refused what answered at {address}: {reason}")]
+    NotAdmitted { address: SocketAddr, reason: NotAdmitted },
     #[error("{to} sent no hello: {source}")]
     NoHello { to: DeviceId, source: ReadFrameError },
     #[error(transparent)]
@@ -122,9 +127,15 @@ async fn dial(shared: &Arc<Shared>, to: DeviceId, protocol: Protocol) -> Result<
     if !may_speak(protocol, dialler, acceptor) {
         return Err(DialError::Role { to, protocol });
     }
-    let no_answer = DialError::NoAnswer { to, address };
+    let no_answer = DialError::NoAnswer {
+        to,
+        address,
+        within: shared.limits.handshake_deadline,
+    };
     let attempt = shake_hands(shared, acceptor, protocol, address);
-    let (connection, hello) = timeout(HANDSHAKE_DEADLINE, attempt).await.map_err(|_| no_answer)??;
+    let (connection, hello) = timeout(shared.limits.handshake_deadline, attempt)
+        .await
+        .map_err(|_| no_answer)??;
     if shared.is_closed() {
         connection.close(CloseCode::Done.wire(), b"");
         return Err(DialError::Closed);
@@ -156,6 +167,7 @@ async fn shake_hands(
 ) -> Result<(Connection, Hello), DialError> {
     let to = acceptor.id;
     let verifier = FleetVerifier::new(shared.trust.clone(), shared.registry.clone(), Some(to));
+    let refusal = verifier.refusal();
     let tls = tls::client_config(&shared.shown, verifier, &shared.clock, protocol);
     let mut config = quinn::ClientConfig::new(Arc::new(tls));
     config.transport_config(shared.limits.transport_config(0));
@@ -165,7 +177,10 @@ async fn shake_hands(
         .connect_with(config, address, tls::SERVER_NAME)
         .map_err(|source| DialError::Connect { address, source })?
         .await
-        .map_err(handshake)?;
+        .map_err(|source| match refusal.take() {
+            Some(reason) => DialError::NotAdmitted { address, reason },
+            None => handshake(source),
+        })?;
     // From here on the connection is ours to close: dropping the handle alone would do it late.
     let guard = CloseOnDrop::new(connection.clone());
     debug_assert_eq!(

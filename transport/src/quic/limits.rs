@@ -25,10 +25,8 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 pub const KEEP_ALIVE: Duration = Duration::from_secs(3);
 /// Assumed before the first measurement: a lost first packet is sent again after three times this.
 pub const INITIAL_RTT: Duration = Duration::from_millis(100);
-/// Accepted connections of one device and one server protocol; a newer one takes its place.
-pub const ACCEPTED_PER_PEER_MAX: usize = 1;
 
-/// Bounds that differ between a drone and a validator.
+/// The bounds of one endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Connections that others made to us.
@@ -55,6 +53,12 @@ pub struct Limits {
     pub incoming_bytes_total_max: u64,
     /// Whether a peer may go on from another address (radio hand-over).
     pub may_migrate: bool,
+    /// [`HANDSHAKE_DEADLINE`].
+    pub handshake_deadline: Duration,
+    /// [`STREAM_DEADLINE`].
+    pub stream_deadline: Duration,
+    /// [`SERVICE_DEADLINE`].
+    pub service_deadline: Duration,
 }
 
 impl Limits {
@@ -75,6 +79,9 @@ impl Limits {
                 incoming_bytes_max: 16 * KIB as u64,
                 incoming_bytes_total_max: MIB as u64,
                 may_migrate: true,
+                handshake_deadline: HANDSHAKE_DEADLINE,
+                stream_deadline: STREAM_DEADLINE,
+                service_deadline: SERVICE_DEADLINE,
             },
             Role::Validator => Self {
                 accepted_max: 512,
@@ -89,6 +96,9 @@ impl Limits {
                 incoming_bytes_max: 16 * KIB as u64,
                 incoming_bytes_total_max: 8 * MIB as u64,
                 may_migrate: false,
+                handshake_deadline: HANDSHAKE_DEADLINE,
+                stream_deadline: STREAM_DEADLINE,
+                service_deadline: SERVICE_DEADLINE,
             },
         }
     }

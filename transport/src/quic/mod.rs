@@ -25,7 +25,7 @@ mod score;
 mod serve;
 mod table;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub(crate) mod tls;
 
 use std::{
@@ -223,9 +223,20 @@ impl QuicTransport {
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
     ) -> Result<Arc<Self>, StartError> {
+        let limits = Limits::of(config.role);
+        Self::start_within(limits, config, service, spawner, clock, entropy)
+    }
+
+    fn start_within(
+        limits: Limits,
+        config: QuicConfig,
+        service: Arc<dyn Service>,
+        spawner: Arc<dyn Spawner>,
+        clock: Arc<dyn Clock>,
+        entropy: Arc<dyn Entropy>,
+    ) -> Result<Arc<Self>, StartError> {
         let trust = Arc::new(Trust::from_genesis(&config.genesis));
         let me = check_ourselves(&config, &trust, clock.wall())?;
-        let limits = Limits::of(config.role);
         let shown = Shown(config.identity.certified());
         let server = (config.role != Role::Client).then(|| {
             let verifier = FleetVerifier::new(trust.clone(), config.registry.clone(), None);

@@ -21,7 +21,6 @@ use super::{
     Shared,
     code::{CloseCode, REFUSED, StreamCode},
     frame_io::{FrameSender, ReadFrameError, read_request},
-    limits::{SERVICE_DEADLINE, STREAM_DEADLINE},
     role::priority,
 };
 use crate::ports::Peer;
@@ -59,7 +58,7 @@ async fn serve(shared: &Arc<Shared>, connection: &Connection, peer: &Peer) -> Co
 async fn answer(shared: &Arc<Shared>, connection: &Connection, peer: Peer, send: SendStream, mut recv: RecvStream) {
     let device = peer.device;
     let mut sender = FrameSender::new(send);
-    let request = match timeout(STREAM_DEADLINE, read_request(&mut recv, peer.protocol)).await {
+    let request = match timeout(shared.limits.stream_deadline, read_request(&mut recv, peer.protocol)).await {
         Ok(request) => request,
         Err(_) => {
             // Dropping the sender breaks its half off with the same code.
@@ -83,7 +82,7 @@ async fn answer(shared: &Arc<Shared>, connection: &Connection, peer: Peer, send:
             Err(Refusal::new(RefusalCode::Invalid, "malformed frame"))
         }
     };
-    match timeout(STREAM_DEADLINE, sender.answer(outcome)).await {
+    match timeout(shared.limits.stream_deadline, sender.answer(outcome)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%device, %error, "an answer was not wanted any more"),
         Err(_) => shared.blame(device, 10, "an answer was not taken in time"),
@@ -101,7 +100,7 @@ async fn handle(shared: &Arc<Shared>, peer: Peer, kind: FrameKind, body: Bytes) 
     let device = peer.device;
     let service = shared.service.clone();
     let work = AssertUnwindSafe(async move { service.handle(peer, kind, body).await }).catch_unwind();
-    match timeout(SERVICE_DEADLINE, work).await {
+    match timeout(shared.limits.service_deadline, work).await {
         Ok(Ok(Ok(answer))) if answer.len() > kind.answer_bytes_max() => {
             tracing::error!(%device, ?kind, got = answer.len(), max = kind.answer_bytes_max(), "the service's answer is too long");
             Err(Refusal::new(RefusalCode::NotNow, "the answer would be too long"))
@@ -112,7 +111,7 @@ async fn handle(shared: &Arc<Shared>, peer: Peer, kind: FrameKind, body: Bytes) 
             Err(Refusal::new(RefusalCode::NotNow, "internal error"))
         }
         Err(_) => {
-            tracing::error!(%device, ?kind, "the service did not answer within {SERVICE_DEADLINE:?}");
+            tracing::error!(%device, ?kind, deadline = ?shared.limits.service_deadline, "the service did not answer");
             Err(Refusal::new(RefusalCode::Busy, "no answer in time"))
         }
     }

@@ -1,1 +1,6 @@
+//! Over real UDP on loopback.
+
+mod admission;
 pub(crate) mod fleet;
+mod frames;
+mod life;
