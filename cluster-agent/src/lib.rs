@@ -8,12 +8,25 @@
 //!        ^                                            |
 //!        +---------------- downlink <-----------------+
 //! ```
+//!
+//! Read in the order of the journey: [`peers`] and [`api`] -> [`raft`] -> [`machine`] -> [`uplink`] ->
+//! [`downlink`]. [`agent`] wires them; [`ports`] is all they know of the machine below.
 #![forbid(unsafe_code)]
 
+pub mod agent;
+pub mod api;
 pub mod config;
-pub mod counters;
+mod counters;
+mod downlink;
+mod durable;
+mod evidence;
+mod keeper;
+pub mod machine;
 pub mod peers;
 pub mod ports;
 pub mod raft;
 pub mod replica;
+mod requeue;
+pub mod shell;
 pub mod signatures;
+pub mod uplink;

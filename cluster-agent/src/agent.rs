@@ -1,0 +1,373 @@
+//! A running agent: opens what is on the disk, starts Raft and the rooms around it, and says how it ends.
+//!
+//! # Rules
+//! * What must exist beside used data is looked for before anything is written: a missing guard or
+//!   counter file refuses the start.
+//! * The founding members found the cluster with the roster of the genesis file: the lowest at once,
+//!   the others if nobody has after a while. All give the same members, so it does not matter who does.
+//! * Requests of peers are let in as soon as Raft can answer them.
+//! * Raft's fatal errors, a failed disk under a guard or a counter: the agent ends with a code.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use cluster_core::{
+    admission::{Admission, AdmissionLimits},
+    attestation::Collector,
+};
+use common::{
+    batch::Attestation,
+    codec::decode,
+    crypto::DeviceKey,
+    entry::SignedEntry,
+    genesis::Genesis,
+    ids::{ClusterId, Founding, LogIndex, NodeIdx, RaftNodeId},
+    registry::Registry,
+    validator_set::ValidatorSet,
+    wire::{
+        cluster::{Forward, Linearize, WriteOutcome},
+        frame::{FrameKind, Refusal, RefusalCode},
+        op::{AgentStatus, OpAnswer, OpRequest},
+    },
+};
+use futures::FutureExt;
+use transport::{
+    local::{Answer, Request},
+    watch::Watch,
+};
+
+use crate::{
+    api::local::LocalDoor,
+    config::Limits,
+    counters::{Counters, CountersError},
+    durable::DurableLog,
+    evidence,
+    machine::Machine,
+    peers::{Door, Membership, PeerLink, Requests},
+    ports::{AgentPorts, AsyncRuntime, BoxFuture, Peer},
+    raft::{
+        Member, OpenError, RaftConfig, RaftHandle, RaftPorts, RaftRpc, RpcRefusal,
+        store::{Recovered, StoreError},
+    },
+    replica::Replica,
+    shell::{Ending, Me, Shell, body},
+    signatures::Signatures,
+    uplink::{
+        attest::{Attester, GuardError},
+        submit::Validators,
+    },
+};
+
+/// Entries per second that one author may enter through this cluster, and at once.
+const ENTRIES_PER_SECOND: u32 = 2_000;
+const ENTRIES_BURST: u32 = 4_000;
+
+/// What an agent is started with, beside its ports.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The fleet.
+    pub genesis: Arc<Genesis>,
+    /// This device, a drone of the genesis file.
+    pub device: NodeIdx,
+    /// Which data directory of the device, from 1.
+    pub incarnation: u32,
+    /// The device's private key.
+    pub key: DeviceKey,
+    /// Elections, heartbeats, snapshots.
+    pub raft: RaftConfig,
+    /// Bounds.
+    pub limits: Limits,
+}
+
+/// Why an agent does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The device is no drone of the genesis file, or the key is not its key.
+    #[error("{0}")]
+    Identity(String),
+    /// The log cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The attestation guard cannot be used.
+    #[error(transparent)]
+    Guard(#[from] GuardError),
+    /// The counters cannot be used.
+    #[error(transparent)]
+    Counters(#[from] CountersError),
+    /// Raft does not start.
+    #[error(transparent)]
+    Raft(#[from] OpenError),
+}
+
+impl StartError {
+    /// 6 for the configuration, 74 for the disk, 78 where a restart cannot help, 70 for a bug.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Identity(_) | Self::Raft(OpenError::Config(_)) => crate::config::EXIT_INVALID,
+            Self::Store(StoreError::Corrupt(_)) | Self::Raft(OpenError::Store(StoreError::Corrupt(_))) => 78,
+            Self::Store(_) | Self::Raft(OpenError::Store(_)) | Self::Counters(CountersError::Io(_)) => 74,
+            Self::Counters(CountersError::Missing | CountersError::Damaged(_)) => 78,
+            Self::Guard(error) => error.exit_code(),
+            Self::Raft(OpenError::Raft(_)) => 70,
+        }
+    }
+}
+
+/// Starts agents.
+pub struct Agent;
+
+impl Agent {
+    /// Starts an agent on `ports` and opens `door` to its peers.
+    ///
+    /// `R`: the runtime that Raft runs on; its time is that of tokio's clock.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing on the disk was deleted.
+    pub async fn start<R: AsyncRuntime>(
+        settings: Settings,
+        ports: AgentPorts,
+        door: &Door,
+    ) -> Result<AgentHandle, StartError> {
+        let registry = Arc::new(Registry::from_genesis(&settings.genesis));
+        let me = identify(&settings, &registry)?;
+        let is_new = ports.log.recovered()? == Recovered::default();
+        let counters = Counters::open(ports.disk.clone(), is_new).await?;
+        let attester = Attester::open(&*ports.disk, is_new)?;
+        let log = DurableLog::new(ports.log.clone())?;
+        let durable = log.durable();
+        let signatures = Signatures::default();
+        let machine = Arc::new(Machine::new(
+            settings.genesis.clone(),
+            me.cluster,
+            me.device,
+            evidence::limits(&settings.raft, &settings.genesis.timing),
+            ports.clock.clone(),
+            signatures.clone(),
+        ));
+        let raft = RaftHandle::<R>::open(
+            me.raft,
+            settings.raft.clone(),
+            RaftPorts {
+                log: Arc::new(log),
+                snapshots: ports.snapshots.clone(),
+                link: Arc::new(PeerLink::new(registry.clone(), ports.transport.clone())),
+                machine: machine.clone(),
+                check: Arc::new(machine.append_check()),
+                alarms: Arc::new(|alarm| tracing::error!(?alarm, "a member breaks the protocol")),
+            },
+        )
+        .await?;
+        let limits = AdmissionLimits {
+            outbox_bytes_max: settings.limits.outbox_bytes_max,
+            entries_per_second: ENTRIES_PER_SECOND,
+            entries_burst: ENTRIES_BURST,
+        };
+        let shell = Arc::new(Shell {
+            chain: *registry.chain(),
+            set: ValidatorSet::from_genesis(&settings.genesis),
+            started: ports.clock.now(),
+            registry: registry.clone(),
+            genesis: settings.genesis,
+            key: settings.key,
+            limits: settings.limits,
+            raft_config: settings.raft,
+            raft: Arc::new(raft),
+            machine,
+            signatures,
+            admission: Mutex::new(Admission::new(limits)),
+            collector: Mutex::new(Collector::default()),
+            certified: Watch::new(0),
+            validators: Validators::default(),
+            counters: tokio::sync::Mutex::new(counters),
+            ending: Watch::new(None),
+            ports,
+            me,
+        });
+        let membership = Membership { registry, cluster: shell.me.cluster, founding: shell.me.founding };
+        door.open(membership, Arc::new(Inside(shell.clone())));
+        start_rooms(&shell, attester, durable);
+        tracing::info!(label = %shell.me.label, raft = %shell.me.raft, is_new, "agent started");
+        Ok(AgentHandle { shell })
+    }
+}
+
+fn identify(settings: &Settings, registry: &Registry) -> Result<Me, StartError> {
+    let fail = |text: String| StartError::Identity(text);
+    let member = registry.by_idx(settings.device);
+    let member = member.ok_or_else(|| fail(format!("device {} is not in the genesis file", settings.device)))?;
+    let cluster = member.cluster.ok_or_else(|| fail(format!("\"{}\" is no drone", member.label)))?;
+    let key = settings.key.public();
+    if !member.keys.iter().any(|known| known.to_bytes() == key) {
+        return Err(fail(format!("the private key is not the key of \"{}\" in the genesis file", member.label)));
+    }
+    Ok(Me {
+        device: member.id,
+        idx: member.idx,
+        label: member.label.clone(),
+        raft: RaftNodeId::new(member.idx, settings.incarnation),
+        cluster,
+        founding: Founding(0),
+    })
+}
+
+fn start_rooms(shell: &Arc<Shell>, attester: Attester, durable: Watch<LogIndex>) {
+    let each = || shell.clone();
+    shell.spawn("found", each().found().boxed());
+    shell.spawn("watch-raft", each().watch_raft().boxed());
+    shell.spawn("attest", each().attest(attester, durable).boxed());
+    shell.spawn("close-batches", each().close_batches().boxed());
+    shell.spawn("submit-batches", each().submit_batches().boxed());
+    shell.spawn("follow-blocks", each().follow_blocks().boxed());
+    shell.spawn("requeue-ended", each().requeue_ended().boxed());
+    shell.spawn("gather-evidence", each().gather_evidence().boxed());
+    shell.spawn("keep-leases", each().keep_leases().boxed());
+}
+
+impl Shell {
+    async fn watch_raft(self: Arc<Self>) {
+        let fatal = self.raft.fatal().await;
+        self.fatal(fatal.exit_code, fatal.reason);
+    }
+
+    /// Founds the cluster, if nobody has.
+    async fn found(self: Arc<Self>) {
+        let roster = self.genesis.founding_roster(self.me.cluster).expect("the cluster is in the genesis file");
+        let Some(position) = roster.position(self.me.raft) else { return };
+        if position > 0 {
+            let patience = Duration::from_millis(10 * self.raft_config.election_timeout_ms_max);
+            self.pause(self.jittered(patience)).await;
+        }
+        let status = self.raft.status();
+        if status.last_index > LogIndex(0) || status.leader.is_some() || self.is_ending() {
+            return;
+        }
+        let founders: BTreeMap<RaftNodeId, Member> = roster
+            .members
+            .iter()
+            .filter_map(|member| Some((member.raft, Member { device: self.device_of(member.raft)? })))
+            .collect();
+        match self.raft.initialize_once(founders).await {
+            Ok(outcome) => tracing::info!(?outcome, "founding"),
+            Err(error) => tracing::error!(%error, "the cluster was not founded"),
+        }
+    }
+}
+
+/// What the door leads to.
+struct Inside(Arc<Shell>);
+
+impl Inside {
+    fn of_my_founding(&self, cluster: ClusterId, founding: Founding) -> Result<(), Refusal> {
+        if (cluster, founding) == (self.0.me.cluster, self.0.me.founding) {
+            return Ok(());
+        }
+        Err(Refusal::new(RefusalCode::Invalid, "of another cluster or founding"))
+    }
+}
+
+fn malformed<E>(_: E) -> Refusal {
+    Refusal::new(RefusalCode::Invalid, "malformed request")
+}
+
+impl Requests for Inside {
+    fn raft(&self, from: RaftNodeId, kind: RaftRpc, body: Bytes) -> BoxFuture<Result<Vec<u8>, RpcRefusal>> {
+        self.0.raft.handle(from, kind, body)
+    }
+
+    fn cluster(&self, from: RaftNodeId, kind: FrameKind, request: Bytes) -> BoxFuture<Result<Bytes, Refusal>> {
+        let this = Self(self.0.clone());
+        async move {
+            match kind {
+                FrameKind::Forward => {
+                    let forward: Forward = decode(&request).map_err(malformed)?;
+                    this.of_my_founding(forward.cluster, forward.founding)?;
+                    let outcome = this.0.enter_forwarded(&forward.entry).await;
+                    let outcome = outcome.ok_or_else(|| Refusal::new(RefusalCode::NotNow, "not the leader"))?;
+                    Ok(body(&outcome))
+                }
+                FrameKind::Linearize => {
+                    let question: Linearize = decode(&request).map_err(malformed)?;
+                    this.of_my_founding(question.cluster, question.founding)?;
+                    Ok(body(&this.0.answer_linearize().await))
+                }
+                FrameKind::Attest => {
+                    let attestation: Attestation = decode(&request).map_err(malformed)?;
+                    this.of_my_founding(attestation.cluster, attestation.founding)?;
+                    this.0.take_attestation(from, attestation).map(|()| Bytes::new())
+                }
+                _ => Err(Refusal::new(RefusalCode::Invalid, "not of this protocol")),
+            }
+        }
+        .boxed()
+    }
+
+    fn operate(&self, peer: Peer, request: Bytes) -> BoxFuture<Result<Bytes, Refusal>> {
+        self.0.clone().operate(peer, request).boxed()
+    }
+}
+
+/// A running agent. Clones are the same agent.
+#[derive(Clone)]
+pub struct AgentHandle {
+    shell: Arc<Shell>,
+}
+
+impl AgentHandle {
+    /// Enters a signed entry, here or through the leader.
+    pub async fn enter(&self, entry: SignedEntry) -> WriteOutcome {
+        self.shell.enter(entry).await
+    }
+
+    /// Answers an operator's request.
+    pub async fn answer(&self, request: OpRequest) -> OpAnswer {
+        self.shell.answer(request).await
+    }
+
+    /// Answers a request of the drone's own software.
+    pub async fn answer_local(&self, request: Request) -> Answer {
+        self.shell.answer_local(request).await
+    }
+
+    /// What the local socket is served with.
+    #[must_use]
+    pub fn local_door(&self) -> Arc<LocalDoor> {
+        Arc::new(LocalDoor(self.shell.clone()))
+    }
+
+    /// State of this agent.
+    #[must_use]
+    pub fn status(&self) -> AgentStatus {
+        self.shell.status()
+    }
+
+    /// The replicated machine, for checkers of a simulation.
+    #[must_use]
+    pub fn machine(&self) -> Arc<Machine> {
+        self.shell.machine.clone()
+    }
+
+    /// Raft, for checkers of a simulation.
+    #[must_use]
+    pub fn raft(&self) -> Arc<dyn Replica> {
+        self.shell.raft.clone()
+    }
+
+    /// Resolves when the agent has ended, with the reason.
+    pub async fn ended(&self) -> Ending {
+        let ending = self.shell.ending.wait_until(Option::is_some).await;
+        ending.unwrap_or(Ending::Stopped)
+    }
+
+    /// Ends the agent in order.
+    pub async fn stop(&self) {
+        if !self.shell.is_ending() {
+            self.shell.ending.set(Some(Ending::Stopped));
+        }
+        self.shell.raft.shutdown().await;
+    }
+}

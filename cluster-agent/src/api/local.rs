@@ -1,0 +1,352 @@
+//! The drone's own software, through the local socket: it says what it does, and the agent signs.
+//!
+//! # Rules
+//! * Whoever may open the socket acts as the drone. The agent's device key signs every entry.
+//! * Upon `complete`, `fail` or `release`: the lease is ended in memory before the entry is signed, and
+//!   never counted on again. Who sends one of the three says with it that the vehicle has stopped.
+//! * A report names the claim it speaks for, or means the drone's newest claim in the replicated queue.
+//!   After a restart of the agent the drone names it.
+//! * `may_run_until_us` is read from the lease after the answer was built, and never lies beyond it.
+
+use std::{sync::Arc, time::Duration};
+
+use common::{
+    entry::{Action, Fence, Payload, SignedEntry},
+    ids::{Assignment, DeviceId, TaskId},
+    registry::Registry,
+    task::{Scope, TaskState},
+    verdict::{Answer as Decision, Reason, Verdict},
+    wire::{
+        cluster::WriteOutcome,
+        op::{Consistency, Finality, TaskView, WriteRefusal},
+    },
+};
+use futures::FutureExt;
+use transport::local::{
+    Answer, ErrorCode, FenceJson, LocalError, Reply, Request, TaskRow, base64,
+    message::{PlaceJson, StatusRow},
+    server::LocalHandler,
+};
+
+use super::op::tasks_of;
+use crate::{
+    keeper::{Counted, Wish},
+    machine::State,
+    ports::BoxFuture,
+    shell::Shell,
+};
+
+/// A `watch` is answered after this time at the latest.
+const WATCH_WAIT: Duration = Duration::from_secs(20);
+
+/// After a write, its effect is waited for here this long, so that the drone reads what it wrote.
+const READ_OWN_WRITE_WAIT: Duration = Duration::from_secs(1);
+
+/// Answers the local socket.
+#[derive(Clone)]
+pub struct LocalDoor(pub(crate) Arc<Shell>);
+
+impl LocalHandler for LocalDoor {
+    fn handle(&self, request: Request) -> BoxFuture<Answer> {
+        let shell = self.0.clone();
+        async move { shell.answer_local(request).await }.boxed()
+    }
+}
+
+/// What a report needs to know of its task.
+struct Reported {
+    scope: Scope,
+    fence: Fence,
+    assignment: Assignment,
+}
+
+fn error(code: ErrorCode, reason: impl std::fmt::Display) -> LocalError {
+    LocalError::new(code, reason)
+}
+
+impl Shell {
+    /// Answers one request of the drone's own software.
+    pub async fn answer_local(self: &Arc<Self>, request: Request) -> Answer {
+        match request {
+            Request::Submit { spec, scope } => {
+                let task = spec.resolve(&*self.genesis).map_err(|problem| error(ErrorCode::Invalid, problem))?;
+                let entry = self.sign_submit(scope, &task).await.ok_or_else(ending)?;
+                let id = TaskId::from(entry.id(&self.chain));
+                self.write(entry, Some(id)).await.map(|(reply, _)| reply)
+            }
+            Request::Claim { task } => self.claim(task).await,
+            Request::Renew => {
+                let entry = self.sign_renew().await.ok_or_else(ending)?;
+                self.write(entry, None).await.map(|(reply, _)| reply)
+            }
+            Request::Progress { task, fence, progress } => {
+                let reported = self.reported(&task, fence)?;
+                let action = Action::Progress { task, fence: reported.fence, progress };
+                self.report(task, reported.scope, Wish::Plain(action), "").await
+            }
+            Request::Complete { task, fence, reason } => {
+                let reported = self.end_lease(&task, fence)?;
+                let action = Action::Complete { task, fence: reported.fence };
+                self.report(task, reported.scope, Wish::Plain(action), &reason).await
+            }
+            Request::Fail { task, fence, reason, retriable } => {
+                let reported = self.end_lease(&task, fence)?;
+                let make = |counter, counted: Counted| Action::Fail {
+                    task: counted.task,
+                    fence: counted.fence,
+                    counter,
+                    retriable: counted.is_retriable,
+                };
+                let wish = Wish::Counted(make, reported.counted(task, retriable));
+                self.report(task, reported.scope, wish, &reason).await
+            }
+            Request::Release { task, fence } => {
+                let reported = self.end_lease(&task, fence)?;
+                let make = |counter, counted: Counted| Action::Release {
+                    task: counted.task,
+                    fence: counted.fence,
+                    counter,
+                };
+                self.report(task, reported.scope, Wish::Counted(make, reported.counted(task, false)), "").await
+            }
+            Request::Cancel { task, reason } => {
+                let scope = self.scope_of(&task)?;
+                self.report(task, scope, Wish::Plain(Action::Cancel { task }), &reason).await
+            }
+            Request::Task { task } => self.machine.with(|state| {
+                let view = state.queue.task_view(&task).or_else(|| state.queue.global().view(&task));
+                let view = view.ok_or_else(|| error(ErrorCode::NotFound, format!("no task {} here", task.to_hex())))?;
+                Ok(self.rows(state, vec![view], false))
+            }),
+            Request::Tasks { scope, states, after, limit } => self.machine.with(|state| {
+                let limit = usize::from(limit);
+                let (mut tasks, more) = match scope {
+                    None => tasks_of(state, &states, after, limit, Consistency::Local),
+                    Some(_) => tasks_in_scope(state, &states, after, limit, scope),
+                };
+                tasks.truncate(limit);
+                Ok(self.rows(state, tasks, more))
+            }),
+            Request::Status => Ok(self.local_status()),
+            Request::Watch { since } => {
+                let is_news = |pulse: &crate::machine::Pulse| pulse.applied.index.0 != since;
+                let _ = self.within(WATCH_WAIT, self.machine.pulse().wait_until(is_news)).await;
+                Ok(self.local_status())
+            }
+        }
+    }
+
+    fn scope_of(&self, task: &TaskId) -> Result<Scope, LocalError> {
+        let scope = self.machine.with(|state| {
+            let own = state.queue.task_row(task).map(|row| row.scope);
+            own.or_else(|| state.queue.global().task(task).map(|row| row.scope()))
+        });
+        scope.ok_or_else(|| error(ErrorCode::NotFound, format!("no task {} here", task.to_hex())))
+    }
+
+    async fn claim(self: &Arc<Self>, task: TaskId) -> Answer {
+        let row = self.machine.with(|state| {
+            let row = state.queue.task_row(&task)?;
+            Some((row.scope, row.assignment))
+        });
+        let (scope, assignment) =
+            row.ok_or_else(|| error(ErrorCode::NotFound, format!("no task {} in this cluster", task.to_hex())))?;
+        let make = |counter, counted: Counted| Action::Claim {
+            task: counted.task,
+            assignment: counted.assignment,
+            counter,
+        };
+        let counted = Counted { task, assignment, fence: Fence::default(), is_retriable: false };
+        let entry = self.sign(scope, Wish::Counted(make, counted), Payload::new()).await.ok_or_else(ending)?;
+        let (reply, decision) = self.write(entry, Some(task)).await?;
+        let fence = Fence { assignment, founding: self.me.founding, index: decision.index };
+        Ok(Reply { fence: Some(FenceJson::from(fence)), ..reply })
+    }
+
+    fn reported(&self, task: &TaskId, fence: Option<Fence>) -> Result<Reported, LocalError> {
+        let scope = self.scope_of(task)?;
+        let newest = self.machine.with(|state| {
+            let row = state.queue.task_row(task)?;
+            let holder = row.life.holder.filter(|holder| holder.device == self.me.device)?;
+            Some(holder.fence)
+        });
+        let fence = fence.or(newest);
+        let fence = fence.ok_or_else(|| error(ErrorCode::Rejected, "this drone has no claim on the task"))?;
+        Ok(Reported { scope, fence, assignment: fence.assignment })
+    }
+
+    fn end_lease(&self, task: &TaskId, fence: Option<Fence>) -> Result<Reported, LocalError> {
+        let reported = self.reported(task, fence)?;
+        let now_us = self.now_us();
+        // Who sends a result says that the vehicle has stopped.
+        self.machine
+            .with(|state| state.leases.end(task, reported.fence, true, now_us))
+            .map_err(|running| error(ErrorCode::Rejected, running))?;
+        Ok(reported)
+    }
+
+    async fn report(self: &Arc<Self>, task: TaskId, scope: Scope, wish: Wish, note: &str) -> Answer {
+        let note = Payload::try_from(note.as_bytes().to_vec()).map_err(|long| error(ErrorCode::Invalid, long))?;
+        let entry = self.sign(scope, wish, note).await.ok_or_else(ending)?;
+        self.write(entry, Some(task)).await.map(|(reply, _)| reply)
+    }
+
+    async fn write(
+        self: &Arc<Self>,
+        entry: SignedEntry,
+        task: Option<TaskId>,
+    ) -> Result<(Reply, Decision), LocalError> {
+        let id = entry.id(&self.chain);
+        let with_id = |error: LocalError| LocalError { id: Some(id.to_hex()), ..error };
+        let decision = match self.enter(entry).await {
+            WriteOutcome::Committed(decision) => decision,
+            WriteOutcome::Refused(refusal) => return Err(with_id(refused(refusal))),
+            WriteOutcome::Unknown => {
+                return Err(with_id(error(ErrorCode::UnknownOutcome, "no answer in time; it may stand in the log")));
+            }
+        };
+        let _ = self.raft.wait_applied(decision.index, READ_OWN_WRITE_WAIT).await;
+        let word = match decision.verdict {
+            Verdict::Granted => "granted",
+            Verdict::Late => "late",
+            Verdict::Rejected(reason) => return Err(with_id(rejected(reason))),
+        };
+        let reply = Reply { task: task.map(TaskId::to_hex), ..Reply::written(id, decision.index, word) };
+        Ok((reply, decision))
+    }
+
+    fn local_status(&self) -> Reply {
+        let raft = self.raft.status();
+        let (context, position) = self.machine.with(|state| {
+            let context = self.context(state, &raft, Consistency::Local);
+            let position = context.applied.0;
+            (context, position)
+        });
+        let cluster = &self.genesis.clusters[self.me.cluster.0 as usize];
+        let leader = raft.leader.and_then(|leader| self.registry.by_idx(leader.idx()));
+        let status = StatusRow {
+            label: self.me.label.as_str().to_owned(),
+            device: self.me.device.to_hex(),
+            cluster: cluster.label.as_str().to_owned(),
+            mode: context.mode.word().to_owned(),
+            is_leader: raft.leader == Some(self.me.raft),
+            leader: leader.map(|member| member.label.as_str().to_owned()),
+            applied: context.applied.0,
+            global_height: context.global_height.0,
+        };
+        Reply { status: Some(status), position: Some(position), now_us: Some(self.now_us()), ..Reply::default() }
+    }
+
+    fn rows(&self, state: &mut State, views: Vec<TaskView>, more: bool) -> Reply {
+        let mut rows: Vec<TaskRow> = views.into_iter().map(|view| self.row(state, view)).collect();
+        // The clock is read after the answer is built, and before the deadlines leave.
+        let now_us = self.now_us();
+        for row in rows.iter_mut().filter(|row| row.is_mine) {
+            row.may_run_until_us = row.task_id().and_then(|task| state.leases.may_run(&task, now_us));
+        }
+        Reply { tasks: Some(rows), more: Some(more), now_us: Some(now_us), ..Reply::default() }
+    }
+
+    fn row(&self, state: &State, view: TaskView) -> TaskRow {
+        let holder = holder_of(state, &view);
+        let clusters = &self.genesis.clusters;
+        let cluster = view.cluster.and_then(|cluster| clusters.get(cluster.0 as usize));
+        TaskRow {
+            id: view.id.to_hex(),
+            key: String::from_utf8_lossy(&view.task.key).into_owned(),
+            state: view.state,
+            kind: view.task.kind,
+            scope: view.scope,
+            cluster: cluster.map(|cluster| cluster.label.as_str().to_owned()),
+            holder: holder.map(|(device, _)| label_of(&self.registry, &device)),
+            is_mine: view.state.is_held() && holder.is_some_and(|(device, _)| device == self.me.device),
+            fence: holder.map(|(_, fence)| fence.into()),
+            may_run_until_us: None,
+            priority: view.task.priority,
+            attempts: view.attempts,
+            percent: view.percent,
+            places: view.task.places.iter().copied().map(PlaceJson).collect(),
+            earliest_start_ms: view.task.earliest_start.map(|time| time.0 / 1_000),
+            deadline_ms: view.task.deadline.map(|time| time.0 / 1_000),
+            after: view.task.after.iter().map(|task| task.to_hex()).collect(),
+            payload_base64: base64::encode(&view.task.payload),
+            final_height: match view.finality {
+                Finality::ClusterCommitted => None,
+                Finality::Final { height, .. } => Some(height.0),
+            },
+        }
+    }
+}
+
+impl Reported {
+    fn counted(&self, task: TaskId, is_retriable: bool) -> Counted {
+        Counted { task, assignment: self.assignment, fence: self.fence, is_retriable }
+    }
+}
+
+/// Who holds the task, or held it last while its state is `unknown`.
+fn holder_of(state: &State, view: &TaskView) -> Option<(DeviceId, Fence)> {
+    let shown = view.holder.map(|holder| (holder.device, holder.fence));
+    let last = || {
+        let row = state.queue.task_row(&view.id)?;
+        row.life.holder.map(|holder| (holder.device, holder.fence))
+    };
+    shown.or_else(|| if view.state == TaskState::Unknown { last() } else { None })
+}
+
+fn label_of(registry: &Registry, device: &DeviceId) -> String {
+    registry.by_id(device).map_or_else(|| device.to_string(), |member| member.label.as_str().to_owned())
+}
+
+fn tasks_in_scope(
+    state: &State,
+    states: &[TaskState],
+    after: Option<TaskId>,
+    limit: usize,
+    scope: Option<Scope>,
+) -> (Vec<TaskView>, bool) {
+    let (mut found, mut from) = (Vec::new(), after);
+    loop {
+        let (page, more) = tasks_of(state, states, from, limit, Consistency::Local);
+        from = page.last().map(|task| task.id);
+        let is_wanted = |task: &TaskView| scope.is_none_or(|scope| task.scope == scope);
+        found.extend(page.into_iter().filter(is_wanted));
+        if !more || found.len() > limit {
+            let is_cut = found.len() > limit;
+            return (found, more || is_cut);
+        }
+    }
+}
+
+fn ending() -> LocalError {
+    error(ErrorCode::Unavailable, "the agent is ending")
+}
+
+fn rejected(reason: Reason) -> LocalError {
+    let code = match reason {
+        Reason::Denied | Reason::UnknownKey | Reason::StaleKey => ErrorCode::Denied,
+        Reason::Conflict | Reason::KeyConflict(_) => ErrorCode::Conflict,
+        Reason::Malformed => ErrorCode::Invalid,
+        Reason::UnknownTask => ErrorCode::NotFound,
+        _ => ErrorCode::Rejected,
+    };
+    error(code, reason)
+}
+
+fn refused(refusal: WriteRefusal) -> LocalError {
+    match refusal {
+        WriteRefusal::NoQuorum { retry_after_ms, .. } => LocalError {
+            retry_after_ms: Some(retry_after_ms),
+            ..error(ErrorCode::NoQuorum, "the cluster has no majority here")
+        },
+        WriteRefusal::CatchingUp { behind } => {
+            error(ErrorCode::Unavailable, format!("this agent is {behind} entries behind"))
+        }
+        WriteRefusal::Overloaded { what, retry_after_ms } => LocalError {
+            retry_after_ms: Some(retry_after_ms),
+            ..error(ErrorCode::Unavailable, format!("overloaded: {what}"))
+        },
+        WriteRefusal::Rejected { verdict: Verdict::Rejected(reason), .. } => rejected(reason),
+        WriteRefusal::Rejected { detail, .. } => error(ErrorCode::Rejected, detail),
+    }
+}

@@ -1,0 +1,11 @@
+//! What an agent answers: writes, reads, status; over the network and through the drone's local socket.
+//!
+//! * [`enter`]: a signed entry on its way into the log, forwarded once.
+//! * [`read`]: linearizable, local with an honest age, or final.
+//! * [`op`]: operators and gateways, over the network.
+//! * [`local`]: the drone's own software, for which the agent signs.
+
+pub mod enter;
+pub mod local;
+pub mod op;
+pub mod read;

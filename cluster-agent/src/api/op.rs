@@ -1,0 +1,163 @@
+//! Operators, gateways and other readers, over `muster-op/1`.
+//!
+//! # Rules
+//! * A write carries its author's own signature: the connection's role adds nothing to it.
+//! * A read needs the role `op.read`.
+//! * What only validators can answer is refused by name.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use common::{
+    codec::{BoundedVec, Label, decode},
+    genesis::RoleSet,
+    ids::TaskId,
+    task::TaskState,
+    wire::{
+        frame::{Refusal, RefusalCode},
+        op::{Consistency, OpAnswer, OpRequest, ReadContext, TaskView},
+    },
+};
+
+use super::read::NoQuorum;
+use crate::{
+    machine::State,
+    ports::Peer,
+    shell::{Shell, body},
+};
+
+/// Tasks in one answer.
+const TASKS_MAX: usize = 256;
+
+impl From<NoQuorum> for OpAnswer {
+    fn from(error: NoQuorum) -> Self {
+        Self::NoQuorum { leader: error.leader, retry_after_ms: error.retry_after_ms }
+    }
+}
+
+impl Shell {
+    /// Answers one request of an authenticated peer.
+    pub(crate) async fn operate(self: Arc<Self>, peer: Peer, request: Bytes) -> Result<Bytes, Refusal> {
+        let request: OpRequest = decode(&request).map_err(|error| {
+            tracing::warn!(peer = %peer.device, %error, "malformed request of an operator");
+            Refusal::new(RefusalCode::Invalid, "malformed request")
+        })?;
+        let is_write = matches!(request, OpRequest::Enter(_));
+        let may_read = self.registry.by_idx(peer.idx).is_some_and(|member| member.may(RoleSet::OP_READ));
+        if !is_write && !may_read {
+            return Err(Refusal::new(RefusalCode::Denied, "reading needs the role op.read"));
+        }
+        Ok(body(&self.answer(request).await))
+    }
+
+    /// Answers one request, whoever asks.
+    pub async fn answer(self: &Arc<Self>, request: OpRequest) -> OpAnswer {
+        match request {
+            OpRequest::Enter(entry) => {
+                let id = entry.id(&self.chain);
+                OpAnswer::Write { id, outcome: self.enter(entry).await }
+            }
+            OpRequest::Task { task, consistency, staleness_ms_max } => {
+                let look = move |state: &State, context| {
+                    let task = match consistency {
+                        Consistency::Final => state.queue.global().view(&task),
+                        _ => state.queue.task_view(&task).or_else(|| state.queue.global().view(&task)),
+                    };
+                    OpAnswer::Task { task, context }
+                };
+                self.read(consistency, staleness_ms_max, look).await
+            }
+            OpRequest::Tasks { states, after, limit, consistency, staleness_ms_max } => {
+                let limit = usize::from(limit).clamp(1, TASKS_MAX);
+                let look = move |state: &State, context| {
+                    let (tasks, more) = tasks_of(state, &states, after, limit, consistency);
+                    let tasks = BoundedVec::try_from(tasks).expect("the limit is the bound");
+                    OpAnswer::Tasks { tasks, more, context }
+                };
+                self.read(consistency, staleness_ms_max, look).await
+            }
+            OpRequest::History { task } => self.machine.with(|state| {
+                let mut events = state.queue.history(&task);
+                if events.is_empty() {
+                    return OpAnswer::NotFound;
+                }
+                events.truncate(1_024);
+                OpAnswer::History { events: BoundedVec::try_from(events).expect("it was cut at the bound") }
+            }),
+            OpRequest::HighestNumber { author, key_version, cluster } => {
+                if cluster != self.me.cluster {
+                    return OpAnswer::NotFound;
+                }
+                match self.linearize().await {
+                    Ok(()) => {
+                        let highest = self.machine.with(|state| state.queue.highest_number(&author, key_version));
+                        OpAnswer::HighestNumber(highest)
+                    }
+                    Err(error) => error.into(),
+                }
+            }
+            OpRequest::Status => OpAnswer::Agent(self.status()),
+            OpRequest::Prove { .. } | OpRequest::Blocks { .. } => {
+                OpAnswer::Unsupported(Label::new("ask a validator").expect("a short text"))
+            }
+        }
+    }
+
+    async fn read(
+        &self,
+        consistency: Consistency,
+        staleness_ms_max: Option<u64>,
+        look: impl FnOnce(&State, ReadContext) -> OpAnswer,
+    ) -> OpAnswer {
+        if consistency == Consistency::Linearizable
+            && let Err(error) = self.linearize().await
+        {
+            return error.into();
+        }
+        let status = self.raft.status();
+        self.machine.with(|state| {
+            let context = self.context(state, &status, consistency);
+            let is_too_stale = staleness_ms_max.is_some_and(|max| context.staleness_ms.is_none_or(|age| age > max));
+            if is_too_stale {
+                return OpAnswer::TooStale { staleness_ms: context.staleness_ms };
+            }
+            look(state, context)
+        })
+    }
+}
+
+/// Tasks after `after` in order of their ids: this cluster's own rows first hand, all others from the
+/// verified global view.
+pub(super) fn tasks_of(
+    state: &State,
+    states: &[TaskState],
+    after: Option<TaskId>,
+    limit: usize,
+    consistency: Consistency,
+) -> (Vec<TaskView>, bool) {
+    let (mut tasks, mut more) = match consistency {
+        Consistency::Final => (Vec::new(), false),
+        Consistency::Linearizable | Consistency::Local => state.queue.task_views(states, after.as_ref(), limit),
+    };
+    let global = state.queue.global();
+    let is_own = |id: &TaskId| consistency != Consistency::Final && state.queue.task_row(id).is_some();
+    let (mut found, mut from) = (0, after);
+    loop {
+        let mut page = 0;
+        for row in global.tasks(from, TASKS_MAX) {
+            (page, from) = (page + 1, Some(row.id));
+            let is_wanted = states.is_empty() || states.contains(&row.state());
+            if is_wanted && !is_own(&row.id) {
+                tasks.push(global.view_of(row));
+                found += 1;
+            }
+        }
+        if page < TASKS_MAX || found > limit {
+            break;
+        }
+    }
+    tasks.sort_by_key(|task| task.id);
+    more |= tasks.len() > limit;
+    tasks.truncate(limit);
+    (tasks, more)
+}

@@ -1,0 +1,147 @@
+//! Reads: each says how it was answered and how old it may be, and none degrades silently.
+//!
+//! # Rules
+//! * Linearizable: a position is asked of the leader, which confirms itself with a majority, and then
+//!   waited for here. Without a quorum the read fails.
+//! * Local: what was applied here, with the age that the evidence supports, or "unknown".
+//! * Final: what finalized blocks say.
+//! * Upon an age above what the caller allows: `TooStale`, with the age.
+
+use std::time::Duration;
+
+use common::{
+    codec::{BoundedVec, decode},
+    ids::{LogPosition, RaftNodeId},
+    wire::{
+        cluster::{Linearize, Linearized},
+        frame::FrameKind,
+        op::{AgentStatus, Consistency, ReadContext},
+    },
+};
+
+use crate::{
+    machine::State,
+    raft::{RaftStatus, ReadRefusal},
+    shell::{Shell, body},
+};
+
+/// A linearizable read is not possible now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no quorum; leader as far as known: {leader:?}")]
+pub struct NoQuorum {
+    /// Last known leader.
+    pub leader: Option<RaftNodeId>,
+    /// Worth trying again after this time.
+    pub retry_after_ms: u64,
+}
+
+impl Shell {
+    /// A position that includes every write acknowledged before this call, not yet waited for.
+    pub(crate) async fn linearizable_position(&self, left: Duration) -> Result<LogPosition, NoQuorum> {
+        let status = self.raft.status();
+        let none = NoQuorum { leader: status.leader, retry_after_ms: self.raft_config.retry_after_ms() };
+        let leader = status.leader.ok_or(none)?;
+        if leader == self.me.raft {
+            return self.raft.linearizable_position(left).await.map_err(|_| none);
+        }
+        let device = self.device_of(leader).ok_or(none)?;
+        let question = Linearize { cluster: self.me.cluster, founding: self.me.founding };
+        let answer = self.ports.transport.call(device, FrameKind::Linearize, body(&question), left).await;
+        match answer.ok().and_then(|answer| decode(&answer).ok()) {
+            Some(Linearized::At { term, index }) => Ok(LogPosition { term, index }),
+            Some(Linearized::NotLeader { .. } | Linearized::NoQuorum) | None => Err(none),
+        }
+    }
+
+    /// Answers a member that asks this one as leader.
+    pub(crate) async fn answer_linearize(&self) -> Linearized {
+        match self.raft.linearizable_position(self.read_deadline() * 3 / 4).await {
+            Ok(position) => Linearized::At { term: position.term, index: position.index },
+            Err(ReadRefusal::NotLeader { leader }) => Linearized::NotLeader { leader },
+            Err(ReadRefusal::NoQuorum | ReadRefusal::Deadline | ReadRefusal::Stopped) => Linearized::NoQuorum,
+        }
+    }
+
+    /// Time a linearizable read may take.
+    pub(crate) fn read_deadline(&self) -> Duration {
+        Duration::from_millis(2 * self.raft_config.election_timeout_ms_max)
+    }
+
+    /// Waits until everything acknowledged before this call is applied here. Tries again within the
+    /// deadline while leaders change.
+    ///
+    /// # Errors
+    /// [`NoQuorum`].
+    pub async fn linearize(&self) -> Result<(), NoQuorum> {
+        let until = tokio::time::Instant::now() + self.read_deadline();
+        loop {
+            let t0_us = self.now_us();
+            let left = until.saturating_duration_since(tokio::time::Instant::now());
+            let error = match self.linearizable_position(left).await {
+                Ok(position) => {
+                    self.machine.with(|state| state.freshness.answered(t0_us, position.index));
+                    let left = until.saturating_duration_since(tokio::time::Instant::now());
+                    if self.raft.wait_applied(position.index, left).await.is_ok() {
+                        return Ok(());
+                    }
+                    NoQuorum { leader: self.raft.status().leader, retry_after_ms: self.raft_config.retry_after_ms() }
+                }
+                Err(error) => error,
+            };
+            let pause = self.jittered(Duration::from_millis(self.raft_config.heartbeat_ms / 2));
+            if tokio::time::Instant::now() + pause >= until || self.is_ending() {
+                return Err(error);
+            }
+            self.pause(pause).await;
+        }
+    }
+
+    /// What stands beside a value that was read from `state` now.
+    pub(crate) fn context(&self, state: &State, status: &RaftStatus, consistency: Consistency) -> ReadContext {
+        let now_us = self.now_us();
+        let in_ms = |age_us: Option<u64>| age_us.map(|age_us| age_us.div_ceil(1_000));
+        let global_age_ms = in_ms(state.freshness.global_age_us(now_us));
+        ReadContext {
+            consistency,
+            applied: state.queue.applied().0.index,
+            term: status.term,
+            leader: status.leader,
+            mode: state.freshness.mode(now_us),
+            staleness_ms: match consistency {
+                Consistency::Final => global_age_ms,
+                Consistency::Linearizable | Consistency::Local => in_ms(state.freshness.staleness_us(now_us)),
+            },
+            global_height: state.queue.global_height(),
+            global_age_ms,
+        }
+    }
+
+    /// State of this agent.
+    #[must_use]
+    pub fn status(&self) -> AgentStatus {
+        let raft = self.raft.status();
+        self.machine.with(|state| {
+            let batcher = state.queue.batcher();
+            let mut voters = raft.voters.clone();
+            voters.truncate(64);
+            AgentStatus {
+                device: self.me.device,
+                label: self.me.label.clone(),
+                cluster: self.me.cluster,
+                founding: self.me.founding,
+                raft: self.me.raft,
+                is_leader: raft.leader == Some(self.me.raft),
+                context: self.context(state, &raft, Consistency::Local),
+                last_index: raft.last_index,
+                voters: BoundedVec::try_from(voters).expect("it was cut at the bound"),
+                outbox_batches: u32::try_from(batcher.outbox().len()).unwrap_or(u32::MAX),
+                outbox_bytes: batcher.outbox_bytes(),
+                final_seq: batcher.last_final().seq,
+                queue_digest: state.queue.digest(),
+                global_digest: state.queue.global().state_root(),
+                tasks: state.queue.counts(),
+                uptime_us: self.ports.clock.now().us_since(self.started),
+            }
+        })
+    }
+}

@@ -1,0 +1,185 @@
+//! The way back: the leader follows the finalized chain and brings it into the cluster's log.
+//!
+//! In: finalized blocks and batches from validators. Out: `GlobalAdvance` parts in the log.
+//!
+//! # Rules
+//! * One member of a cluster follows, its leader; the others get the blocks by their log. One link to
+//!   the ground is enough.
+//! * Upon a block: verify its proof, find the bytes of every batch it refers to (the own cluster's are
+//!   in the outbox), split, propose the parts in order. One block at a time, a block per batch interval.
+//! * Upon a validator that fails, lags or is silent: the next one.
+//! * Nothing here is trusted: every member checks the same again before it appends and when it applies.
+//!
+//! # Invariants
+//! * agreement: blocks enter at the height that is next; parts of two leaders never mix.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use common::{
+    batch::CertifiedBatch,
+    block::{Advance, AdvanceBatch, AdvancePart, FinalizedBlock},
+    codec::{BoundedVec, decode, encode},
+    entry::LogEntry,
+    ids::{DeviceId, Digest, Height},
+    wire::{
+        feed::{FetchByDigest, Follow, Followed},
+        frame::FrameKind,
+    },
+};
+
+use crate::{
+    raft::ProposeOutcome,
+    shell::{Shell, body},
+};
+
+/// A validator is asked to wait this long for the next block.
+const FOLLOW_WAIT_MS: u32 = 2_000;
+/// Beyond the wait, an answer may take this long.
+const FOLLOW_SLACK: Duration = Duration::from_secs(3);
+/// A batch by digest must be answered within this time.
+const FETCH_DEADLINE: Duration = Duration::from_secs(5);
+/// How often a member that does not lead looks whether it does.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Why a block did not enter the log now.
+#[derive(Debug, thiserror::Error)]
+enum Obstacle {
+    /// The validator's fault, or the link's: ask another one.
+    #[error("{0}")]
+    Source(String),
+    /// Ours: not leading, or no quorum.
+    #[error("the log did not take it: {0}")]
+    Log(String),
+}
+
+impl Shell {
+    /// Runs as long as the agent.
+    pub(crate) async fn follow_blocks(self: Arc<Self>) {
+        let mut turn = 0;
+        while !self.is_ending() {
+            if !self.is_leader() {
+                let seen = self.raft.changes().version();
+                let _ = self.within(LOOK_INTERVAL, self.raft.changes().changed(seen)).await;
+                continue;
+            }
+            let order = self.validators_by_distance();
+            let Some(device) = order.get(turn % order.len().max(1)).copied() else {
+                self.pause(FOLLOW_SLACK).await;
+                continue;
+            };
+            match self.follow_once(device).await {
+                Ok(0) => turn += 1,
+                Ok(_) => {}
+                Err(Obstacle::Source(why)) => {
+                    tracing::debug!(%device, why, "a validator was of no help on the way down");
+                    self.validators.note(device, false, self.now_us(), self.ports.entropy.next_u64());
+                    // The order changes with the note: begin with the nearest one again.
+                    turn = 0;
+                    self.pause(self.jittered(LOOK_INTERVAL)).await;
+                }
+                Err(Obstacle::Log(why)) => {
+                    tracing::debug!(why, "a block did not enter the log; it is tried again");
+                    self.pause(Duration::from_millis(self.raft_config.heartbeat_ms)).await;
+                }
+            }
+        }
+    }
+
+    /// Asks for what is next, and brings it in. Returns how many blocks entered.
+    async fn follow_once(&self, device: DeviceId) -> Result<usize, Obstacle> {
+        let from = self.machine.pulse().get().height.next();
+        let question = Follow { cluster: self.me.cluster, from, wait_ms: FOLLOW_WAIT_MS };
+        let deadline = Duration::from_millis(u64::from(FOLLOW_WAIT_MS)) + FOLLOW_SLACK;
+        let answer = self.call_validator(device, FrameKind::Follow, body(&question), deadline).await?;
+        let Followed { blocks, batches, .. } = decode(&answer).map_err(|error| Obstacle::Source(error.to_string()))?;
+        self.validators.note(device, true, self.now_us(), 0);
+        let mut at_hand: BTreeMap<Digest, CertifiedBatch> = BTreeMap::new();
+        for batch in batches.into_inner() {
+            at_hand.insert(batch.digest(&self.chain), batch);
+        }
+        let mut entered = 0;
+        for (next, finalized) in (from.0..).map(Height).zip(blocks.into_inner()) {
+            let begun = tokio::time::Instant::now();
+            let parts = self.parts_of(device, next, finalized, &mut at_hand).await?;
+            for part in parts {
+                self.propose_part(part).await?;
+            }
+            entered += 1;
+            // Others may have brought in more meanwhile, or a leader before us half of this one.
+            if self.machine.pulse().get().height != next {
+                return Ok(entered);
+            }
+            let rest = self.limits.batch_interval.saturating_sub(begun.elapsed());
+            self.pause(rest).await;
+        }
+        Ok(entered)
+    }
+
+    async fn parts_of(
+        &self,
+        device: DeviceId,
+        next: Height,
+        finalized: FinalizedBlock,
+        at_hand: &mut BTreeMap<Digest, CertifiedBatch>,
+    ) -> Result<Vec<AdvancePart>, Obstacle> {
+        let source = |why: String| Obstacle::Source(why);
+        let verified = finalized.verify(&self.chain, &self.set).map_err(|error| source(error.to_string()))?;
+        let finalized = verified.into_inner();
+        let (height, digest) = (finalized.block.header.height, finalized.block.digest());
+        if height != next {
+            return Err(source(format!("a block of height {height}, asked for was {next}")));
+        }
+        let mut batches = Vec::with_capacity(finalized.block.refs.len());
+        for named in &finalized.block.refs {
+            if named.cluster == self.me.cluster {
+                batches.push(AdvanceBatch::Own(named.digest));
+                continue;
+            }
+            let batch = match at_hand.remove(&named.digest) {
+                Some(batch) => batch,
+                None => self.fetch_batch(device, named.digest).await?,
+            };
+            batches.push(AdvanceBatch::Full(batch));
+        }
+        let batches = BoundedVec::try_from(batches).expect("as many as references, which have the same bound");
+        Ok(AdvancePart::split(height, digest, &encode(&Advance { finalized, batches })))
+    }
+
+    async fn fetch_batch(&self, first: DeviceId, digest: Digest) -> Result<CertifiedBatch, Obstacle> {
+        let mut last = Obstacle::Source("no validator is known".into());
+        let others = self.validators_by_distance().into_iter().filter(|device| *device != first);
+        for device in std::iter::once(first).chain(others) {
+            let question = body(&FetchByDigest { digest });
+            let found = self.call_validator(device, FrameKind::FeedBatch, question, FETCH_DEADLINE).await;
+            let decoded = found.and_then(|bytes| {
+                decode::<CertifiedBatch>(&bytes).map_err(|error| Obstacle::Source(error.to_string()))
+            });
+            match decoded {
+                Ok(batch) if batch.digest(&self.chain) == digest => return Ok(batch),
+                Ok(_) => last = Obstacle::Source("another batch than the one asked for".into()),
+                Err(obstacle) => last = obstacle,
+            }
+        }
+        Err(last)
+    }
+
+    async fn call_validator(
+        &self,
+        device: DeviceId,
+        kind: FrameKind,
+        body: Bytes,
+        deadline: Duration,
+    ) -> Result<Bytes, Obstacle> {
+        let call = self.ports.transport.call(device, kind, body, deadline);
+        call.await.map_err(|error| Obstacle::Source(error.to_string()))
+    }
+
+    async fn propose_part(&self, part: AdvancePart) -> Result<(), Obstacle> {
+        match self.propose(&LogEntry::GlobalAdvance(part), self.limits.write_deadline).await {
+            ProposeOutcome::Committed { .. } => Ok(()),
+            ProposeOutcome::Refused(refusal) => Err(Obstacle::Log(refusal.to_string())),
+            ProposeOutcome::Unknown => Err(Obstacle::Log("the outcome is not known".into())),
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! The replicated machine of a cluster: the pure queue, fed by Raft, and what this member knows beside it.
+//!
+//! In: committed commands with their positions. Out: answers; a [`Pulse`] that wakes whoever waits for
+//! batches, blocks or positions. Called by: Raft (apply), everything else (reads).
+//!
+//! # Rules
+//! * Equal commands at equal positions give equal queues and answers. Leases, freshness and times of
+//!   apply stand beside the queue and never flow into it.
+//! * Upon a command that does not decode: a recorded no-op. Members refuse to append one.
+//! * Upon a snapshot: every author signature of the outbox is checked before the state is accepted,
+//!   since this member attests what it holds.
+//!
+//! # Invariants
+//! * linearizable: the queue is the fold of the log up to the applied position.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use cluster_core::{
+    admission::StaticChecker,
+    freshness::{Freshness, FreshnessLimits},
+    lease::{LeaseWatch, Leases},
+    queue::{Applied, ClusterQueue, QueueEvent},
+};
+use common::{
+    batch::BatchItem,
+    codec::{Wire, decode, encode},
+    entry::{LogEntry, StaticVerdict},
+    genesis::Genesis,
+    ids::{BatchSeq, ClusterId, DeviceId, Digest, EntryId, Height, LogPosition, RaftNodeId, Term},
+    verdict::Answer,
+};
+use serde::{Deserialize, Serialize};
+use transport::watch::Watch;
+
+use crate::{
+    ports::Clock,
+    raft::{AppendCheck, ReplicatedMachine, RestoreError, SnapshotJob},
+    signatures::Signatures,
+};
+
+/// Entries signed here whose finality is awaited as a sign of freshness; the oldest goes.
+const OWN_ENTRIES_MAX: usize = 256;
+
+/// What others wait for. Changes with every applied entry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pulse {
+    /// Last applied position.
+    pub applied: LogPosition,
+    /// Newest closed batch.
+    pub closed: BatchSeq,
+    /// Newest final batch.
+    pub last_final: BatchSeq,
+    /// Rows in the open batch.
+    pub open_len: usize,
+    /// Global height applied.
+    pub height: Height,
+    /// This log was forked: a finalized block names another batch.
+    pub is_conflict: bool,
+}
+
+/// Everything under the machine's lock.
+pub struct State {
+    /// The replicated state.
+    pub queue: ClusterQueue,
+    /// This drone's leases.
+    pub leases: Leases,
+    /// When claims and renewals were applied here, for a leader.
+    pub lease_watch: LeaseWatch,
+    /// How old answers may be.
+    pub freshness: Freshness,
+    /// The newest term, and when its first entry was applied here.
+    term_applied: (Term, u64),
+    own_entries: BTreeMap<EntryId, u64>,
+    own_order: VecDeque<EntryId>,
+}
+
+impl State {
+    /// When the first entry of `term` was applied here; `None` if none was.
+    #[must_use]
+    pub fn term_applied_us(&self, term: Term) -> Option<u64> {
+        (self.term_applied.0 == term).then_some(self.term_applied.1)
+    }
+
+    /// An entry was signed here; `t0_us` was read before that.
+    pub fn signed(&mut self, id: EntryId, t0_us: u64) {
+        if self.own_entries.insert(id, t0_us).is_none() {
+            self.own_order.push_back(id);
+        }
+        if self.own_order.len() > OWN_ENTRIES_MAX
+            && let Some(oldest) = self.own_order.pop_front()
+        {
+            self.own_entries.remove(&oldest);
+        }
+    }
+
+    fn after_apply(&mut self, position: LogPosition, applied: &Applied, now_us: u64) {
+        self.moved_to(position, now_us);
+        self.leases.after_apply(&self.queue, applied);
+        self.lease_watch.after_apply(&self.queue, applied, now_us);
+        for event in &applied.events {
+            match event {
+                QueueEvent::BlockApplied { own_cut: Some(cut), .. } => self.freshness.own_batch_final(*cut),
+                QueueEvent::EntriesFinal { entries, .. } => {
+                    for (id, _) in entries {
+                        if let Some(t0_us) = self.own_entries.remove(id) {
+                            self.freshness.own_entry_final(t0_us);
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        if self.own_order.len() > self.own_entries.len() {
+            let known = &self.own_entries;
+            self.own_order.retain(|id| known.contains_key(id));
+        }
+    }
+
+    fn moved_to(&mut self, position: LogPosition, now_us: u64) {
+        if position.term > self.term_applied.0 {
+            self.term_applied = (position.term, now_us);
+        }
+        self.freshness.applied(position.index);
+    }
+
+    fn pulse(&self) -> Pulse {
+        let batcher = self.queue.batcher();
+        Pulse {
+            applied: self.queue.applied().0,
+            closed: batcher.last_closed().seq,
+            last_final: batcher.last_final().seq,
+            open_len: batcher.open_len(),
+            height: self.queue.global_height(),
+            is_conflict: self.queue.conflict().is_some(),
+        }
+    }
+}
+
+/// What the machine answers to a command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineAnswer(pub Option<Answer>);
+
+impl Wire for MachineAnswer {
+    const BYTES_MAX: usize = 256;
+}
+
+/// The machine. One per member.
+pub struct Machine {
+    genesis: Arc<Genesis>,
+    cluster: ClusterId,
+    signatures: Signatures,
+    clock: Arc<dyn Clock>,
+    state: Mutex<State>,
+    pulse: Watch<Pulse>,
+}
+
+impl Machine {
+    /// The machine before the first entry.
+    #[must_use]
+    pub fn new(
+        genesis: Arc<Genesis>,
+        cluster: ClusterId,
+        device: DeviceId,
+        freshness: FreshnessLimits,
+        clock: Arc<dyn Clock>,
+        signatures: Signatures,
+    ) -> Self {
+        let clocks = genesis.timing.clocks;
+        let state = State {
+            queue: ClusterQueue::genesis(genesis.clone(), cluster),
+            leases: Leases::new(device, &clocks),
+            lease_watch: LeaseWatch::new(clocks),
+            freshness: Freshness::new(clocks.drift_ppm, freshness),
+            term_applied: (Term(0), 0),
+            own_entries: BTreeMap::new(),
+            own_order: VecDeque::new(),
+        };
+        let pulse = Watch::new(state.pulse());
+        Self { genesis, cluster, signatures, clock, state: Mutex::new(state), pulse }
+    }
+
+    /// Looks at the state, or notes something beside the queue. Never waits inside.
+    pub fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
+        look(&mut self.lock())
+    }
+
+    /// What changes with every applied entry.
+    #[must_use]
+    pub fn pulse(&self) -> &Watch<Pulse> {
+        &self.pulse
+    }
+
+    /// The check that a command must pass before it enters any log.
+    #[must_use]
+    pub fn append_check(&self) -> StaticAppendCheck {
+        StaticAppendCheck { checker: StaticChecker::of(&self.lock().queue), signatures: self.signatures.clone() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic inside `apply` ends the process; a reader's panic leaves the state whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now_us(&self) -> u64 {
+        self.clock.now().us
+    }
+}
+
+impl ReplicatedMachine for Machine {
+    fn apply(&self, position: LogPosition, leader: RaftNodeId, chain: Digest, command: &[u8]) -> Vec<u8> {
+        let now_us = self.now_us();
+        let mut state = self.lock();
+        let answer = match decode::<LogEntry>(command) {
+            Ok(entry) => {
+                let applied = state.queue.apply(position, leader, chain, entry, &mut self.signatures.clone());
+                state.after_apply(position, &applied, now_us);
+                applied.answer
+            }
+            Err(error) => {
+                tracing::error!(index = position.index.0, %error, "a committed command does not decode; it changes nothing");
+                state.queue.advance_position(position, chain);
+                state.moved_to(position, now_us);
+                None
+            }
+        };
+        let pulse = state.pulse();
+        drop(state);
+        self.pulse.set_if_changed(pulse);
+        encode(&MachineAnswer(answer))
+    }
+
+    fn advance(&self, position: LogPosition, chain: Digest) {
+        let now_us = self.now_us();
+        let mut state = self.lock();
+        state.queue.advance_position(position, chain);
+        state.moved_to(position, now_us);
+        let pulse = state.pulse();
+        drop(state);
+        self.pulse.set_if_changed(pulse);
+    }
+
+    fn snapshot(&self) -> SnapshotJob {
+        let view = self.lock().queue.clone();
+        Box::new(move || view.to_bytes())
+    }
+
+    fn restore(&self, position: LogPosition, chain: Digest, bytes: &[u8]) -> Result<(), RestoreError> {
+        let refuse = |why: String| RestoreError(why);
+        let queue = ClusterQueue::from_bytes(self.genesis.clone(), self.cluster, bytes)
+            .map_err(|error| refuse(error.to_string()))?;
+        if queue.applied() != (position, chain) {
+            return Err(refuse(format!("it stands at {:?}, announced was {position:?}", queue.applied().0)));
+        }
+        check_outbox_signatures(&queue, &mut self.signatures.clone()).map_err(refuse)?;
+        let now_us = self.now_us();
+        let mut state = self.lock();
+        state.queue = queue;
+        state.leases.forget();
+        let State { queue, lease_watch, .. } = &mut *state;
+        lease_watch.refresh(queue, now_us);
+        state.moved_to(position, now_us);
+        let pulse = state.pulse();
+        drop(state);
+        self.pulse.set_if_changed(pulse);
+        Ok(())
+    }
+}
+
+fn check_outbox_signatures(queue: &ClusterQueue, signatures: &mut Signatures) -> Result<(), String> {
+    for batch in queue.batcher().outbox() {
+        for row in &batch.entries {
+            let BatchItem::Author(entry) = &row.item else { continue };
+            match entry.clone().check_with(queue.registry(), signatures) {
+                StaticVerdict::Good(_) => {}
+                StaticVerdict::Bad(fault) => {
+                    return Err(format!("entry {} of batch {}: {fault}", row.index, batch.header.seq));
+                }
+                StaticVerdict::UnknownKey => {
+                    return Err(format!("entry {} of batch {}: unknown key", row.index, batch.header.seq));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Checks what is the same for ever about a command, with the signatures remembered.
+pub struct StaticAppendCheck {
+    checker: StaticChecker,
+    signatures: Signatures,
+}
+
+impl AppendCheck for StaticAppendCheck {
+    fn check(&self, command: &[u8]) -> Result<(), String> {
+        let entry: LogEntry = decode(command).map_err(|error| error.to_string())?;
+        self.checker.check(&entry, &mut self.signatures.clone()).map_err(|error| error.to_string())
+    }
+}

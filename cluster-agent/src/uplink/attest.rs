@@ -1,0 +1,270 @@
+//! This member signs each batch of its own applied and durable log, once.
+//!
+//! # Rules
+//! * Upon a closed batch whose cut is durable here: the guard's record is durable before the signature
+//!   leaves the process.
+//! * Upon a batch with another digest than the one that was signed: stop attesting, stop as voter, say so.
+//! * An attestation goes to the leader at once, and to every member while its batch is not final after
+//!   twice the usual time, with growing pauses.
+//! * A guard that is missing beside used data, or damaged: the agent does not start (exit 78).
+//!
+//! # Invariants
+//! * attest-once: see [`cluster_core::attestation`].
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::Arc,
+    time::Duration,
+};
+
+use cluster_core::{
+    Shared,
+    attestation::{AttestError, AttestGuard, Decision, GuardRecord, RecordError},
+    batcher::OutboxBatch,
+};
+use common::{
+    batch::Attestation,
+    codec::{DecodeError, decode, encode},
+    ids::{BatchSeq, LogIndex, RaftNodeId},
+    wire::frame::{FrameKind, Refusal, RefusalCode},
+};
+use futures::FutureExt;
+use transport::watch::Watch;
+
+use crate::{
+    ports::{Disk, Journal},
+    shell::{Shell, body, lock},
+};
+
+/// Name of the guard's journal.
+const GUARD: &str = "attest-guard";
+/// The journal is rewritten when it has grown by this much.
+const COMPACT_BYTES: u64 = 256 * 1024;
+/// One attestation must be answered within this time.
+const SEND_DEADLINE: Duration = Duration::from_secs(3);
+/// Longest pause between two times an attestation is sent to everybody.
+const RESEND_PAUSE_US_MAX: u64 = 10_000_000;
+
+/// Why the guard cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum GuardError {
+    /// The directory was used before, and the guard is gone.
+    #[error(
+        "the guard \"{GUARD}\" is missing beside used data: this member might sign twice. Join again with an empty \
+         directory under a new raft id"
+    )]
+    Missing,
+    /// A record does not decode.
+    #[error("the guard \"{GUARD}\" is damaged ({0}): join again with an empty directory under a new raft id")]
+    Damaged(DecodeError),
+    /// Two records contradict each other.
+    #[error("{0}")]
+    Contradiction(#[from] RecordError),
+    /// The disk failed, or the journal is damaged in the middle.
+    #[error("the guard \"{GUARD}\": {0}")]
+    Io(#[from] io::Error),
+}
+
+impl GuardError {
+    /// 74 for the disk, 78 where a restart cannot help.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Io(error) if error.kind() != io::ErrorKind::InvalidData => 74,
+            _ => 78,
+        }
+    }
+}
+
+/// The guard with its journal.
+pub struct Attester {
+    guard: AttestGuard,
+    journal: Box<dyn Journal>,
+    rewritten_bytes: u64,
+    sent: BTreeMap<BatchSeq, Sent>,
+    last_leader: Option<RaftNodeId>,
+}
+
+struct Sent {
+    attestation: Attestation,
+    to_all_at_us: u64,
+    pause_us: u64,
+}
+
+impl Attester {
+    /// Opens the journal; makes it if `is_new`, that is, if nothing was ever written beside it.
+    ///
+    /// # Errors
+    /// [`GuardError`].
+    pub fn open(disk: &dyn Disk, is_new: bool) -> Result<Self, GuardError> {
+        if !is_new && !disk.list(GUARD)?.iter().any(|name| name == GUARD) {
+            return Err(GuardError::Missing);
+        }
+        let (journal, records) = disk.open_journal(GUARD)?;
+        let records: Result<Vec<GuardRecord>, _> = records.iter().map(|(_, bytes)| decode(bytes)).collect();
+        let guard = AttestGuard::replay(records.map_err(GuardError::Damaged)?)?;
+        let rewritten_bytes = journal.bytes();
+        Ok(Self { guard, journal, rewritten_bytes, sent: BTreeMap::new(), last_leader: None })
+    }
+}
+
+enum Step {
+    Signed(Vec<Attestation>),
+    Forked(String),
+    DiskFailed(io::Error),
+}
+
+impl Shell {
+    /// Runs as long as the agent.
+    pub(crate) async fn attest(self: Arc<Self>, mut attester: Attester, durable: Watch<LogIndex>) {
+        while !self.is_ending() {
+            let pulse = self.machine.pulse().get();
+            if pulse.is_conflict {
+                self.quarantine_for_conflict();
+                return;
+            }
+            if let Err(error) = self.forget_final(&mut attester, pulse.last_final).await {
+                self.fatal(74, format!("the guard \"{GUARD}\": {error}"));
+                return;
+            }
+            let synced = durable.get();
+            // A snapshot stands for what it covers, and was made durable before it was installed.
+            let covered = self.raft.status().snapshot.index;
+            match self.sign_closed(&mut attester, synced.max(covered).min(pulse.applied.index)).await {
+                Step::Signed(attestations) => self.begin_sending(&mut attester, attestations),
+                Step::Forked(why) => {
+                    self.raft.quarantine(&why);
+                    return;
+                }
+                Step::DiskFailed(error) => {
+                    self.fatal(74, format!("the guard \"{GUARD}\": {error}"));
+                    return;
+                }
+            }
+            self.resend(&mut attester);
+            let waits_for_disk = synced < pulse.applied.index;
+            let closed = self.machine.pulse().wait_until(|now| {
+                (now.closed, now.last_final, now.is_conflict) != (pulse.closed, pulse.last_final, pulse.is_conflict)
+            });
+            let flushed = durable.wait_until(|now| waits_for_disk && *now != synced);
+            let news = futures::future::select(Box::pin(closed), Box::pin(flushed));
+            let _ = self.within(Duration::from_micros(self.usual_final_us().min(500_000)), news).await;
+        }
+    }
+
+    fn quarantine_for_conflict(&self) {
+        let conflict = self.machine.with(|state| state.queue.conflict().copied());
+        if let Some(conflict) = conflict {
+            self.raft.quarantine(&conflict.to_string());
+        }
+    }
+
+    /// Signs everything that may be signed now, and gives again what was signed before a restart; what is
+    /// new is durable when this returns.
+    async fn sign_closed(&self, attester: &mut Attester, durable: LogIndex) -> Step {
+        let unsent = self.machine.with(|state| {
+            let outbox = state.queue.batcher().outbox();
+            let is_due = |batch: &&Shared<OutboxBatch>| {
+                batch.roster.position(self.me.raft).is_some()
+                    && batch.header.cut.index <= durable
+                    && !attester.sent.contains_key(&batch.header.seq)
+            };
+            outbox.filter(is_due).cloned().collect::<Vec<_>>()
+        });
+        let (mut records, mut attestations) = (Vec::new(), Vec::new());
+        for batch in unsent {
+            match attester.guard.sign(&self.key, &self.chain, self.me.raft, &batch) {
+                Ok(signed) => {
+                    records.extend(signed.record.map(|record| encode(&record)));
+                    attestations.push(signed.attestation);
+                }
+                Err(Decision::Quarantine { held, want }) => {
+                    let seq = batch.header.seq;
+                    return Step::Forked(format!("batch {seq} was signed as {held}, this log now builds {want}"));
+                }
+                Err(Decision::Past | Decision::Sign | Decision::Repeat(_)) => {}
+            }
+        }
+        if !records.is_empty()
+            && let Err(error) = attester.journal.append(records).await
+        {
+            return Step::DiskFailed(error);
+        }
+        Step::Signed(attestations)
+    }
+
+    /// Counts own attestations and sends them to the leader.
+    fn begin_sending(self: &Arc<Self>, attester: &mut Attester, attestations: Vec<Attestation>) {
+        let now_us = self.now_us();
+        let pause_us = 2 * self.usual_final_us();
+        let leader = self.raft.status().leader;
+        if leader.is_some() && leader != attester.last_leader {
+            attester.last_leader = leader;
+            // A new leader has none of those that are on their way.
+            for sent in attester.sent.values() {
+                self.send_attestation(leader, &sent.attestation);
+            }
+        }
+        for attestation in attestations {
+            if let Err(refusal) = self.take_attestation(self.me.raft, attestation.clone()) {
+                tracing::error!(?refusal, "an own attestation does not count");
+            }
+            self.send_attestation(leader, &attestation);
+            let sent = Sent { to_all_at_us: now_us.saturating_add(pause_us), pause_us, attestation };
+            attester.sent.insert(sent.attestation.seq, sent);
+        }
+    }
+
+    fn resend(self: &Arc<Self>, attester: &mut Attester) {
+        let now_us = self.now_us();
+        for sent in attester.sent.values_mut().filter(|sent| sent.to_all_at_us <= now_us) {
+            for member in self.others() {
+                self.send_attestation(Some(member), &sent.attestation);
+            }
+            sent.pause_us = (2 * sent.pause_us).min(RESEND_PAUSE_US_MAX);
+            sent.to_all_at_us = now_us.saturating_add(sent.pause_us + self.ports.entropy.below(sent.pause_us / 4 + 1));
+        }
+    }
+
+    fn send_attestation(self: &Arc<Self>, to: Option<RaftNodeId>, attestation: &Attestation) {
+        let Some(device) = to.filter(|to| *to != self.me.raft).and_then(|to| self.device_of(to)) else { return };
+        let call = self.ports.transport.call(device, FrameKind::Attest, body(attestation), SEND_DEADLINE);
+        self.spawn("send-attestation", call.map(|_| ()).boxed());
+    }
+
+    /// Forgets what is final. The journal is rewritten only when it has grown: a record too many is safe.
+    async fn forget_final(&self, attester: &mut Attester, last_final: BatchSeq) -> io::Result<()> {
+        attester.sent.retain(|seq, _| *seq > last_final);
+        if attester.journal.bytes() < attester.rewritten_bytes + COMPACT_BYTES {
+            return Ok(());
+        }
+        let _ = attester.guard.finalized(self.me.founding, last_final);
+        let records = attester.guard.compacted().iter().map(encode).collect();
+        attester.journal.rewrite(records).await?;
+        attester.rewritten_bytes = attester.journal.bytes();
+        Ok(())
+    }
+
+    /// Takes an attestation of the member `from`.
+    pub(crate) fn take_attestation(&self, from: RaftNodeId, attestation: Attestation) -> Result<(), Refusal> {
+        if attestation.by != from {
+            return Err(Refusal::new(RefusalCode::Invalid, "an attestation of another member"));
+        }
+        let seq = attestation.seq;
+        let taken = self.machine.with(|state| lock(&self.collector).add(&state.queue, attestation));
+        match taken {
+            Ok(certified) => {
+                if certified.is_some() {
+                    self.certified.set(self.certified.get() + 1);
+                }
+                Ok(())
+            }
+            Err(AttestError::Past(_) | AttestError::TooEarly(_)) => Ok(()),
+            Err(error) => {
+                tracing::warn!(%from, %seq, %error, "an attestation does not count");
+                Err(Refusal::new(RefusalCode::Invalid, "the attestation does not count"))
+            }
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! The leader closes batches early, and gives a sign of life where nothing happens.
+//!
+//! # Rules
+//! * Upon something open for the batch interval: `Cut` of the open batch.
+//! * Upon silence for a quarter of the custody time, with nothing open and nothing in the outbox:
+//!   `Beat`. It renews custody; it would be a no-op while batches wait to become final.
+//! * One proposal at a time. A proposal of a leader that is no more is a no-op by its number.
+
+use std::{sync::Arc, time::Duration};
+
+use common::{entry::LogEntry, ids::BatchSeq};
+
+use crate::{raft::ProposeOutcome, shell::Shell};
+
+impl Shell {
+    /// Runs as long as the agent.
+    pub(crate) async fn close_batches(self: Arc<Self>) {
+        let beat_after_us = u64::from(self.genesis.timing.lease.custody_ms) * 1_000 / 4;
+        let mut closed: Option<(BatchSeq, u64)> = None;
+        let mut open_since_us: Option<(BatchSeq, u64)> = None;
+        while !self.is_ending() {
+            let now_us = self.now_us();
+            let pulse = self.machine.pulse().get();
+            if closed.is_none_or(|(seq, _)| seq != pulse.closed) {
+                // A leader that has just begun does not know when the last batch closed: it beats at once.
+                let at_us = if closed.is_none() { 0 } else { now_us };
+                closed = Some((pulse.closed, at_us));
+            }
+            let open_seq = pulse.closed.next();
+            if pulse.open_len == 0 {
+                open_since_us = None;
+            } else if open_since_us.is_none_or(|(seq, _)| seq != open_seq) {
+                open_since_us = Some((open_seq, now_us));
+            }
+            let interval_us = u64::try_from(self.limits.batch_interval.as_micros()).unwrap_or(u64::MAX);
+            let cut_at = open_since_us.map(|(_, since)| since.saturating_add(interval_us));
+            let is_silent = pulse.open_len == 0 && pulse.last_final == pulse.closed;
+            let beat_at = closed.map(|(_, at)| at.saturating_add(beat_after_us)).filter(|_| is_silent);
+            let due = match (cut_at, beat_at) {
+                (Some(at), _) if at <= now_us => Some(LogEntry::Cut { seq: open_seq }),
+                (None, Some(at)) if at <= now_us => Some(LogEntry::Beat { seq: open_seq }),
+                _ => None,
+            };
+            match due {
+                Some(entry) if self.is_leader() => self.propose_close(&entry).await,
+                // Not leading: look again when something changed, and now and then.
+                Some(_) => self.pause(Duration::from_millis(self.raft_config.heartbeat_ms)).await,
+                None => {
+                    let next = cut_at.or(beat_at).map_or(beat_after_us, |at| at.saturating_sub(now_us));
+                    let wait = Duration::from_micros(next.clamp(1_000, 1_000_000));
+                    let _ = self.within(wait, self.machine.pulse().wait_until(|now| *now != pulse)).await;
+                }
+            }
+        }
+    }
+
+    async fn propose_close(&self, entry: &LogEntry) {
+        let deadline = Duration::from_millis(2 * self.raft_config.election_timeout_ms_max);
+        match self.propose(entry, deadline).await {
+            ProposeOutcome::Committed { .. } => {}
+            outcome @ (ProposeOutcome::Refused(_) | ProposeOutcome::Unknown) => {
+                tracing::debug!(?outcome, "the open batch was not closed; it is tried again");
+                self.pause(Duration::from_millis(self.raft_config.heartbeat_ms)).await;
+            }
+        }
+    }
+}
