@@ -104,6 +104,7 @@ pub enum StaticFault {
 
 /// Outcome of the static checks.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant)]
 pub enum StaticVerdict {
     /// Good for ever.
     Good(Verified<SignedEntry>),

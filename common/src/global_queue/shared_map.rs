@@ -60,12 +60,13 @@ pub(super) struct HashedMap<K, V> {
 
 impl<K: BucketKey, V: Clone + Digested> HashedMap<K, V> {
     pub(super) fn new() -> Self {
-        let empty = Bucket { rows: BTreeMap::new() };
+        // All buckets begin as the same empty one; the first change of each copies it.
+        let empty = Arc::new(Bucket { rows: BTreeMap::new() });
         let digests = vec![empty.digest(); BUCKETS];
         let groups = vec![merkle::root(&digests[..GROUP]); BUCKETS / GROUP];
         Self {
             root: merkle::root(&groups),
-            buckets: Arc::new(vec![Arc::new(empty); BUCKETS]),
+            buckets: Arc::new(vec![empty; BUCKETS]),
             digests: Arc::new(digests),
             groups,
             dirty: BTreeSet::new(),

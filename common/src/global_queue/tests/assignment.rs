@@ -182,7 +182,8 @@ fn custody_that_ran_out_is_shown_and_not_yet_taken_back() {
 #[test]
 fn waiting_fleet_task_expires_after_its_deadline_and_a_held_one_when_it_is_queued_again() {
     let mut ledger = ledger();
-    let deadline = Some(ledger.queue.time().plus_ms(1_000));
+    let end = ledger.queue.time().plus_ms(1_000);
+    let deadline = Some(end);
     let held = submit(
         &mut ledger,
         C1,
@@ -208,7 +209,7 @@ fn waiting_fleet_task_expires_after_its_deadline_and_a_held_one_when_it_is_queue
     nobody.after = vec![TaskId([9; 32])].try_into().unwrap();
     let nobody = submit(&mut ledger, C1, Scope::Fleet, &nobody);
     let fence = claim(&mut ledger, "c1-1", held);
-    let left = deadline.unwrap().ms_since(ledger.queue.time());
+    let left = end.ms_since(ledger.queue.time());
     ledger.block(vec![], left);
     assert_eq!(
         state(&ledger, &waits),

@@ -176,7 +176,10 @@ fn batch_whose_rows_lead_to_another_roster_than_it_says_changes_nothing() {
 fn wrong_block_is_refused_before_anything_changes() {
     let mut ledger = ledger();
     let batch = ledger.beat(C1);
-    let good = ledger.chain.clone().block(&ledger.fleet, &[batch.clone()], 100);
+    let good = ledger
+        .chain
+        .clone()
+        .block(&ledger.fleet, std::slice::from_ref(&batch), 100);
     let verified = ledger.queue.verify_batch(batch).unwrap();
     let other = ledger.logs[1].clone().beat(&ledger.fleet);
     let other = ledger.queue.verify_batch(other).unwrap();
@@ -234,7 +237,7 @@ fn rows_that_are_not_under_the_root_are_another_batch() {
     let batch = ledger.granted(C1, vec![entry]);
     let finalized = ledger
         .fleet
-        .finalize(ledger.chain.block(&ledger.fleet, &[batch.clone()], 100));
+        .finalize(ledger.chain.block(&ledger.fleet, std::slice::from_ref(&batch), 100));
     let finalized = finalized.verify(&ledger.fleet.chain, &ledger.fleet.set).unwrap();
     let mut rows = batch.entries.to_vec();
     rows[0].verdict = Verdict::Late;
