@@ -12,6 +12,7 @@ pub mod base32;
 pub mod certificate;
 pub mod identity;
 pub mod local;
+mod log_limit;
 pub mod machine;
 pub mod memory;
 pub mod ports;

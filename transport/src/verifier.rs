@@ -45,6 +45,7 @@ use rustls::{
 use webpki::{EndEntityCert, KeyUsage};
 
 use crate::certificate::{LEAF_BYTES_MAX, SPKI_PREFIX, ca_common_name, device_uri};
+use crate::log_limit::LogLimit;
 
 /// The registry in force, shared by everything that asks it and replaced as a whole.
 #[derive(Clone, Debug)]
@@ -186,6 +187,7 @@ pub struct FleetVerifier {
     registry: SharedRegistry,
     expect: Option<DeviceId>,
     refusal: LastRefusal,
+    log_limit: LogLimit,
     ed25519: Vec<&'static dyn SignatureVerificationAlgorithm>,
     algorithms: WebPkiSupportedAlgorithms,
 }
@@ -212,6 +214,7 @@ impl FleetVerifier {
             registry,
             expect,
             refusal: LastRefusal::default(),
+            log_limit: LogLimit::new(),
             ed25519,
             algorithms,
         }
@@ -325,7 +328,9 @@ impl FleetVerifier {
     ) -> Result<(), TlsError> {
         self.check(leaf, others, now, is_client).map(|_| ()).map_err(|reason| {
             // The claimed identity is not proven yet: nothing is counted against it.
-            tracing::warn!(%reason, "a certificate was refused");
+            if let Some(not_logged) = self.log_limit.admit(tokio::time::Instant::now()) {
+                tracing::warn!(%reason, not_logged, "a certificate was refused");
+            }
             self.refusal.set(reason);
             refused()
         })

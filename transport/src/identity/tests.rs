@@ -131,11 +131,28 @@ fn symbolic_link_directory_and_pipe_are_refused() {
 }
 
 #[test]
+fn key_of_another_user_is_refused_with_the_cure() {
+    let directory = directory();
+    let path = write(&directory, "device.key", &key("c1-1").to_pem(), 0o600);
+    let other = rustix::fs::Uid::from_raw(12_345);
+    if rustix::fs::chown(&path, Some(other), None).is_err() {
+        // Only root can give a file away; for others the error cannot come up in a test.
+        assert!(!rustix::process::geteuid().is_root());
+        return;
+    }
+    let error = KeyFile::load(&path).unwrap_err();
+    assert!(
+        matches!(error, KeyFileError::ForeignOwner { got: 12_345, .. }),
+        "{error}"
+    );
+    assert!(error.to_string().contains("run `chown"), "{error}");
+}
+
+#[test]
 fn long_file_is_refused_unread() {
-    let error = refusal_of(&"x".repeat(KEY_FILE_TOO_LONG));
+    let error = refusal_of(&"x".repeat(4_097));
     assert!(matches!(error, KeyFileError::TooLong { got: 4097, .. }), "{error}");
 }
-const KEY_FILE_TOO_LONG: usize = key_file::KEY_FILE_BYTES_MAX as usize + 1;
 
 #[test]
 fn several_blocks_are_refused() {

@@ -156,15 +156,10 @@ mod tests {
     use common::ids::{EntryId, LogIndex};
 
     use super::*;
-    use crate::local::{Reply, client::LocalClient};
-
-    struct TokioSpawner;
-
-    impl Spawner for TokioSpawner {
-        fn spawn(&self, _name: &'static str, task: BoxFuture<()>) {
-            tokio::spawn(task);
-        }
-    }
+    use crate::{
+        local::{Reply, client::LocalClient},
+        machine::{OnPanic, TokioSpawner},
+    };
 
     struct Echo;
 
@@ -184,7 +179,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("local.sock");
         let listener = bind(&path).await.unwrap();
-        tokio::spawn(serve(listener, Arc::new(Echo), Arc::new(TokioSpawner)));
+        let spawner = Arc::new(TokioSpawner::new(tokio::runtime::Handle::current(), OnPanic::Log));
+        spawner.spawn("serve", serve(listener, Arc::new(Echo), spawner.clone()).boxed());
         (dir, path)
     }
 

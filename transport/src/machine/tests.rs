@@ -338,6 +338,42 @@ fn journal_is_open_once_at_a_time() {
     assert!(disk.open_journal("j").is_ok());
 }
 
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
+    /// A power cut leaves anything in place of the last append: bytes of it, zeros, old garbage.
+    #[test]
+    fn power_cut_in_the_last_append_never_costs_an_earlier_one(
+        appends in proptest::collection::vec(proptest::collection::vec(proptest::collection::vec(0u8..4, 0..200), 1..5), 1..5),
+        garbage in proptest::collection::vec(0u8..=255, 0..600),
+        damage_at in 0usize..600,
+        keep in 0usize..800,
+    ) {
+        let (_guard, disk) = disk();
+        let (mut journal, _) = disk.open_journal("j").unwrap();
+        let mut offsets = Vec::new();
+        for records in &appends {
+            offsets.push(block_on(journal.append(records.clone())).unwrap()[0] as usize);
+        }
+        drop(journal);
+        let path = disk.path().join("j");
+        let mut bytes = fs::read(&path).unwrap();
+        let last_append_at = *offsets.last().unwrap();
+        let from = (last_append_at + damage_at).min(bytes.len());
+        let to = (from + garbage.len()).min(bytes.len());
+        bytes[from..to].copy_from_slice(&garbage[..to - from]);
+        bytes.truncate((last_append_at + keep).min(bytes.len()));
+        fs::write(&path, &bytes).unwrap();
+        let all: Vec<Vec<u8>> = appends.iter().flatten().cloned().collect();
+        let durable = all.len() - appends.last().unwrap().len();
+        let records = reopened(&disk);
+        proptest::prop_assert!(records.len() >= durable && records.len() <= all.len());
+        proptest::prop_assert_eq!(&records[..], &all[..records.len()]);
+        // And what was cut stays cut.
+        proptest::prop_assert_eq!(reopened(&disk), records);
+    }
+}
+
 #[test]
 #[should_panic(expected = "is not the name of a file")]
 fn name_outside_of_the_directory_is_a_bug() {

@@ -102,8 +102,8 @@ pub(crate) async fn run(shared: Arc<Shared>) {
                 drop(guard);
                 match outcome {
                     Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::warn!(%remote, %error, "a connection was refused"),
-                    Err(_) => tracing::warn!(%remote, "a handshake was not finished in time"),
+                    Ok(Err(error)) => taking.log_refused(remote, &error),
+                    Err(_) => taking.log_refused(remote, &"handshake and hello were not finished in time"),
                 }
             }),
         );

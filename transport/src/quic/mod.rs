@@ -52,6 +52,7 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use self::{code::CloseCode, limits::Limits, score::Scores, table::Table, tls::Shown};
 use crate::{
     identity::Identity,
+    log_limit::LogLimit,
     ports::{BoxFuture, CallError, Clock, Entropy, Peer, Service, Spawner, Transport},
     verifier::{FleetVerifier, NotAdmitted, SharedRegistry, Trust, certified_key},
 };
@@ -167,9 +168,16 @@ pub(crate) struct Shared {
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     has_closed: AtomicBool,
+    refusals: LogLimit,
 }
 
 impl Shared {
+    fn log_refused(&self, remote: SocketAddr, reason: &dyn fmt::Display) {
+        if let Some(not_logged) = self.refusals.admit(tokio::time::Instant::now()) {
+            tracing::warn!(%remote, %reason, not_logged, "a connection was refused");
+        }
+    }
+
     fn is_closed(&self) -> bool {
         self.has_closed.load(Ordering::Acquire)
     }
@@ -262,6 +270,7 @@ impl QuicTransport {
             clock,
             entropy,
             has_closed: AtomicBool::new(false),
+            refusals: LogLimit::new(),
         });
         if config.role != Role::Client {
             shared

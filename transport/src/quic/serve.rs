@@ -2,17 +2,14 @@
 //!
 //! # Rules
 //! * One request per stream. Its bytes, the service's work and the answer's bytes have a deadline each.
-//! * The device's status is looked up with every request: a close that was missed cannot matter.
+//! * The device's status and role are looked up with every request: a close that was missed cannot matter.
 //! * A malformed frame is refused and counted against the device; other streams and connections go on.
 //! * A panic in the service ends its stream only.
 
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use bytes::Bytes;
-use common::{
-    registry::Status,
-    wire::frame::{FrameKind, Refusal, RefusalCode},
-};
+use common::wire::frame::{FrameKind, Refusal, RefusalCode};
 use futures::FutureExt as _;
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 use tokio::time::{Instant, timeout};
@@ -21,7 +18,7 @@ use super::{
     Shared,
     code::{CloseCode, REFUSED, StreamCode},
     frame_io::{FrameSender, ReadFrameError, read_request},
-    role::priority,
+    role::{is_symmetric, may_speak, priority},
 };
 use crate::ports::Peer;
 
@@ -69,7 +66,7 @@ async fn answer(shared: &Arc<Shared>, connection: &Connection, peer: Peer, send:
     let outcome = match request {
         Ok((kind, body)) => {
             sender.set_priority(priority(kind, 0));
-            if !is_active(shared, &peer) {
+            if !may_still_speak(shared, &peer) {
                 connection.close(CloseCode::Revoked.wire(), REFUSED);
                 return;
             }
@@ -89,11 +86,13 @@ async fn answer(shared: &Arc<Shared>, connection: &Connection, peer: Peer, send:
     }
 }
 
-fn is_active(shared: &Shared, peer: &Peer) -> bool {
+fn may_still_speak(shared: &Shared, peer: &Peer) -> bool {
     let registry = shared.registry.load();
-    registry
-        .by_idx(peer.idx)
-        .is_some_and(|member| member.id == peer.device && member.status == Status::Active)
+    let (Some(them), Some(us)) = (registry.by_id(&peer.device), registry.by_id(&shared.me)) else {
+        return false;
+    };
+    // On a connection that carries calls both ways either side may have dialled.
+    may_speak(peer.protocol, them, us) || is_symmetric(peer.protocol) && may_speak(peer.protocol, us, them)
 }
 
 async fn handle(shared: &Arc<Shared>, peer: Peer, kind: FrameKind, body: Bytes) -> Result<Bytes, Refusal> {

@@ -70,7 +70,7 @@ async fn malformed_frames_are_refused_and_counted_and_the_connection_goes_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_request_hits_its_deadline_while_others_are_answered() {
     let fleet = Fleet::new();
-    let server = fleet.start_within("c1-1", |limits| limits.stream_deadline = Duration::from_millis(300));
+    let server = fleet.start_within("c1-1", |limits| limits.stream_deadline = Duration::from_millis(1_500));
     let attacker = Attacker::new();
     let connection = attacker.join(&fleet, "c1-2", server.local_addr(), Protocol::Raft).await;
     let (mut send, mut recv) = connection.open_bi().await.unwrap();
@@ -154,7 +154,7 @@ async fn service_that_does_not_answer_is_given_up() {
     let fleet = Fleet::new();
     let stuck = |_, _, _| -> crate::ports::BoxFuture<Result<Bytes, Refusal>> { Box::pin(std::future::pending()) };
     let server = fleet.start_all("c1-1", Arc::new(Answering(stuck)), |limits| {
-        limits.service_deadline = Duration::from_millis(200);
+        limits.service_deadline = Duration::from_secs(1);
     });
     let client = fleet.start("c1-2");
     client.add_address(fleet.id("c1-1"), server.local_addr());

@@ -140,7 +140,7 @@ async fn unanswered_dial_ends_with_the_callers_deadline() {
         Duration::from_millis(300),
     );
     assert_eq!(call.await, Err(CallError::Unreachable(fleet.id("c1-2"))));
-    assert!(begin.elapsed() < Duration::from_secs(2));
+    assert!(begin.elapsed() < Duration::from_secs(4));
 }
 
 #[tokio::test(flavor = "multi_thread")]
