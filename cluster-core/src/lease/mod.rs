@@ -108,9 +108,9 @@ impl Lease {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the vehicle was given until {given_until_us} us: ended only when it has stopped, or at {at_us} us")]
 pub struct StillRunning {
-    /// The last deadline given.
+    /// The last deadline given; [`u64::MAX`] if a process before this one may have given it.
     pub given_until_us: u64,
-    /// When it has stopped by itself.
+    /// When it has stopped by itself; [`u64::MAX`] if only a confirmation can tell.
     pub at_us: u64,
 }
 
@@ -125,6 +125,8 @@ pub struct Leases {
     leases: BTreeMap<TaskId, Lease>,
     ended: BTreeMap<TaskId, Fence>,
     given: BTreeMap<TaskId, Given>,
+    /// Claims that were granted to this process: no other one gave a deadline under them.
+    claimed: BTreeMap<TaskId, Fence>,
 }
 
 impl Leases {
@@ -140,6 +142,7 @@ impl Leases {
             leases: BTreeMap::new(),
             ended: BTreeMap::new(),
             given: BTreeMap::new(),
+            claimed: BTreeMap::new(),
         }
     }
 
@@ -166,6 +169,7 @@ impl Leases {
                     if let Some(t0_us) = applied.entry.and_then(|id| self.noted.remove(&id))
                         && let Some(held) = queue.held(task).filter(|held| held.fence == *fence)
                     {
+                        self.claimed.insert(*task, *fence);
                         let lease = self.leases.entry(*task).insert_entry(Lease {
                             fence: *fence,
                             scope: held.scope,
@@ -201,6 +205,7 @@ impl Leases {
             self.leases.retain(|task, lease| holds(task, lease.fence));
             self.ended.retain(|task, fence| holds(task, *fence));
             self.given.retain(|task, given| holds(task, given.fence));
+            self.claimed.retain(|task, fence| holds(task, *fence));
         }
     }
 
@@ -276,12 +281,19 @@ impl Leases {
             .collect()
     }
 
-    /// Ends a lease for good, before `Release`, `Fail` or `Complete` is signed. Returns the fence to name.
-    /// `is_stopped`: the vehicle side confirmed that it stopped.
+    /// Ends a lease for good, before `Release`, `Fail` or `Complete` is signed under `fence`.
+    /// `is_stopped`: the vehicle side confirmed that it stopped. A claim that was made before this
+    /// process started ends only so, since the deadlines given under it are not known.
     ///
     /// # Errors
     /// [`StillRunning`]: neither confirmed nor certain by time.
     pub fn end(&mut self, task: &TaskId, fence: Fence, is_stopped: bool, now_us: u64) -> Result<(), StillRunning> {
+        if !is_stopped && self.claimed.get(task) != Some(&fence) {
+            return Err(StillRunning {
+                given_until_us: u64::MAX,
+                at_us: u64::MAX,
+            });
+        }
         if let Some(given) = self.given.get(task).filter(|given| given.fence == fence) {
             let stop_us = u64::from(given.stop_ms) * 1_000;
             let drift_us = (stop_us * u64::from(self.drift_ppm)).div_ceil(1_000_000);

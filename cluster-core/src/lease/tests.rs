@@ -135,6 +135,12 @@ fn nothing_is_held_after_a_restart_until_a_new_renewal_wins_it_back() {
     renew(&mut c, &mut after, 4 * SECOND);
     assert_eq!(after.may_run(&id, 4 * SECOND), Some(4 * SECOND + L));
     assert_eq!(after.lost(&c.queue), []);
+    let fence = c.fence(&id);
+    assert!(
+        after.end(&id, fence, false, 1_000 * SECOND).is_err(),
+        "the process before may have given it a deadline"
+    );
+    assert_eq!(after.end(&id, fence, true, 5 * SECOND), Ok(()));
 }
 
 #[test]
@@ -266,8 +272,10 @@ enum Step {
     Pass(u64),
     /// The drone signs a claim or a renewal; it stays in flight.
     Sign { drone: bool },
-    /// What is in flight of this drone is applied.
-    Deliver { drone: bool },
+    /// Something in flight of this drone is applied; entries may overtake each other.
+    Deliver { drone: bool, newest: bool },
+    /// The drone gives the task back, if its vehicle has stopped by itself; it stays in flight.
+    Release { drone: bool },
     /// The drone asks whether it may run.
     Run { drone: bool },
     /// The drone forgets everything.
@@ -282,7 +290,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         3 => (1u64..4_000).prop_map(Step::Pass),
         3 => any::<bool>().prop_map(|drone| Step::Sign { drone }),
-        3 => any::<bool>().prop_map(|drone| Step::Deliver { drone }),
+        3 => (any::<bool>(), any::<bool>()).prop_map(|(drone, newest)| Step::Deliver { drone, newest }),
+        2 => any::<bool>().prop_map(|drone| Step::Release { drone }),
         4 => any::<bool>().prop_map(|drone| Step::Run { drone }),
         1 => any::<bool>().prop_map(|drone| Step::Restart { drone }),
         4 => Just(Step::TakeBack),
@@ -312,7 +321,7 @@ fn true_time(clock_us: u64, drift_ppm: i64) -> u64 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
     fn two_drones_never_move_for_one_task_whatever_clocks_and_delays_do(
@@ -346,8 +355,22 @@ proptest! {
                     drone.leases.signed(entry.id(&c.fleet.chain), t0);
                     drone.in_flight.push_back(entry);
                 }
-                Step::Deliver { drone } => {
-                    if let Some(entry) = drones[usize::from(drone)].in_flight.pop_front() {
+                Step::Release { drone } => {
+                    let drone = &mut drones[usize::from(drone)];
+                    let held = c.queue.held(&id).filter(|held| held.device == c.fleet.id(drone.label));
+                    let is_stopped = drone.moves_until_us <= now;
+                    if let Some(held) = held
+                        && drone.leases.end(&id, held.fence, is_stopped, read(now, drone.drift_ppm)).is_ok()
+                    {
+                        prop_assert!(drone.moves_until_us <= now, "ended while the vehicle moves");
+                        let counter = c.counter(drone.label);
+                        let release = Action::Release { task: id, fence: held.fence, counter };
+                        drone.in_flight.push_back(c.entry(drone.label, Scope::Cluster, release));
+                    }
+                }
+                Step::Deliver { drone, newest } => {
+                    let in_flight = &mut drones[usize::from(drone)].in_flight;
+                    if let Some(entry) = if newest { in_flight.pop_back() } else { in_flight.pop_front() } {
                         let applied = c.apply(LogEntry::Author(entry));
                         watch.after_apply(&c.queue, &applied, read(now, leader_drift));
                         drones.iter_mut().for_each(|drone| drone.leases.after_apply(&c.queue, &applied));

@@ -279,7 +279,7 @@ impl ClusterQueue {
             let mut row = (*self.state.rows[&task]).clone();
             if row.life.happen(event).is_ok() {
                 self.put_row(task, row, events);
-                self.end_linked(task, index, events);
+                self.follow_links(task, index, events);
             }
         }
     }

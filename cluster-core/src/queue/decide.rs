@@ -19,7 +19,6 @@ use common::{
     entry::{
         Action, Cause, Fence, SignedEntry,
         life::{Holder, Life, LifeRules},
-        transition::Event,
     },
     genesis::{Kind, RoleSet},
     ids::{Assignment, EntryId, HolderCounter, LogIndex, RaftNodeId, TaskId},
@@ -152,7 +151,6 @@ impl ClusterQueue {
             return Err(Reason::Denied);
         }
         let task = entry.task().map_err(|_| Reason::Malformed)?;
-        let mut life = Life::default();
         let scope = entry.header.scope;
         if scope == Scope::Cluster {
             if let Some(known) = self.state.keys.get(&(author.id, task.key.clone())) {
@@ -166,11 +164,6 @@ impl ClusterQueue {
             if task.constraints.cluster.is_some_and(|only| only != self.cluster()) {
                 return Err(Reason::Constrained);
             }
-            let is_broken = task.after.iter().any(|other| self.has_ended_badly(other));
-            if is_broken {
-                life.happen(Event::LinkedTaskEnded)
-                    .expect("a new task is queued: the table's row");
-            }
         }
         debug_assert!(!self.state.rows.contains_key(&TaskId::from(id)), "entry ids are unique");
         let row = TaskRow {
@@ -179,7 +172,7 @@ impl ClusterQueue {
             through: self.cluster(),
             content: entry.header.payload_hash,
             task: Shared::new(task),
-            life,
+            life: Life::default(),
             cluster: (scope == Scope::Cluster).then_some(self.cluster()),
             assignment: Assignment(0),
             terms: self.genesis.timing.lease,

@@ -507,7 +507,7 @@ impl ClusterQueue {
                 note: note_of(entry),
             };
             self.remember(task, event);
-            self.end_linked(task, index, events);
+            self.follow_links(task, index, events);
         }
     }
 
@@ -606,30 +606,26 @@ impl ClusterQueue {
         self.state.rows.insert(task, Shared::new(row));
     }
 
-    /// Tasks of this cluster's own queue that waited for a task of it fail with it, at once. A task
-    /// elsewhere ends its followers with the block that shows it.
-    fn end_linked(&mut self, ended: TaskId, index: LogIndex, events: &mut Vec<QueueEvent>) {
-        let mut worklist = vec![ended];
-        while let Some(ended) = worklist.pop() {
-            if !self.has_ended_badly(&ended) {
+    /// Lets links follow after something happened to `task`. Tasks of this cluster's own queue that
+    /// wait for a task of it that ended otherwise than completed fail at once, `task` itself included.
+    /// A task elsewhere ends its followers with the block that shows it.
+    fn follow_links(&mut self, task: TaskId, index: LogIndex, events: &mut Vec<QueueEvent>) {
+        let mut worklist: Vec<TaskId> = self.derived.waiting.get(&task).into_iter().flatten().copied().collect();
+        if self.derived.linked.contains(&task) {
+            worklist.push(task);
+        }
+        while let Some(task) = worklist.pop() {
+            let Some(row) = self.state.rows.get(&task) else {
+                continue;
+            };
+            if !row.task.after.iter().any(|other| self.has_ended_badly(other)) {
                 continue;
             }
-            let waiting: Vec<TaskId> = self
-                .derived
-                .waiting
-                .get(&ended)
-                .into_iter()
-                .flatten()
-                .copied()
-                .collect();
-            for task in waiting {
-                let mut row = (*self.state.rows[&task]).clone();
-                if row.life.happen(Event::LinkedTaskEnded).is_err() {
-                    continue;
-                }
+            let mut row = TaskRow::clone(row);
+            if row.life.happen(Event::LinkedTaskEnded).is_ok() {
                 row.changed_at = index;
                 self.put_row(task, row, events);
-                worklist.push(task);
+                worklist.extend(self.derived.waiting.get(&task).into_iter().flatten());
             }
         }
     }

@@ -521,6 +521,22 @@ fn linked_tasks_fail_with_their_predecessor_down_the_chain() {
     }
 }
 
+#[test]
+fn requeued_task_fails_again_while_its_predecessor_has_ended() {
+    let mut c = TestCluster::new();
+    let first = c.submit("op1", Scope::Cluster, &task("1"));
+    let second = c.submit("op1", Scope::Cluster, &linked("2", first));
+    c.cancel("op1", first);
+    let again = Action::Requeue {
+        task: second,
+        cause: Cause::Operator,
+    };
+    assert_eq!(c.author("op1", Scope::Cluster, again), Verdict::Granted);
+    assert_eq!(c.state(&second), TaskState::Failed);
+    c.finalize(20);
+    assert_eq!(c.queue.global().task(&second).unwrap().state(), TaskState::Failed);
+}
+
 // Batches.
 
 #[test]
