@@ -1,0 +1,468 @@
+//! Signs an operator's entries and brings them into a cluster's log.
+//!
+//! # Rules
+//! * A number is used up on the disk before it is signed (see [`super::numbers`]).
+//! * A retry sends the same signed bytes to the same cluster, never a new signature.
+//! * A write ends as committed with a decision, refused with a reason, or unknown with an id; the
+//!   signed bytes of an unknown one are kept so that the same command line can send them again.
+
+use std::{path::PathBuf, time::Duration};
+
+use common::{
+    codec::{decode, encode},
+    crypto::DeviceKey,
+    entry::{Action, EntryDraft, Payload, SignedEntry},
+    ids::{ClusterId, EntryId, EntryNumber, Height, KeyVersion, LogIndex},
+    task::{Scope, Task},
+    verdict::{Reason, Verdict},
+    wire::{
+        cluster::WriteOutcome,
+        frame::RefusalCode,
+        op::{Mode, OpAnswer, OpRequest, WriteRefusal},
+    },
+};
+use tokio::time::{Instant, sleep};
+use transport::{identity::KeyFile, ports::CallError};
+
+use super::{AskError, Client, Peer, numbers::NumberFile};
+use crate::{
+    exit::{Exit, Failure, Outcome, failure_of_reason, failure_of_refusal},
+    files,
+};
+
+/// An entry may enter its log for this many blocks: weeks at the idle rate, and hours at the highest.
+const HEIGHTS_TO_ENTER: u64 = 1_000_000;
+
+/// One agent gets this long to answer a write before the next is tried.
+const WRITE_CALL_DEADLINE: Duration = Duration::from_secs(6);
+
+/// Pause between two rounds over a cluster's agents.
+const ROUND_PAUSE: Duration = Duration::from_millis(150);
+
+/// An entry that stands in its cluster's log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entered {
+    /// Its identity.
+    pub id: EntryId,
+    /// Through which cluster.
+    pub cluster: ClusterId,
+    /// Where it stands.
+    pub index: LogIndex,
+    /// What was decided there.
+    pub verdict: Verdict,
+}
+
+/// Agents to bring entries in by, best first, and the height they know.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Its agents; the leader first.
+    pub agents: Vec<Peer>,
+    /// Highest global height that one of them reports.
+    pub height: Height,
+}
+
+/// Signs for the operator of a client.
+pub struct Author<'a> {
+    client: &'a Client,
+    key: DeviceKey,
+    numbers: NumberFile,
+    version: KeyVersion,
+}
+
+impl<'a> Author<'a> {
+    /// The operator of `client`'s context.
+    ///
+    /// # Errors
+    /// [`Exit::Invalid`]: its key file.
+    pub fn open(client: &'a Client) -> Outcome<Self> {
+        let context = &client.context;
+        let key = KeyFile::load(&context.key)
+            .map_err(|e| Failure::new(Exit::Invalid, e))?
+            .device_key();
+        Ok(Self {
+            client,
+            key,
+            numbers: NumberFile::new(&context.data_dir, context.chain),
+            version: KeyVersion(0),
+        })
+    }
+
+    /// Agents of the first cluster, in the order of `clusters`, that takes writes now; else of the first
+    /// that answers at all.
+    ///
+    /// # Errors
+    /// [`Exit::NoConnection`].
+    pub async fn route(&self, clusters: &[ClusterId], via: Option<&str>) -> Outcome<Route> {
+        let context = &self.client.context;
+        let mut fallback = None;
+        for cluster in clusters {
+            let agents = context.agents(Some(*cluster));
+            let statuses = self.client.agent_status(&agents).await;
+            let mut ranked: Vec<(u8, Peer)> = Vec::new();
+            let (mut height, mut is_writable) = (Height(0), false);
+            for (peer, status) in agents.iter().zip(&statuses) {
+                let rank = match status {
+                    _ if via == Some(peer.label.as_str()) => 0,
+                    Ok(status) if status.is_leader => 1,
+                    Ok(status) if matches!(status.context.mode, Mode::Normal | Mode::Island) => 2,
+                    Ok(_) => 3,
+                    Err(_) => 4,
+                };
+                if let Ok(status) = status {
+                    height = height.max(status.context.global_height);
+                    is_writable |= matches!(status.context.mode, Mode::Normal | Mode::Island);
+                }
+                ranked.push((rank, (*peer).clone()));
+            }
+            let answered = statuses.iter().any(Result::is_ok);
+            ranked.sort_by_key(|(rank, _)| *rank);
+            let route = Route {
+                cluster: *cluster,
+                agents: ranked.into_iter().map(|(_, peer)| peer).collect(),
+                height,
+            };
+            if is_writable {
+                return Ok(route);
+            }
+            if answered && fallback.is_none() {
+                fallback = Some(route);
+            }
+        }
+        fallback.ok_or_else(|| Failure::new(Exit::NoConnection, "no agent of the clusters asked answers"))
+    }
+
+    /// Marks `count` numbers of the stream through `route` as used and returns the first.
+    ///
+    /// # Errors
+    /// Of the number file; [`Exit::NoConnection`] if it is missing and no agent answers.
+    pub async fn reserve(&self, route: &Route, count: u64) -> Outcome<EntryNumber> {
+        let highest = if self.numbers.is_known(self.version, route.cluster)? {
+            None
+        } else {
+            let request = OpRequest::HighestNumber {
+                author: self.client.context.operator,
+                key_version: self.version,
+                cluster: route.cluster,
+            };
+            let agents: Vec<&Peer> = route.agents.iter().collect();
+            let answers = self.client.ask_all(&agents, &request).await;
+            let number = |answer| match answer {
+                Ok(OpAnswer::HighestNumber(number)) => Some(number),
+                _ => None,
+            };
+            answers.into_iter().filter_map(number).max()
+        };
+        self.numbers.reserve(self.version, route.cluster, count, highest)
+    }
+
+    /// Signs one entry. `number` was reserved.
+    #[must_use]
+    pub fn sign(
+        &self,
+        route: &Route,
+        number: EntryNumber,
+        scope: Scope,
+        action: Action,
+        payload: Payload,
+    ) -> SignedEntry {
+        self.sign_until(route.cluster, number, not_after(route.height), scope, action, payload)
+    }
+
+    /// Signs one entry with a given last height: the same arguments give the same bytes.
+    #[must_use]
+    pub fn sign_until(
+        &self,
+        cluster: ClusterId,
+        number: EntryNumber,
+        not_after_height: Height,
+        scope: Scope,
+        action: Action,
+        payload: Payload,
+    ) -> SignedEntry {
+        let draft = EntryDraft {
+            author: self.client.context.operator,
+            key_version: self.version,
+            cluster,
+            number,
+            not_after_height,
+            scope,
+            action,
+        };
+        SignedEntry::sign(&self.key, &self.client.context.chain, draft, payload)
+    }
+
+    /// Brings a signed entry in, trying the route's agents in turn with the same bytes until `deadline`.
+    ///
+    /// # Errors
+    /// Refusals and unknown outcomes by their exit codes; the id is named.
+    pub async fn enter(&self, route: &Route, entry: &SignedEntry, deadline: Duration) -> Outcome<Entered> {
+        let id = entry.id(&self.client.context.chain);
+        let end = Instant::now() + deadline;
+        let request = OpRequest::Enter(entry.clone());
+        let mut tries = Tries::default();
+        loop {
+            for peer in &route.agents {
+                let left = end.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(tries.failure(&id));
+                }
+                let answer = self.client.ask(peer, &request, left.min(WRITE_CALL_DEADLINE)).await;
+                if let Some(outcome) = tries.take(peer, answer) {
+                    return outcome.map(|(index, verdict)| Entered {
+                        id,
+                        cluster: route.cluster,
+                        index,
+                        verdict,
+                    });
+                }
+            }
+            sleep(ROUND_PAUSE.min(end.saturating_duration_since(Instant::now()))).await;
+        }
+    }
+
+    /// Brings an entry in; if its outcome stays unknown, keeps its bytes for [`resend`](Self::resend).
+    ///
+    /// # Errors
+    /// As [`enter`](Self::enter).
+    pub async fn enter_or_keep(&self, route: &Route, entry: &SignedEntry, deadline: Duration) -> Outcome<Entered> {
+        let id = entry.id(&self.client.context.chain);
+        let outcome = self.enter(route, entry, deadline).await;
+        let path = self.pending_path(&id);
+        match &outcome {
+            Err(failure) if failure.exit == Exit::OutcomeUnknown => {
+                files::private_dir(path.parent().unwrap_or(&self.client.context.data_dir))?;
+                files::replace(&path, &encode(entry))?;
+                return Err(failure.clone().todo(format!(
+                    "send the same signed bytes again with `fleet task submit --resend {}`",
+                    id.to_hex()
+                )));
+            }
+            _ => match std::fs::remove_file(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Failure::io(format!("cannot remove {}", path.display()))(e));
+                }
+                _ => {}
+            },
+        }
+        outcome
+    }
+
+    /// Sends the kept bytes of an entry whose outcome was unknown.
+    ///
+    /// # Errors
+    /// [`Exit::Invalid`] if none are kept under `id`; else as [`enter`](Self::enter).
+    pub async fn resend(&self, id: &EntryId, deadline: Duration) -> Outcome<(SignedEntry, Entered)> {
+        let bytes =
+            files::read_bounded(&self.pending_path(id), common::limits::ENTRY_BYTES_MAX as u64).map_err(|e| {
+                Failure::new(
+                    Exit::Invalid,
+                    format!("no entry {} waits here: {}", id.to_hex(), e.what),
+                )
+            })?;
+        let entry: SignedEntry = decode(&bytes).map_err(|e| Failure::new(Exit::Invalid, e))?;
+        let route = self.route(&[entry.header.cluster], None).await?;
+        let entered = self.enter_or_keep(&route, &entry, deadline).await?;
+        Ok((entry, entered))
+    }
+
+    fn pending_path(&self, id: &EntryId) -> PathBuf {
+        self.client
+            .context
+            .data_dir
+            .join("pending")
+            .join(format!("{}.entry", id.to_hex()))
+    }
+}
+
+/// Latest height for entries signed while `height` is the newest known.
+#[must_use]
+pub fn not_after(height: Height) -> Height {
+    Height(height.0.saturating_add(HEIGHTS_TO_ENTER))
+}
+
+/// The payload that carries `task`.
+#[must_use]
+pub fn task_payload(task: &Task) -> Payload {
+    encode(task)
+        .try_into()
+        .expect("a resolved task is within the payload's bound")
+}
+
+/// A note for people as a payload.
+///
+/// # Errors
+/// [`Exit::Invalid`]: too long.
+pub fn note_payload(note: &str) -> Outcome<Payload> {
+    if note.len() > 256 {
+        return Err(Failure::new(
+            Exit::Invalid,
+            format!("--reason has {} bytes, at most 256 allowed", note.len()),
+        ));
+    }
+    note.as_bytes()
+        .to_vec()
+        .try_into()
+        .map_err(|e| Failure::new(Exit::Invalid, e))
+}
+
+/// What is known after the tries so far.
+#[derive(Debug, Default)]
+struct Tries {
+    may_be_written: bool,
+    refusal: Option<Failure>,
+    unreachable: Option<String>,
+}
+
+impl Tries {
+    /// Takes one answer; `Some` ends the write.
+    fn take(&mut self, peer: &Peer, answer: Result<OpAnswer, AskError>) -> Option<Outcome<(LogIndex, Verdict)>> {
+        match answer {
+            Ok(OpAnswer::Write { outcome, .. }) => match outcome {
+                WriteOutcome::Committed(answer) => Some(Ok((answer.index, answer.verdict))),
+                WriteOutcome::Refused(refusal @ WriteRefusal::Rejected { .. }) => {
+                    Some(Err(failure_of_refusal(&refusal)))
+                }
+                WriteOutcome::Refused(refusal) => {
+                    self.refusal = Some(failure_of_refusal(&refusal));
+                    None
+                }
+                WriteOutcome::Unknown => {
+                    self.may_be_written = true;
+                    None
+                }
+            },
+            Err(AskError::Call(CallError::Refused(refusal))) => {
+                let failure = AskError::Call(CallError::Refused(refusal.clone())).into_failure(&peer.label);
+                match refusal.code {
+                    RefusalCode::Denied | RefusalCode::Invalid => Some(Err(failure)),
+                    _ => {
+                        self.refusal = Some(failure);
+                        None
+                    }
+                }
+            }
+            Err(AskError::Call(error)) if error.had_no_effect() => {
+                self.unreachable = Some(format!("{}: {error}", peer.label));
+                None
+            }
+            Ok(_) | Err(_) => {
+                self.may_be_written = true;
+                None
+            }
+        }
+    }
+
+    fn failure(self, id: &EntryId) -> Failure {
+        if self.may_be_written {
+            return Failure::new(Exit::OutcomeUnknown, "no agent says how the write ended").id(id.to_hex());
+        }
+        match (self.refusal, self.unreachable) {
+            (Some(refusal), _) => refusal,
+            (None, Some(text)) => Failure::new(Exit::NoConnection, text),
+            (None, None) => Failure::new(Exit::NoConnection, "there was no time to send anything"),
+        }
+    }
+}
+
+/// A granted or late decision, or the failure that a rejection means. A duplicate of the author's own
+/// task is success: that task is the one.
+///
+/// # Errors
+/// By the reason of the rejection.
+pub fn accepted(verdict: Verdict) -> Outcome<&'static str> {
+    match verdict {
+        Verdict::Granted => Ok("granted"),
+        Verdict::Late => Ok("late"),
+        Verdict::Rejected(Reason::DuplicateOf(_)) => Ok("duplicate"),
+        Verdict::Rejected(reason) => Err(failure_of_reason(reason)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::{
+        ids::{DeviceId, NodeIdx, TaskId},
+        verdict::Answer,
+    };
+
+    use super::*;
+
+    fn peer() -> Peer {
+        Peer {
+            label: "c1-1".into(),
+            id: DeviceId([1; 32]),
+            idx: NodeIdx(0),
+            cluster: Some(ClusterId(0)),
+            address: "127.0.0.1:1".parse().unwrap(),
+            socket: None,
+        }
+    }
+
+    fn write(outcome: WriteOutcome) -> Result<OpAnswer, AskError> {
+        Ok(OpAnswer::Write {
+            id: EntryId([2; 32]),
+            outcome,
+        })
+    }
+
+    fn no_quorum() -> WriteOutcome {
+        WriteOutcome::Refused(WriteRefusal::NoQuorum {
+            leader: None,
+            retry_after_ms: 1,
+        })
+    }
+
+    fn end_of(answers: Vec<Result<OpAnswer, AskError>>) -> Outcome<(LogIndex, Verdict)> {
+        let mut tries = Tries::default();
+        for answer in answers {
+            if let Some(outcome) = tries.take(&peer(), answer) {
+                return outcome;
+            }
+        }
+        Err(tries.failure(&EntryId([2; 32])))
+    }
+
+    #[test]
+    fn one_unknown_answer_makes_the_outcome_unknown_whatever_others_refuse() {
+        let unreachable = || Err(AskError::Call(CallError::Unreachable(DeviceId([1; 32]))));
+        let timeout = || Err(AskError::Call(CallError::Timeout(Duration::from_secs(1))));
+        assert_eq!(end_of(vec![unreachable()]).unwrap_err().exit, Exit::NoConnection);
+        assert_eq!(
+            end_of(vec![unreachable(), write(no_quorum())]).unwrap_err().exit,
+            Exit::NoQuorum
+        );
+        for unknown in [timeout(), write(WriteOutcome::Unknown), Err(AskError::Malformed)] {
+            let failure = end_of(vec![unknown, write(no_quorum()), unreachable()]).unwrap_err();
+            assert_eq!(failure.exit, Exit::OutcomeUnknown);
+            assert_eq!(failure.id, Some("02".repeat(32)));
+        }
+    }
+
+    #[test]
+    fn committed_entry_ends_the_write_with_its_decision() {
+        let answer = Answer {
+            index: LogIndex(9),
+            verdict: Verdict::Granted,
+        };
+        let outcome = end_of(vec![
+            write(WriteOutcome::Unknown),
+            write(WriteOutcome::Committed(answer)),
+        ]);
+        assert_eq!(outcome, Ok((LogIndex(9), Verdict::Granted)));
+    }
+
+    #[test]
+    fn rejection_is_final_and_a_duplicate_is_success() {
+        let rejected = WriteOutcome::Refused(WriteRefusal::Rejected {
+            verdict: Verdict::Rejected(Reason::Denied),
+            detail: Default::default(),
+        });
+        assert_eq!(end_of(vec![write(rejected)]).unwrap_err().exit, Exit::Denied);
+        let task = TaskId([4; 32]);
+        assert_eq!(accepted(Verdict::Rejected(Reason::DuplicateOf(task))), Ok("duplicate"));
+        let conflict = accepted(Verdict::Rejected(Reason::KeyConflict(task))).unwrap_err();
+        assert_eq!((conflict.exit, conflict.id), (Exit::Conflict, Some(task.to_hex())));
+    }
+}

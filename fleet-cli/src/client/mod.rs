@@ -1,0 +1,202 @@
+//! Asks the processes of a fleet, as an operator.
+//!
+//! * [`context`], [`connect`]: whom for, whom to, and the connection.
+//! * [`numbers`]: numbers of the operator's entries.
+//! * [`author`]: signs entries and brings them in.
+//! * [`tasks`]: finds tasks over all clusters.
+//!
+//! # Rules
+//! * Every request has a deadline. A process that does not answer is passed over for the next.
+//! * What was asked for is never degraded: a stale answer is an error, not an answer.
+
+pub mod author;
+pub mod connect;
+pub mod context;
+pub mod numbers;
+pub mod tasks;
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use common::{
+    codec::{decode, encode},
+    ids::DeviceId,
+    wire::{
+        frame::{FrameKind, RefusalCode},
+        op::{AgentStatus, OpAnswer, OpRequest, ValidatorStatus},
+    },
+};
+use futures::future::join_all;
+use transport::ports::{CallError, Transport};
+
+pub use context::{Context, Peer};
+
+use crate::exit::{Exit, Failure, Outcome};
+
+/// How long a process may take to answer a question.
+pub const READ_DEADLINE: Duration = Duration::from_secs(4);
+
+/// A connection to a fleet.
+pub struct Client {
+    /// Whom for, whom to.
+    pub context: Context,
+    transport: Arc<dyn Transport>,
+    explain: Explain,
+}
+
+/// Says for people why the last connection to a device failed.
+type Explain = Box<dyn Fn(&DeviceId) -> Option<String> + Send + Sync>;
+
+/// Why a process gave no usable answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AskError {
+    /// The call failed.
+    #[error("{0}")]
+    Call(#[from] CallError),
+    /// Its answer is malformed, or answers something else.
+    #[error("the answer is malformed or answers something else")]
+    Malformed,
+}
+
+impl AskError {
+    /// As the end of a command that only read.
+    #[must_use]
+    pub fn into_failure(self, label: &str) -> Failure {
+        let exit = match &self {
+            Self::Call(CallError::Refused(refusal)) => match refusal.code {
+                RefusalCode::Denied => Exit::Denied,
+                RefusalCode::Invalid | RefusalCode::NotFound => Exit::Invalid,
+                RefusalCode::Busy | RefusalCode::NotNow => Exit::NoQuorum,
+            },
+            Self::Call(_) => Exit::NoConnection,
+            Self::Malformed => Exit::VerificationFailed,
+        };
+        Failure::new(exit, format!("{label}: {self}"))
+    }
+}
+
+impl Client {
+    /// A client over an open transport.
+    #[must_use]
+    pub fn new(context: Context, transport: Arc<dyn Transport>) -> Self {
+        Self {
+            context,
+            transport,
+            explain: Box::new(|_| None),
+        }
+    }
+
+    /// The same client with reasons for connections that cannot be made.
+    #[must_use]
+    pub fn explaining(mut self, explain: Explain) -> Self {
+        self.explain = explain;
+        self
+    }
+
+    /// The end of a command that only asked `peer`.
+    #[must_use]
+    pub fn failure_of(&self, peer: &Peer, error: AskError) -> Failure {
+        let reason = match &error {
+            AskError::Call(CallError::Unreachable(_)) => (self.explain)(&peer.id),
+            _ => None,
+        };
+        let mut failure = error.into_failure(&peer.label);
+        if let Some(reason) = reason {
+            failure.what = format!("{}: no connection to {}: {reason}", peer.label, peer.address);
+        }
+        failure
+    }
+
+    /// Asks one process.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn ask(&self, peer: &Peer, request: &OpRequest, deadline: Duration) -> Result<OpAnswer, AskError> {
+        let body = Bytes::from(encode(request));
+        let answer = self.transport.call(peer.id, FrameKind::Operate, body, deadline).await?;
+        decode(&answer).map_err(|_| AskError::Malformed)
+    }
+
+    /// Asks several processes at once; answers stand in the order of `peers`.
+    pub async fn ask_all(&self, peers: &[&Peer], request: &OpRequest) -> Vec<Result<OpAnswer, AskError>> {
+        join_all(peers.iter().map(|peer| self.ask(peer, request, READ_DEADLINE))).await
+    }
+
+    /// Asks one after another until `accept` takes an answer.
+    ///
+    /// # Errors
+    /// The most telling failure: a process that answered and could not says more than one that is silent.
+    pub async fn ask_until<T>(
+        &self,
+        peers: &[&Peer],
+        request: &OpRequest,
+        mut accept: impl FnMut(&Peer, OpAnswer) -> Option<T>,
+    ) -> Outcome<T> {
+        let mut best: Option<Failure> = None;
+        for peer in peers {
+            let failure = match self.ask(peer, request, READ_DEADLINE).await {
+                Ok(answer) => match failure_of_answer(&peer.label, &answer) {
+                    Some(failure) => failure,
+                    None => match accept(peer, answer) {
+                        Some(accepted) => return Ok(accepted),
+                        None => self.failure_of(peer, AskError::Malformed),
+                    },
+                },
+                Err(error) => self.failure_of(peer, error),
+            };
+            if best.as_ref().is_none_or(|best| best.exit == Exit::NoConnection) {
+                best = Some(failure);
+            }
+        }
+        Err(best.unwrap_or_else(|| Failure::new(Exit::NoConnection, "the context names no such process")))
+    }
+
+    /// Status of agents, in the order of `peers`.
+    pub async fn agent_status(&self, peers: &[&Peer]) -> Vec<Result<AgentStatus, AskError>> {
+        let answers = self.ask_all(peers, &OpRequest::Status).await;
+        let take = |answer| match answer {
+            Ok(OpAnswer::Agent(status)) => Ok(status),
+            Ok(_) => Err(AskError::Malformed),
+            Err(error) => Err(error),
+        };
+        answers.into_iter().map(take).collect()
+    }
+
+    /// Status of validators, in the order of `peers`.
+    pub async fn validator_status(&self, peers: &[&Peer]) -> Vec<Result<ValidatorStatus, AskError>> {
+        let answers = self.ask_all(peers, &OpRequest::Status).await;
+        let take = |answer| match answer {
+            Ok(OpAnswer::Validator(status)) => Ok(status),
+            Ok(_) => Err(AskError::Malformed),
+            Err(error) => Err(error),
+        };
+        answers.into_iter().map(take).collect()
+    }
+}
+
+/// The failure that an answer of the kind "cannot" means.
+#[must_use]
+pub fn failure_of_answer(label: &str, answer: &OpAnswer) -> Option<Failure> {
+    match answer {
+        OpAnswer::TooStale { staleness_ms } => {
+            let age = staleness_ms.map_or("unknown".into(), |ms| format!("{ms} ms"));
+            Some(Failure::new(
+                Exit::TooStale,
+                format!("{label}: the answer's age is {age}"),
+            ))
+        }
+        OpAnswer::NoQuorum { retry_after_ms, .. } => {
+            let failure = Failure::new(Exit::NoQuorum, format!("{label}: its cluster has no majority"));
+            Some(failure.means("no linearizable answer exists now").todo(format!(
+                "try again in {retry_after_ms} ms, or ask with --consistency local"
+            )))
+        }
+        OpAnswer::NotFound => {
+            Some(Failure::new(Exit::Invalid, format!("{label}: not known here")).means("nothing changed"))
+        }
+        OpAnswer::Unsupported(what) => {
+            Some(Failure::new(Exit::Invalid, format!("{label} does not answer this: {what}")).means("nothing changed"))
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,263 @@
+//! Finds tasks over all clusters, and one by the beginning of its id.
+//!
+//! # Rules
+//! * A task's own cluster knows its newest state; what another cluster or a validator says of it is what
+//!   is final.
+//! * A prefix names a task only if it names exactly one.
+
+use std::collections::BTreeMap;
+
+use common::{
+    codec::BoundedVec,
+    ids::{ClusterId, TaskId},
+    task::TaskState,
+    wire::op::{Consistency, Finality, OpAnswer, OpRequest, ReadContext, TaskView},
+};
+use futures::future::join_all;
+
+use super::{Client, Peer};
+use crate::exit::{Exit, Failure, Outcome};
+
+/// How fresh an answer must be.
+#[derive(Clone, Copy, Debug)]
+pub struct Freshness {
+    /// How it may be answered.
+    pub consistency: Consistency,
+    /// Older is an error.
+    pub staleness_ms_max: Option<u64>,
+}
+
+/// A task and who said so.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The task.
+    pub view: TaskView,
+    /// Label of the process that answered.
+    pub from: String,
+    /// How it was read.
+    pub context: ReadContext,
+}
+
+/// Ranks what is said of a task: its own cluster first, then what is final at a greater height.
+fn rank(view: &TaskView, from: Option<ClusterId>) -> (bool, u64) {
+    let height = match view.finality {
+        Finality::Final { height, .. } => height.0 + 1,
+        Finality::ClusterCommitted => 0,
+    };
+    (from.is_some() && view.cluster == from, height)
+}
+
+struct Merge {
+    rows: BTreeMap<TaskId, ((bool, u64), Found)>,
+}
+
+impl Merge {
+    fn take(&mut self, peer: &Peer, view: TaskView, context: &ReadContext) {
+        let rank = rank(&view, peer.cluster);
+        if self.rows.get(&view.id).is_none_or(|(known, _)| rank > *known) {
+            let found = Found {
+                from: peer.label.clone(),
+                context: context.clone(),
+                view,
+            };
+            self.rows.insert(found.view.id, (rank, found));
+        }
+    }
+
+    fn into_rows(self) -> Vec<Found> {
+        self.rows.into_values().map(|(_, found)| found).collect()
+    }
+}
+
+impl Client {
+    /// All tasks in one of `states` (all if empty), in order of their ids.
+    ///
+    /// # Errors
+    /// If a cluster gives no answer of the freshness asked for; `allows_gaps` passes such clusters over,
+    /// with their failures in the second list.
+    pub async fn tasks(
+        &self,
+        states: &[TaskState],
+        freshness: Freshness,
+        allows_gaps: bool,
+    ) -> Outcome<(Vec<Found>, Vec<Failure>)> {
+        let clusters: Vec<ClusterId> = self.context.clusters().collect();
+        let asked = join_all(clusters.iter().map(|cluster| self.tasks_of(*cluster, freshness))).await;
+        let mut merge = Merge { rows: BTreeMap::new() };
+        let mut gaps = Vec::new();
+        for answer in asked {
+            match answer {
+                Ok((peer, rows)) => rows
+                    .into_iter()
+                    .for_each(|(view, context)| merge.take(&peer, view, &context)),
+                Err(failure) if allows_gaps => gaps.push(failure),
+                Err(failure) => return Err(failure),
+            }
+        }
+        if gaps.len() == clusters.len() {
+            return Err(gaps.swap_remove(0));
+        }
+        // Filtered here and not there: another cluster's older view must not bring a task back.
+        let mut rows = merge.into_rows();
+        rows.retain(|found| states.is_empty() || states.contains(&found.view.state));
+        Ok((rows, gaps))
+    }
+
+    /// Every task that one agent of `cluster` knows.
+    async fn tasks_of(
+        &self,
+        cluster: ClusterId,
+        freshness: Freshness,
+    ) -> Outcome<(Peer, Vec<(TaskView, ReadContext)>)> {
+        let mut failure = None;
+        for peer in self.context.agents(Some(cluster)) {
+            match self.pages(peer, freshness).await {
+                Ok(rows) => return Ok((peer.clone(), rows)),
+                Err(e) if failure.as_ref().is_none_or(|f: &Failure| f.exit == Exit::NoConnection) => failure = Some(e),
+                Err(_) => {}
+            }
+        }
+        let label = self.context.cluster_label(cluster);
+        Err(failure
+            .unwrap_or_else(|| Failure::new(Exit::NoConnection, format!("the context names no agent of {label}"))))
+    }
+
+    async fn pages(&self, peer: &Peer, freshness: Freshness) -> Outcome<Vec<(TaskView, ReadContext)>> {
+        let mut rows = Vec::new();
+        let mut after = None;
+        loop {
+            let request = OpRequest::Tasks {
+                states: BoundedVec::new(),
+                after,
+                limit: 256,
+                consistency: freshness.consistency,
+                staleness_ms_max: freshness.staleness_ms_max,
+            };
+            let page = self
+                .ask_until(&[peer], &request, |_, answer| match answer {
+                    OpAnswer::Tasks { tasks, more, context } => Some((tasks, more, context)),
+                    _ => None,
+                })
+                .await?;
+            let (tasks, more, context) = page;
+            let last = tasks.last().map(|view| view.id);
+            // A page that does not move on would be asked for without end.
+            let moves_on = last > after;
+            rows.extend(tasks.into_inner().into_iter().map(|view| (view, context.clone())));
+            if !more || !moves_on {
+                return Ok(rows);
+            }
+            after = last;
+        }
+    }
+
+    /// One task, from whoever knows it best.
+    ///
+    /// # Errors
+    /// [`Exit::Invalid`] if nobody who answers knows it; staleness and quorum by their codes.
+    pub async fn find(&self, id: TaskId, freshness: Freshness) -> Outcome<Found> {
+        let request = OpRequest::Task {
+            task: id,
+            consistency: freshness.consistency,
+            staleness_ms_max: freshness.staleness_ms_max,
+        };
+        let clusters: Vec<ClusterId> = self.context.clusters().collect();
+        let asked = join_all(clusters.iter().map(|cluster| async {
+            let agents = self.context.agents(Some(*cluster));
+            self.ask_until(&agents, &request, |peer, answer| match answer {
+                OpAnswer::Task { task, context } => Some((peer.clone(), task, context)),
+                _ => None,
+            })
+            .await
+        }))
+        .await;
+        let mut merge = Merge { rows: BTreeMap::new() };
+        let mut failure = None;
+        for answer in asked {
+            match answer {
+                Ok((peer, Some(view), context)) => merge.take(&peer, view, &context),
+                Ok((_, None, _)) => {}
+                Err(e) if e.exit == Exit::Invalid => {}
+                Err(e) => failure = Some(e),
+            }
+        }
+        match merge.into_rows().pop() {
+            Some(found) => Ok(found),
+            None => Err(failure.unwrap_or_else(|| {
+                Failure::new(Exit::Invalid, format!("no cluster knows a task {}", id.to_hex()))
+                    .means("it was never committed, or is not final yet where you asked")
+                    .todo("look at `fleet task list`")
+            })),
+        }
+    }
+
+    /// The task whose id begins with `prefix` (hexadecimal, with or without `t-`).
+    ///
+    /// # Errors
+    /// [`Exit::Invalid`]: none, or more than one.
+    pub async fn resolve(&self, prefix: &str) -> Outcome<TaskId> {
+        let digits = prefix.strip_prefix("t-").unwrap_or(prefix).to_ascii_lowercase();
+        if let Some(id) = TaskId::from_hex(&digits) {
+            return Ok(id);
+        }
+        let is_hex = digits.bytes().all(|b| b.is_ascii_hexdigit());
+        if !is_hex || digits.is_empty() || digits.len() > 64 {
+            return Err(Failure::new(
+                Exit::Invalid,
+                format!("{prefix:?} is no task id, nor the beginning of one"),
+            ));
+        }
+        let freshness = Freshness {
+            consistency: Consistency::Local,
+            staleness_ms_max: None,
+        };
+        let (rows, gaps) = self.tasks(&[], freshness, true).await?;
+        pick(&digits, rows.iter().map(|found| found.view.id), gaps.len())
+    }
+}
+
+fn pick(digits: &str, ids: impl Iterator<Item = TaskId>, gaps: usize) -> Outcome<TaskId> {
+    let found: Vec<TaskId> = ids.filter(|id| id.to_hex().starts_with(digits)).collect();
+    match found.as_slice() {
+        [id] => Ok(*id),
+        [] if gaps > 0 => Err(Failure::new(
+            Exit::NoConnection,
+            format!("no task begins with {digits}, and {gaps} clusters do not answer"),
+        )
+        .todo("give the whole id, or try again when they answer")),
+        [] => Err(Failure::new(Exit::Invalid, format!("no task begins with {digits}"))),
+        many => {
+            let some: Vec<String> = many.iter().take(4).map(|id| id.to_hex()).collect();
+            Err(Failure::new(
+                Exit::Invalid,
+                format!("{} tasks begin with {digits}: {}", many.len(), some.join(", ")),
+            )
+            .means("it is not clear which is meant; nothing was sent")
+            .todo("give more digits"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(first: u8) -> TaskId {
+        let mut bytes = [0; 32];
+        bytes[0] = first;
+        TaskId(bytes)
+    }
+
+    #[test]
+    fn prefix_names_a_task_only_if_it_names_exactly_one() {
+        let ids = [id(0xab), id(0xac)];
+        assert_eq!(pick("ab", ids.into_iter(), 0), Ok(id(0xab)));
+        let twice = pick("a", ids.into_iter(), 0).unwrap_err();
+        assert!(
+            twice.exit == Exit::Invalid && twice.what.starts_with("2 tasks"),
+            "{twice}"
+        );
+        assert_eq!(pick("b", ids.into_iter(), 0).unwrap_err().exit, Exit::Invalid);
+        assert_eq!(pick("b", ids.into_iter(), 1).unwrap_err().exit, Exit::NoConnection);
+    }
+}

@@ -1,0 +1,152 @@
+//! `fleet cluster`: the regional clusters and their agents.
+
+use common::wire::op::AgentStatus;
+use serde_json::{Value, json};
+
+use crate::{
+    client::{AskError, Client, Peer},
+    exit::Outcome,
+    printer::{Printer, column, wide},
+    view,
+};
+
+/// `fleet cluster`
+#[derive(Debug, clap::Subcommand)]
+pub enum ClusterCommand {
+    /// One line per cluster.
+    List,
+    /// One line per agent.
+    Status {
+        /// Only this cluster.
+        cluster: Option<String>,
+    },
+}
+
+/// Runs `fleet cluster`.
+///
+/// # Errors
+/// With the exit code of the fate.
+pub async fn run(client: &Client, command: ClusterCommand, printer: &Printer) -> Outcome {
+    match command {
+        ClusterCommand::List => {
+            printer.rows(&COLUMNS, &rows(client).await);
+            Ok(())
+        }
+        ClusterCommand::Status { cluster } => {
+            let cluster = cluster.map(|label| client.context.cluster(&label)).transpose()?;
+            let agents = client.context.agents(cluster);
+            let statuses = client.agent_status(&agents).await;
+            let rows: Vec<Value> = agents
+                .iter()
+                .zip(statuses)
+                .map(|(peer, status)| agent_row(client, peer, status))
+                .collect();
+            let columns = [
+                column("AGENT", "agent"),
+                column("CLUSTER", "cluster"),
+                column("ROLE", "role"),
+                column("MODE", "mode"),
+                column("TERM", "term"),
+                column("APPLIED", "applied"),
+                column("HEIGHT", "global_height"),
+                column("AGE", "age"),
+                column("OUTBOX", "outbox_batches"),
+                wide("BYTES", "outbox_bytes"),
+                wide("FINAL SEQ", "final_seq"),
+                wide("QUEUE DIGEST", "queue_digest"),
+                wide("UPTIME", "uptime"),
+                wide("PROBLEM", "problem"),
+            ];
+            printer.rows(&columns, &rows);
+            Ok(())
+        }
+    }
+}
+
+/// Columns of [`rows`].
+pub const COLUMNS: [crate::printer::Column; 10] = [
+    column("CLUSTER", "cluster"),
+    column("LEADER", "leader"),
+    column("TERM", "term"),
+    column("UP", "up"),
+    column("QUORUM", "quorum"),
+    column("MODE", "mode"),
+    column("LAG", "lag_heights"),
+    column("AGE", "age"),
+    column("OUTBOX", "outbox_batches"),
+    wide("TASKS", "tasks"),
+];
+
+/// One row per cluster, from all agents that answer.
+pub async fn rows(client: &Client) -> Vec<Value> {
+    let agents = client.context.agents(None);
+    let statuses = client.agent_status(&agents).await;
+    let height = statuses
+        .iter()
+        .flatten()
+        .map(|status| status.context.global_height.0)
+        .max()
+        .unwrap_or(0);
+    client
+        .context
+        .clusters()
+        .map(|id| {
+            let of: Vec<&AgentStatus> = agents
+                .iter()
+                .zip(&statuses)
+                .filter(|(peer, _)| peer.cluster == Some(id))
+                .filter_map(|(_, s)| s.as_ref().ok())
+                .collect();
+            let total = agents.iter().filter(|peer| peer.cluster == Some(id)).count();
+            // The one who knows best: the leader, else who applied most.
+            let best = of
+                .iter()
+                .max_by_key(|status| (status.is_leader, status.context.applied));
+            let voters = best.map_or(total, |status| status.voters.len());
+            let needed = common::quorum::raft_quorum(voters);
+            json!({
+                "cluster": client.context.cluster_label(id),
+                "leader": best.and_then(|s| s.context.leader).map(|id| client.context.raft_label(id)),
+                "term": best.map(|s| s.context.term.0),
+                "up": format!("{}/{total}", of.len()),
+                "quorum": if of.len() >= needed { "ok" } else { "lost" },
+                "mode": best.map_or("unknown", |s| s.context.mode.word()),
+                "lag_heights": best.map(|s| height - s.context.global_height.0),
+                "age": best.map_or("unknown".into(), |s| view::age(s.context.global_age_ms)),
+                "outbox_batches": best.map(|s| s.outbox_batches),
+                "tasks": best.map(|s| view::counts(&s.tasks)),
+            })
+        })
+        .collect()
+}
+
+fn agent_row(client: &Client, peer: &Peer, status: Result<AgentStatus, AskError>) -> Value {
+    let cluster = peer.cluster.map(|id| client.context.cluster_label(id));
+    match status {
+        Ok(status) => json!({
+            "agent": peer.label,
+            "cluster": cluster,
+            "role": if status.is_leader { "leader" } else { "follower" },
+            "mode": status.context.mode.word(),
+            "leader": status.context.leader.map(|id| client.context.raft_label(id)),
+            "term": status.context.term.0,
+            "applied": status.context.applied.0,
+            "last_index": status.last_index.0,
+            "global_height": status.context.global_height.0,
+            "staleness_ms": status.context.staleness_ms,
+            "global_age_ms": status.context.global_age_ms,
+            "age": view::age(status.context.global_age_ms),
+            "outbox_batches": status.outbox_batches,
+            "outbox_bytes": status.outbox_bytes,
+            "final_seq": status.final_seq.0,
+            "queue_digest": status.queue_digest.to_hex(),
+            "global_digest": status.global_digest.to_hex(),
+            "tasks": view::counts(&status.tasks),
+            "uptime": format!("{} s", status.uptime_us / 1_000_000),
+        }),
+        Err(error) => json!({
+            "agent": peer.label, "cluster": cluster, "role": "down", "mode": "unknown", "age": "unknown",
+            "problem": client.failure_of(peer, error).what,
+        }),
+    }
+}

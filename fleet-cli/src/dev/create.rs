@@ -1,0 +1,474 @@
+//! Makes a dev fleet on disk: keys, authority, genesis file, certificates, configurations.
+//!
+//! # Rules
+//! * `plan.json` is written last; without it the directory is not a fleet and nothing is started.
+//! * Ports lie below the range from which the system gives ports to dialling sockets: a process that
+//!   is down for a moment does not lose its port to a client.
+
+use std::{fmt::Write, net::UdpSocket};
+
+use common::{codec::encode, ids::to_hex};
+use serde::{Deserialize, Serialize};
+use transport::identity::KeyFile;
+
+use super::layout::{Layout, SOCKET_PATH_BYTES_MAX};
+use crate::{
+    ca,
+    client::context::{ContextFile, PeerFile},
+    clock,
+    draft::{Draft, DraftCluster, DraftDevice, DraftKind, DraftZone, Profile},
+    exit::{Exit, Failure, Outcome},
+    files,
+};
+
+/// What a dev fleet consists of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Version of the binaries that made it.
+    pub version: String,
+    /// Clusters.
+    pub clusters: u32,
+    /// Agents in each.
+    pub agents: u32,
+    /// Validators.
+    pub validators: u32,
+    /// Constants of time.
+    pub profile: Profile,
+    /// Ascending: where one cluster's zone ends and the next begins, millimetres east.
+    pub borders_mm: Vec<i32>,
+    /// UDP port of each process, by name.
+    pub ports: Vec<(String, u16)>,
+}
+
+/// Side of the plane that the zones divide unless told otherwise: 5 km.
+const PLANE_MM: i32 = 5_000_000;
+
+impl Plan {
+    /// A fleet of this build's version, without ports yet.
+    ///
+    /// # Errors
+    /// [`Exit::Usage`]: sizes that tolerate no failure.
+    pub fn new(clusters: u32, agents: u32, validators: u32, profile: Profile) -> Outcome<Self> {
+        let usage = |text: &str| Err(Failure::new(Exit::Usage, text));
+        if !(1..=16).contains(&clusters) {
+            return usage("--clusters must be 1 to 16");
+        }
+        if agents == 2 || !(1..=9).contains(&agents) {
+            return usage("--agents must be 1, or 3 to 9: 2 tolerate no failure");
+        }
+        if validators != 1 && !(4..=16).contains(&validators) {
+            return usage("--validators must be 1, or 4 to 16: 2 or 3 tolerate no faulty one");
+        }
+        Ok(Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            clusters,
+            agents,
+            validators,
+            profile,
+            borders_mm: (1..clusters as i32).map(|i| i * (PLANE_MM / clusters as i32)).collect(),
+            ports: Vec::new(),
+        })
+    }
+
+    /// Names of the agents, cluster by cluster.
+    pub fn agents(&self) -> impl Iterator<Item = (u32, String)> + '_ {
+        (1..=self.clusters).flat_map(|c| (1..=self.agents).map(move |a| (c, format!("c{c}-{a}"))))
+    }
+
+    /// Names of the validators.
+    pub fn validators(&self) -> impl Iterator<Item = String> + '_ {
+        (1..=self.validators).map(|v| format!("v{v}"))
+    }
+
+    /// Names of all processes: validators first, agents lean on them.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        self.validators().chain(self.agents().map(|(_, name)| name)).collect()
+    }
+
+    /// The port of a process.
+    #[must_use]
+    pub fn port(&self, name: &str) -> u16 {
+        self.ports
+            .iter()
+            .find(|(known, _)| known == name)
+            .map_or(0, |(_, port)| *port)
+    }
+
+    /// The names meant by `word`: a process, a cluster, or `all`.
+    ///
+    /// # Errors
+    /// [`Exit::Invalid`].
+    pub fn meant_by(&self, word: &str) -> Outcome<Vec<String>> {
+        let prefix = format!("{word}-");
+        let names: Vec<String> = self
+            .names()
+            .into_iter()
+            .filter(|name| word == "all" || name == word || name.starts_with(&prefix))
+            .collect();
+        if names.is_empty() {
+            return Err(Failure::new(
+                Exit::Invalid,
+                format!("{word:?} is no agent, validator or cluster of this fleet"),
+            )
+            .todo("name one like c1-2, v1, c1, or `all`"));
+        }
+        Ok(names)
+    }
+
+    /// The zone of cluster `at` (from 0) in both frames: strips from west to east.
+    fn zones(&self, at: usize) -> Vec<DraftZone> {
+        let west = at
+            .checked_sub(1)
+            .map_or(i32::MIN, |before| self.borders_mm[before].saturating_add(1));
+        let east = self.borders_mm.get(at).copied().unwrap_or(i32::MAX);
+        let strip = 3_600_000_000 / i64::from(self.clusters);
+        let lon = |i: i64| (-1_800_000_000 + i * strip) as i32;
+        let is_last = at + 1 == self.clusters as usize;
+        vec![
+            DraftZone::Local {
+                min_mm: [west.min(east), i32::MIN],
+                max_mm: [east, i32::MAX],
+            },
+            DraftZone::Geo {
+                min_e7: [-900_000_000, lon(at as i64) + i32::from(at > 0)],
+                max_e7: [900_000_000, if is_last { 1_800_000_000 } else { lon(at as i64 + 1) }],
+            },
+        ]
+    }
+}
+
+/// Finds `count` free UDP ports on loopback.
+fn free_ports(count: usize) -> Outcome<Vec<u16>> {
+    let ephemeral_from: u16 = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")
+        .ok()
+        .and_then(|text| text.split_whitespace().next()?.parse().ok())
+        .unwrap_or(32_768);
+    let (from, to) = if ephemeral_from > 14_000 {
+        (10_000, ephemeral_from)
+    } else {
+        (20_000, u16::MAX)
+    };
+    let span = u64::from(to - from);
+    let start = u64::from_le_bytes(clock::random()?) % span;
+    // Held until all are found, so that none is found twice.
+    let mut held = Vec::new();
+    let mut ports = Vec::new();
+    for step in 0..span {
+        if ports.len() == count {
+            return Ok(ports);
+        }
+        let port = from + ((start + step) % span) as u16;
+        if let Ok(socket) = UdpSocket::bind(("127.0.0.1", port)) {
+            held.push(socket);
+            ports.push(port);
+        }
+    }
+    Err(Failure::new(
+        Exit::Failed,
+        format!("no {count} free UDP ports from {from} to {to} on 127.0.0.1"),
+    ))
+}
+
+/// Makes the fleet in `layout` and returns its plan with ports.
+///
+/// # Errors
+/// [`Exit::RefusedForSafety`] if a part of a fleet is there already; else of the file system.
+pub fn create(layout: &Layout, mut plan: Plan) -> Outcome<Plan> {
+    let longest = plan
+        .agents()
+        .map(|(_, name)| layout.socket(&name))
+        .max_by_key(|path| path.as_os_str().len());
+    if let Some(path) = longest.filter(|path| path.as_os_str().len() > SOCKET_PATH_BYTES_MAX) {
+        return Err(Failure::new(
+            Exit::Invalid,
+            format!(
+                "{} has more than {SOCKET_PATH_BYTES_MAX} bytes, too long for a Unix socket",
+                path.display()
+            ),
+        )
+        .todo("choose a --dir with a shorter path"));
+    }
+    if layout.ca().exists() || layout.genesis().exists() {
+        return Err(Failure::new(
+            Exit::RefusedForSafety,
+            format!("{} holds an unfinished fleet", layout.dir.display()),
+        )
+        .todo("remove the directory, or choose another --dir"));
+    }
+    let names = plan.names();
+    plan.ports = names.iter().cloned().zip(free_ports(names.len())?).collect();
+    let fleet_name = "muster-dev";
+    let ca_key = ca::make_authority(fleet_name, &layout.ca())?;
+    let draft = make_draft(layout, &plan, fleet_name, &ca_key)?;
+    let genesis = draft.build(&layout.dir, true)?;
+    files::replace(&layout.genesis(), &encode(&genesis))?;
+    for name in &names {
+        let pem = ca::issue(&genesis, &ca_key, name, None)?;
+        files::replace(&layout.process(name).join("device.pem"), pem.as_bytes())?;
+        let text = if super::layout::is_validator(name) {
+            validator_toml(&plan, name)
+        } else {
+            agent_toml(&plan, name)
+        };
+        files::replace(&layout.config(name), text.as_bytes())?;
+    }
+    let pem = ca::issue(&genesis, &ca_key, "op1", None)?;
+    files::replace(&layout.operator().join("op1.pem"), pem.as_bytes())?;
+    let context = toml::to_string(&context_file(&plan)).map_err(|e| Failure::new(Exit::Failed, e))?;
+    files::replace(&layout.context(), context.as_bytes())?;
+    let text = serde_json::to_vec_pretty(&plan).map_err(|e| Failure::new(Exit::Failed, e))?;
+    files::replace(&layout.plan(), &text)?;
+    Ok(plan)
+}
+
+/// Reads the plan of a complete fleet, `None` if there is none.
+///
+/// # Errors
+/// [`Exit::Invalid`]: damaged. [`Exit::RefusedForSafety`]: made by another version.
+pub fn load(layout: &Layout) -> Outcome<Option<Plan>> {
+    let path = layout.plan();
+    if !path.exists() {
+        return Ok(None);
+    }
+    let bytes = files::read_bounded(&path, 1024 * 1024)?;
+    let plan: Plan =
+        serde_json::from_slice(&bytes).map_err(|e| Failure::new(Exit::Invalid, format!("{}: {e}", path.display())))?;
+    let own = env!("CARGO_PKG_VERSION");
+    if plan.version != own {
+        let what = format!(
+            "{} was made by version {}, this is {own}",
+            layout.dir.display(),
+            plan.version
+        );
+        return Err(Failure::new(Exit::RefusedForSafety, what).todo("use that version, or another --dir"));
+    }
+    Ok(Some(plan))
+}
+
+fn make_draft(layout: &Layout, plan: &Plan, fleet: &str, ca_key: &KeyFile) -> Outcome<Draft> {
+    let clusters = (0..plan.clusters as usize)
+        .map(|at| DraftCluster {
+            label: format!("c{}", at + 1),
+            fault_model: Default::default(),
+            zones: plan.zones(at),
+        })
+        .collect();
+    let mut devices = Vec::new();
+    for (cluster, name) in plan.agents() {
+        let dir = layout.process(&name);
+        files::private_dir(&dir)?;
+        devices.push(DraftDevice {
+            label: name,
+            kind: DraftKind::Drone,
+            cluster: Some(format!("c{cluster}")),
+            key_file: Some(dir.join("device.key")),
+            stops_by_itself: true,
+            ..DraftDevice::default()
+        });
+    }
+    for name in plan.validators() {
+        let dir = layout.process(&name);
+        files::private_dir(&dir)?;
+        devices.push(DraftDevice {
+            label: name,
+            kind: DraftKind::Validator,
+            key_file: Some(dir.join("device.key")),
+            consensus_key_file: Some(dir.join("consensus.key")),
+            ..DraftDevice::default()
+        });
+    }
+    files::private_dir(&layout.operator())?;
+    devices.push(DraftDevice {
+        label: "op1".into(),
+        kind: DraftKind::Operator,
+        key_file: Some(layout.operator().join("op1.key")),
+        ..DraftDevice::default()
+    });
+    Ok(Draft {
+        fleet: fleet.to_owned(),
+        genesis_time: None,
+        ca_keys: vec![to_hex(&ca_key.public())],
+        profile: plan.profile,
+        admin_threshold: 1,
+        drone_admin_threshold: 1,
+        clusters,
+        devices,
+    })
+}
+
+fn peers_toml(plan: &Plan, names: impl Iterator<Item = String>) -> String {
+    names.fold(String::new(), |mut text, name| {
+        let port = plan.port(&name);
+        write!(text, "\n[[peer]]\nlabel = \"{name}\"\naddress = \"127.0.0.1:{port}\"\n")
+            .expect("writing to a String does not fail");
+        text
+    })
+}
+
+fn common_toml(plan: &Plan, name: &str) -> String {
+    format!(
+        "genesis = \"../../genesis.bin\"\nlabel = \"{name}\"\nkey = \"device.key\"\ncertificate = \"device.pem\"\n\
+         data_dir = \"data\"\nlisten = \"127.0.0.1:{}\"\n",
+        plan.port(name)
+    )
+}
+
+fn agent_toml(plan: &Plan, name: &str) -> String {
+    let cluster = name.split('-').next().unwrap_or_default();
+    let members = plan
+        .agents()
+        .map(|(_, peer)| peer)
+        .filter(|peer| peer.split('-').next() == Some(cluster));
+    let peers = members.filter(|peer| peer != name).chain(plan.validators());
+    format!(
+        "{}cluster = \"{cluster}\"\n\n[link]\nprofile = \"{}\"\n{}",
+        common_toml(plan, name),
+        plan.profile.word(),
+        peers_toml(plan, peers)
+    )
+}
+
+fn validator_toml(plan: &Plan, name: &str) -> String {
+    // On one machine nobody runs a copy of the data directory, so a short listening is enough.
+    format!(
+        "{}consensus_key = \"consensus.key\"\nclone_watch = \"1s\"\n{}",
+        common_toml(plan, name),
+        peers_toml(plan, plan.validators().filter(|peer| peer != name))
+    )
+}
+
+fn context_file(plan: &Plan) -> ContextFile {
+    let peer = |name: String, socket| PeerFile {
+        address: ([127, 0, 0, 1], plan.port(&name)).into(),
+        label: name,
+        socket,
+    };
+    let agents = plan.agents().map(|(_, name)| {
+        let socket = format!("agents/{name}/data/{}", transport::local::SOCKET_NAME);
+        peer(name, Some(socket.into()))
+    });
+    ContextFile {
+        genesis: "genesis.bin".into(),
+        label: "op1".into(),
+        key: "operator/op1.key".into(),
+        certificate: "operator/op1.pem".into(),
+        data_dir: "operator".into(),
+        peers: agents.chain(plan.validators().map(|name| peer(name, None))).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::task::{Place, Zone};
+
+    use super::*;
+    use crate::client::Context;
+
+    #[test]
+    fn made_fleet_is_complete_and_its_context_loads() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        let plan = create(&layout, Plan::new(3, 3, 4, Profile::Dev).unwrap()).unwrap();
+        assert_eq!(load(&layout), Ok(Some(plan.clone())));
+        let context = Context::load(&layout.context()).unwrap();
+        assert_eq!((context.agents(None).len(), context.validators().len()), (9, 4));
+        assert_eq!(context.agents(Some(context.cluster("c2").unwrap()))[0].label, "c2-1");
+        for name in plan.names() {
+            let dir = layout.process(&name);
+            transport::identity::Identity::load(&dir.join("device.key"), &dir.join("device.pem")).unwrap();
+            let text = std::fs::read_to_string(layout.config(&name)).unwrap();
+            toml::from_str::<toml::Table>(&text).unwrap();
+        }
+        let mut ports: Vec<u16> = plan.ports.iter().map(|(_, port)| *port).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        assert_eq!(ports.len(), 13);
+        assert_eq!(create(&layout, plan).unwrap_err().exit, Exit::RefusedForSafety);
+    }
+
+    #[test]
+    fn every_place_is_in_exactly_one_clusters_zone() {
+        let plan = Plan::new(3, 3, 4, Profile::Dev).unwrap();
+        let zones = |at: usize| {
+            plan.zones(at).into_iter().map(|zone| match zone {
+                DraftZone::Geo { min_e7, max_e7 } => Zone::Geo { min_e7, max_e7 },
+                DraftZone::Local { min_mm, max_mm } => Zone::Local { min_mm, max_mm },
+            })
+        };
+        let holders = |place: Place| (0..3).filter(|at| zones(*at).any(|zone| zone.contains(&place))).count();
+        for x in [
+            i32::MIN,
+            -1,
+            0,
+            1_666_666,
+            1_666_667,
+            3_333_332,
+            3_333_333,
+            5_000_000,
+            i32::MAX,
+        ] {
+            assert_eq!(
+                holders(Place::Local {
+                    east_mm: x,
+                    north_mm: 0,
+                    up_mm: 0
+                }),
+                1,
+                "east {x}"
+            );
+        }
+        for lon_e7 in [
+            -1_800_000_000,
+            -600_000_001,
+            -600_000_000,
+            0,
+            600_000_000,
+            600_000_001,
+            1_800_000_000,
+        ] {
+            assert_eq!(
+                holders(Place::Geo {
+                    lat_e7: 0,
+                    lon_e7,
+                    alt_m: 0
+                }),
+                1,
+                "lon {lon_e7}"
+            );
+        }
+    }
+
+    #[test]
+    fn words_mean_processes_clusters_or_all() {
+        let plan = Plan::new(3, 3, 4, Profile::Dev).unwrap();
+        assert_eq!(plan.meant_by("c2").unwrap(), ["c2-1", "c2-2", "c2-3"]);
+        assert_eq!(plan.meant_by("v3").unwrap(), ["v3"]);
+        assert_eq!(plan.meant_by("all").unwrap().len(), 13);
+        for bad in ["c4", "c1-4", "v5", "", "c"] {
+            assert_eq!(plan.meant_by(bad).unwrap_err().exit, Exit::Invalid, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn size_that_tolerates_no_failure_is_refused() {
+        for (c, a, v) in [(0, 3, 4), (3, 2, 4), (3, 0, 4), (3, 3, 3), (3, 3, 2), (17, 3, 4)] {
+            assert_eq!(
+                Plan::new(c, a, v, Profile::Dev).unwrap_err().exit,
+                Exit::Usage,
+                "{c} {a} {v}"
+            );
+        }
+        assert!(Plan::new(1, 1, 1, Profile::Dev).is_ok());
+    }
+
+    #[test]
+    fn directory_too_deep_for_a_socket_is_refused_before_anything_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("x".repeat(90));
+        let failure = create(&Layout::new(&deep), Plan::new(1, 1, 1, Profile::Dev).unwrap()).unwrap_err();
+        assert_eq!(failure.exit, Exit::Invalid);
+        assert!(!deep.exists());
+    }
+}
