@@ -1,0 +1,191 @@
+//! The ground of the tests: four addresses, one honest history. It judges batches as validators do, and
+//! answers each with the next block.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use common::{
+    batch::{BatchItem, CertifiedBatch},
+    codec::{BoundedVec, decode, encode},
+    entry::VerifyEach,
+    block::FinalizedBlock,
+    global_queue::{GlobalQueue, OrderedBatch},
+    ids::{BatchSeq, Digest, EntryId, Height},
+    testing::{BlockChain, Fleet, GENESIS_TIME},
+    wire::{
+        feed::{BatchReceipt, FetchByDigest, Follow, Followed},
+        frame::{FrameKind, Refusal, RefusalCode},
+    },
+};
+use futures::FutureExt;
+use tokio::sync::Notify;
+use transport::ports::{BoxFuture, Clock, Peer, Service};
+
+use super::{C1, TokioClock};
+
+struct State {
+    fleet: Fleet,
+    chain: BlockChain,
+    queue: GlobalQueue,
+    blocks: Vec<FinalizedBlock>,
+    batches: BTreeMap<Digest, CertifiedBatch>,
+    executed: Vec<CertifiedBatch>,
+    parked: BTreeMap<BatchSeq, CertifiedBatch>,
+    submissions: u64,
+}
+
+/// Clones are the same ground.
+#[derive(Clone)]
+pub struct Ground {
+    state: Arc<Mutex<State>>,
+    grown: Arc<Notify>,
+    clock: Arc<TokioClock>,
+}
+
+impl Ground {
+    pub fn new(fleet: &Fleet, clock: Arc<TokioClock>) -> Self {
+        let queue = GlobalQueue::genesis(&fleet.genesis);
+        let state = State {
+            chain: BlockChain::new(fleet, queue.state_root()),
+            queue,
+            fleet: fleet.clone(),
+            blocks: Vec::new(),
+            batches: BTreeMap::new(),
+            executed: Vec::new(),
+            parked: BTreeMap::new(),
+            submissions: 0,
+        };
+        Self { state: Arc::new(Mutex::new(state)), grown: Arc::default(), clock }
+    }
+
+    /// Batches executed, in order.
+    pub fn executed(&self) -> Vec<CertifiedBatch> {
+        self.state.lock().unwrap().executed.clone()
+    }
+
+    /// Author-signed entries executed, in order.
+    pub fn entries(&self) -> Vec<EntryId> {
+        let state = self.state.lock().unwrap();
+        let rows = state.executed.iter().flat_map(|batch| batch.entries.iter());
+        rows.filter_map(|row| match &row.item {
+            BatchItem::Author(entry) => Some(entry.id(&state.fleet.chain)),
+            BatchItem::Roster(_) => None,
+        })
+        .collect()
+    }
+
+    pub fn height(&self) -> Height {
+        self.state.lock().unwrap().chain.height
+    }
+
+    pub fn state_root(&self) -> Digest {
+        self.state.lock().unwrap().queue.state_root()
+    }
+
+    pub fn submissions(&self) -> u64 {
+        self.state.lock().unwrap().submissions
+    }
+
+    fn submit(&self, body: &[u8]) -> Result<BatchReceipt, String> {
+        let batch: CertifiedBatch = decode(body).map_err(|error| error.to_string())?;
+        let mut state = self.state.lock().unwrap();
+        state.submissions += 1;
+        let next = state.queue.next_batch(C1).expect("cluster c1 exists").1;
+        if batch.header.seq < next {
+            return Ok(BatchReceipt::Final);
+        }
+        if batch.header.seq > next {
+            state.parked.insert(batch.header.seq, batch);
+            return Ok(BatchReceipt::Parked { next });
+        }
+        state.execute(vec![batch], &self.clock)?;
+        loop {
+            let next = state.queue.next_batch(C1).expect("cluster c1 exists").1;
+            let Some(batch) = state.parked.remove(&next) else { break };
+            state.execute(vec![batch], &self.clock)?;
+        }
+        drop(state);
+        self.grown.notify_waiters();
+        Ok(BatchReceipt::Stored)
+    }
+
+    async fn follow(&self, question: Follow) -> Followed {
+        let until = tokio::time::Instant::now() + Duration::from_millis(u64::from(question.wait_ms).min(1_000));
+        loop {
+            let grown = self.grown.notified();
+            {
+                let state = self.state.lock().unwrap();
+                if state.chain.height >= question.from {
+                    return state.followed(question.from);
+                }
+            }
+            if tokio::time::timeout_at(until, grown).await.is_err() {
+                // Nothing waits: an empty block, so that custody and age move on.
+                self.state.lock().unwrap().execute(Vec::new(), &self.clock).expect("an empty block is valid");
+                self.grown.notify_waiters();
+            }
+        }
+    }
+}
+
+impl State {
+    fn execute(&mut self, batches: Vec<CertifiedBatch>, clock: &TokioClock) -> Result<(), String> {
+        let mut verified = Vec::new();
+        for batch in &batches {
+            verified.push(self.queue.verify_batch(batch.clone()).map_err(|error| error.to_string())?);
+        }
+        let now_ms = clock.now().us / 1_000;
+        let last_ms = (self.chain.time.0 - GENESIS_TIME.0) / 1_000;
+        let block = self.chain.block(&self.fleet, &batches, now_ms.saturating_sub(last_ms).max(1));
+        let ordered: Vec<_> = verified.iter().map(|batch| Some(OrderedBatch::certified(batch))).collect();
+        self.queue.apply(&block, &ordered, &mut VerifyEach).map_err(|error| format!("{error:?}"))?;
+        for batch in batches {
+            self.batches.insert(batch.digest(&self.fleet.chain), batch.clone());
+            self.executed.push(batch);
+        }
+        self.blocks.push(self.fleet.finalize(block));
+        Ok(())
+    }
+
+    fn followed(&self, from: Height) -> Followed {
+        let blocks: Vec<_> = self.blocks.iter().skip(from.0 as usize - 1).take(16).cloned().collect();
+        let (founding, next_seq) = self.queue.next_batch(C1).expect("cluster c1 exists");
+        Followed {
+            blocks: BoundedVec::try_from(blocks).unwrap(),
+            batches: BoundedVec::new(),
+            tip: self.chain.height,
+            next_seq,
+            founding,
+        }
+    }
+}
+
+impl Service for Ground {
+    fn handle(&self, _peer: Peer, kind: FrameKind, body: Bytes) -> BoxFuture<Result<Bytes, Refusal>> {
+        let this = self.clone();
+        async move {
+            let invalid = |why: String| Refusal::new(RefusalCode::Invalid, &why);
+            match kind {
+                FrameKind::SubmitBatch => Ok(encode(&this.submit(&body).map_err(invalid)?).into()),
+                FrameKind::Follow => {
+                    let question = decode(&body).map_err(|error| invalid(error.to_string()))?;
+                    Ok(encode(&this.follow(question).await).into())
+                }
+                FrameKind::FeedBatch => {
+                    let question: FetchByDigest = decode(&body).map_err(|error| invalid(error.to_string()))?;
+                    let state = this.state.lock().unwrap();
+                    let found = state.batches.get(&question.digest);
+                    found
+                        .map(|batch| Bytes::from(encode(batch)))
+                        .ok_or_else(|| Refusal::new(RefusalCode::NotFound, "no such batch"))
+                }
+                _ => Err(Refusal::new(RefusalCode::Denied, "the ground does not serve this")),
+            }
+        }
+        .boxed()
+    }
+}
