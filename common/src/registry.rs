@@ -110,6 +110,17 @@ impl Registry {
         registry
     }
 
+    /// The registry after a change of one member, for tests of what later operations will do.
+    ///
+    /// # Panics
+    /// If there is no such member.
+    #[cfg(test)]
+    #[must_use]
+    pub(crate) fn with_change(mut self, idx: NodeIdx, change: impl FnOnce(&mut Member)) -> Self {
+        change(&mut self.members[idx.0 as usize]);
+        self
+    }
+
     /// The fleet.
     #[must_use]
     pub fn chain(&self) -> &ChainId {

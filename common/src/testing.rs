@@ -9,37 +9,30 @@
 //!
 //! Misuse (an unknown label, a cluster that does not exist) panics with the name: it is a mistake in a test.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod chain;
+mod ledger;
+
+pub use chain::{BlockChain, ClusterLog};
+pub use ledger::Ledger;
 
 use crate::{
-    batch::{Attestation, BATCH_VERSION, BatchEntry, BatchHeader, BatchItem, CertifiedBatch, RosterChange},
-    block::BatchRef,
-    block::{
-        BLOCK_VERSION, Block, BlockHeader, FinalizedBlock, Link, ParentProof, ProofOfFinality, Proposal,
-        genesis_digest, refs_root,
-    },
+    batch::{Attestation, BatchEntry, BatchHeader, CertifiedBatch},
+    block::{Block, FinalizedBlock, ParentProof, ProofOfFinality, Proposal},
     certificate::{Ballot, Finalization, Notarization, Nullification, NullifyBallot, SignedVote, Signers, Vote},
     codec::{BoundedVec, Label},
     crypto::{ConsensusKey, DeviceKey, Signature, sha256},
-    entry::{Action, EntryDraft, SignedEntry, VerifyEach},
+    entry::{Action, EntryDraft, SignedEntry},
     genesis::{
         FaultModel, GENESIS_VERSION, Genesis, GenesisCluster, GenesisDevice, GenesisValidator, Kind, RoleSet,
         SIG_RULE_STRICT, Thresholds, Timing,
     },
-    global_queue::{BlockOutcome, GlobalQueue, OrderedBatch, Outcome},
-    ids::{
-        BatchSeq, BlockTime, ChainId, ClusterId, DeviceId, Digest, EntryNumber, Epoch, Founding, Height, KeyVersion,
-        LogIndex, LogPosition, NodeIdx, Term, View,
-    },
+    ids::{BlockTime, ChainId, ClusterId, DeviceId, EntryNumber, Epoch, Height, KeyVersion, NodeIdx, View},
     lease_terms::{ClockBounds, LeaseTerms},
-    merkle,
-    proof::ProofSource,
     quorum::{attestation_quorum, bft_quorum},
     registry::Registry,
     roster::Roster,
     task::{Place, Scope, Task, TaskKind, Zone},
     validator_set::ValidatorSet,
-    verdict::Verdict,
 };
 
 /// Time of height 0 in every test fleet, microseconds.
@@ -434,322 +427,10 @@ fn genesis_cluster(id: u32, agents: u32) -> GenesisCluster {
     }
 }
 
-/// One cluster's log as the global tier sees it: makes consecutive certified batches.
-///
-/// Every row takes the next log index; a row's verdict is what the test says the cluster decided.
-#[derive(Clone, Debug)]
-pub struct ClusterLog {
-    /// Whose.
-    pub cluster: ClusterId,
-    /// Of which founding.
-    pub founding: Founding,
-    /// Sequence number of the next batch.
-    pub next_seq: BatchSeq,
-    /// Digest of the last header.
-    pub prev_digest: Digest,
-    /// Index that the next row takes.
-    pub next_index: LogIndex,
-    /// Global height that the next batch names.
-    pub global_height: Height,
-    /// Roster in force.
-    pub roster: Roster,
-}
-
-impl ClusterLog {
-    /// The empty log of a cluster with its founding roster.
-    #[must_use]
-    pub fn new(fleet: &Fleet, cluster: ClusterId) -> Self {
-        Self {
-            cluster,
-            founding: Founding(0),
-            next_seq: BatchSeq(1),
-            prev_digest: Digest::default(),
-            next_index: LogIndex(1),
-            global_height: Height(0),
-            roster: fleet.roster(cluster),
-        }
-    }
-
-    /// The next batch, of author-signed entries with the cluster's verdicts.
-    pub fn batch(&mut self, fleet: &Fleet, rows: Vec<(Verdict, SignedEntry)>) -> CertifiedBatch {
-        let items = rows
-            .into_iter()
-            .map(|(verdict, entry)| (verdict, BatchItem::Author(entry)))
-            .collect();
-        self.batch_of(fleet, items)
-    }
-
-    /// The next batch, every entry granted.
-    pub fn granted(&mut self, fleet: &Fleet, entries: Vec<SignedEntry>) -> CertifiedBatch {
-        self.batch(
-            fleet,
-            entries.into_iter().map(|entry| (Verdict::Granted, entry)).collect(),
-        )
-    }
-
-    /// The next batch, empty: a sign of life.
-    pub fn beat(&mut self, fleet: &Fleet) -> CertifiedBatch {
-        self.batch_of(fleet, Vec::new())
-    }
-
-    /// The next batch, of any items. A `Roster` row takes effect after it.
-    pub fn batch_of(&mut self, fleet: &Fleet, items: Vec<(Verdict, BatchItem)>) -> CertifiedBatch {
-        let mut next_roster = self.roster.clone();
-        let mut entries = Vec::new();
-        for (verdict, item) in items {
-            if let (Verdict::Granted, BatchItem::Roster(RosterChange { roster })) = (verdict, &item) {
-                next_roster = roster.clone();
-            }
-            entries.push(BatchEntry {
-                founding: self.founding,
-                index: self.next_index,
-                verdict,
-                item,
-            });
-            self.next_index = self.next_index.next();
-        }
-        let leaves: Vec<Digest> = entries.iter().map(|row| row.leaf(&fleet.chain)).collect();
-        let cut = self.next_index;
-        self.next_index = cut.next();
-        let header = BatchHeader {
-            version: BATCH_VERSION,
-            cluster: self.cluster,
-            founding: self.founding,
-            seq: self.next_seq,
-            prev_digest: self.prev_digest,
-            cut: LogPosition {
-                term: Term(1),
-                index: cut,
-            },
-            first_index: entries.first().map_or(LogIndex(0), |row| row.index),
-            last_index: entries.last().map_or(LogIndex(0), |row| row.index),
-            count: entries.len() as u32,
-            entries_root: merkle::root(&leaves),
-            global_height: self.global_height,
-            roster: self.roster.digest(),
-            next_roster: next_roster.digest(),
-        };
-        self.next_seq = self.next_seq.next();
-        self.prev_digest = header.digest(&fleet.chain);
-        let batch = fleet.certify(header, entries, &self.roster);
-        self.roster = next_roster;
-        batch
-    }
-}
-
-/// The chain of blocks: each on the one before, a view and a time step after it.
-#[derive(Clone, Debug)]
-pub struct BlockChain {
-    /// Digest of the last block.
-    pub parent: Digest,
-    /// Its height.
-    pub height: Height,
-    /// Its view.
-    pub view: View,
-    /// Its time.
-    pub time: BlockTime,
-    /// State and outcome root after each height; heights not set carry those of height 0.
-    pub roots: BTreeMap<Height, (Digest, Digest)>,
-}
-
-impl BlockChain {
-    /// The chain before its first block. `state_root` is the root of the genesis state.
-    #[must_use]
-    pub fn new(fleet: &Fleet, state_root: Digest) -> Self {
-        Self {
-            parent: genesis_digest(&fleet.chain),
-            height: Height(0),
-            view: View(0),
-            time: fleet.genesis.genesis_time,
-            roots: BTreeMap::from([(Height(0), (state_root, merkle::root(&[])))]),
-        }
-    }
-
-    /// The next block, `step_ms` after the last, referring to `batches` in their order.
-    pub fn block(&mut self, fleet: &Fleet, batches: &[CertifiedBatch], step_ms: u64) -> Block {
-        let refs: Vec<BatchRef> = batches.iter().map(|batch| BatchRef::to(batch, &fleet.chain)).collect();
-        self.block_of(fleet, refs, step_ms)
-    }
-
-    /// The next block with the given references.
-    pub fn block_of(&mut self, fleet: &Fleet, refs: Vec<BatchRef>, step_ms: u64) -> Block {
-        let height = self.height.next();
-        let lagging = Height(height.0.saturating_sub(crate::limits::ROOT_LAG));
-        let (state_root, outcome_root) = self.roots.get(&lagging).copied().unwrap_or(self.roots[&Height(0)]);
-        let header = BlockHeader {
-            version: BLOCK_VERSION,
-            chain: fleet.chain,
-            epoch: Epoch(0),
-            view: self.view.next(),
-            height,
-            parent: self.parent,
-            parent_view: self.view,
-            time: self.time.plus_ms(step_ms),
-            refs_root: refs_root(&refs),
-            state_root,
-            outcome_root,
-            next_set: None,
-        };
-        self.parent = header.digest();
-        self.height = height;
-        self.view = header.view;
-        self.time = header.time;
-        Block {
-            header,
-            refs: refs.try_into().expect("a test block is bounded"),
-        }
-    }
-}
-
-/// A whole fleet's history in one value: every cluster's log, the chain, the state after it, and all
-/// that a validator would have stored.
-#[derive(Clone, Debug)]
-pub struct Ledger {
-    /// The fleet.
-    pub fleet: Fleet,
-    /// State after the last block.
-    pub queue: GlobalQueue,
-    /// The chain.
-    pub chain: BlockChain,
-    /// Every cluster's log, by cluster.
-    pub logs: Vec<ClusterLog>,
-    /// Finalized blocks by height, each with a finalization of its own.
-    pub blocks: BTreeMap<Height, FinalizedBlock>,
-    /// Batches by digest.
-    pub batches: BTreeMap<Digest, CertifiedBatch>,
-    /// Outcomes by height.
-    pub outcomes: BTreeMap<Height, BlockOutcome>,
-    /// Heights that have no finalization of their own: their proof leads over the block above.
-    pub without_finalization: BTreeSet<Height>,
-    numbers: BTreeMap<(String, ClusterId), u64>,
-}
-
-impl Ledger {
-    /// Height 0.
-    #[must_use]
-    pub fn new(fleet: Fleet) -> Self {
-        let queue = GlobalQueue::genesis(&fleet.genesis);
-        Self {
-            chain: BlockChain::new(&fleet, queue.state_root()),
-            logs: queue.clusters().map(|id| ClusterLog::new(&fleet, id)).collect(),
-            queue,
-            fleet,
-            blocks: BTreeMap::new(),
-            batches: BTreeMap::new(),
-            outcomes: BTreeMap::new(),
-            without_finalization: BTreeSet::new(),
-            numbers: BTreeMap::new(),
-        }
-    }
-
-    /// The next number of `author` through `cluster`.
-    pub fn number(&mut self, author: &str, cluster: ClusterId) -> u64 {
-        let number = self.numbers.entry((author.to_owned(), cluster)).or_default();
-        *number += 1;
-        *number
-    }
-
-    /// A submission under the author's next number.
-    pub fn submit(&mut self, author: &str, cluster: ClusterId, scope: Scope, task: &Task) -> SignedEntry {
-        let number = self.number(author, cluster);
-        self.fleet.submit(author, cluster, number, scope, task)
-    }
-
-    /// An entry under the author's next number.
-    pub fn entry(&mut self, author: &str, cluster: ClusterId, scope: Scope, action: Action) -> SignedEntry {
-        let number = self.number(author, cluster);
-        self.fleet.entry(author, cluster, number, scope, action)
-    }
-
-    /// The next batch of a cluster, every entry granted, at the global height of this state.
-    pub fn granted(&mut self, cluster: ClusterId, entries: Vec<SignedEntry>) -> CertifiedBatch {
-        let log = &mut self.logs[cluster.0 as usize];
-        log.global_height = self.queue.height();
-        log.granted(&self.fleet, entries)
-    }
-
-    /// The next batch of a cluster with the given verdicts, at the global height of this state.
-    pub fn batch(&mut self, cluster: ClusterId, rows: Vec<(Verdict, SignedEntry)>) -> CertifiedBatch {
-        let log = &mut self.logs[cluster.0 as usize];
-        log.global_height = self.queue.height();
-        log.batch(&self.fleet, rows)
-    }
-
-    /// A sign of life of a cluster, at the global height of this state.
-    pub fn beat(&mut self, cluster: ClusterId) -> CertifiedBatch {
-        self.granted(cluster, Vec::new())
-    }
-
-    /// Executes and finalizes the next block, `step_ms` after the last.
-    pub fn block(&mut self, batches: Vec<CertifiedBatch>, step_ms: u64) -> BlockOutcome {
-        let block = self.chain.block(&self.fleet, &batches, step_ms);
-        self.batches.extend(
-            batches
-                .into_iter()
-                .map(|batch| (batch.digest(&self.fleet.chain), batch)),
-        );
-        self.execute(block)
-    }
-
-    /// Executes and finalizes a block made by [`BlockChain`].
-    pub fn execute(&mut self, block: Block) -> BlockOutcome {
-        let finalized = self.fleet.finalize(block);
-        let proof = finalized
-            .clone()
-            .verify(&self.fleet.chain, &self.fleet.set)
-            .expect("a quorum signed");
-        let bodies: Vec<Option<OrderedBatch<'_>>> = finalized
-            .block
-            .refs
-            .iter()
-            .enumerate()
-            .map(|(at, named)| {
-                let batch = self.batches.get(&named.digest)?;
-                OrderedBatch::finalized(&proof, at, &batch.header, &batch.entries)
-            })
-            .collect();
-        let outcome = self
-            .queue
-            .apply(&finalized.block, &bodies, &mut VerifyEach)
-            .expect("the test's block follows the chain");
-        self.queue.check_invariants();
-        let height = outcome.height;
-        self.chain
-            .roots
-            .insert(height, (outcome.state_root, outcome.outcome_root));
-        self.blocks.insert(height, finalized);
-        self.outcomes.insert(height, outcome.clone());
-        outcome
-    }
-}
-
-impl ProofSource for Ledger {
-    fn finalized(&self, height: Height) -> Option<FinalizedBlock> {
-        let mut finalized = self.blocks.get(&height)?.clone();
-        if self.without_finalization.contains(&height) {
-            let above = self.finalized(height.next())?;
-            let mut links = vec![Link::Header(above.block.header)];
-            links.extend(above.proof.above.into_inner());
-            finalized.proof = ProofOfFinality {
-                above: links.try_into().ok()?,
-                finalization: above.proof.finalization,
-            };
-        }
-        Some(finalized)
-    }
-
-    fn batch(&self, digest: &Digest) -> Option<CertifiedBatch> {
-        self.batches.get(digest).cloned()
-    }
-
-    fn outcomes(&self, height: Height) -> Option<Vec<Outcome>> {
-        self.outcomes.get(&height).map(|outcome| outcome.outcomes.clone())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::Digest;
 
     #[test]
     fn whatever_is_built_passes_its_own_verification() {

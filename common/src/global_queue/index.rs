@@ -110,11 +110,8 @@ impl Index {
 
     /// Open tasks that wait for `linked`.
     pub(super) fn waiting_for(&self, linked: &TaskId) -> Vec<TaskId> {
-        self.waiting
-            .chunks(linked.0[0]..=linked.0[0])
-            .filter(|(link, _)| link == linked)
-            .map(|(_, id)| *id)
-            .collect()
+        let all = (*linked, TaskId([0x00; 32]))..=(*linked, TaskId([0xff; 32]));
+        self.waiting.within(linked.0[0], all).map(|(_, id)| *id).collect()
     }
 
     /// Open tasks of a cluster, in order of their ids.

@@ -201,6 +201,14 @@ impl<C: Ord + Copy, K: Ord + Copy> ChunkedSet<C, K> {
         self.chunks.values().flat_map(|keys| keys.iter())
     }
 
+    /// Keys in a range of one chunk, ascending.
+    pub(super) fn within(&self, chunk: C, keys: impl core::ops::RangeBounds<K>) -> impl Iterator<Item = &K> {
+        self.chunks.get(&chunk).into_iter().flat_map(move |all| {
+            let (low, high) = (keys.start_bound(), keys.end_bound());
+            all.range((low, high))
+        })
+    }
+
     /// Keys of the chunks in a range, ascending.
     pub(super) fn chunks(&self, range: impl core::ops::RangeBounds<C>) -> impl Iterator<Item = &K> {
         self.chunks.range(range).flat_map(|(_, keys)| keys.iter())

@@ -199,6 +199,59 @@ fn entry_first_committed_above_its_height_is_expired() {
     }
 }
 
+/// The ledger after `op1` was changed in the registry.
+fn with_operator(change: fn(&mut crate::registry::Member)) -> Ledger {
+    let mut ledger = ledger();
+    let idx = ledger.fleet.idx("op1");
+    let registry = ledger.queue.registry().clone().with_change(idx, change);
+    ledger.queue.registry = Arc::new(registry);
+    ledger
+}
+
+#[test]
+fn entry_under_a_rotated_key_is_no_longer_accepted_and_is_no_fault() {
+    let rotated = |member: &mut crate::registry::Member| {
+        let key = crate::testing::device_key("op1's second key").public();
+        member.keys.push(crate::crypto::AdmittedKey::admit(&key).unwrap());
+    };
+    let mut ledger = with_operator(rotated);
+    let old = ledger.submit("op1", C1, Scope::Fleet, &task("old"));
+    let batch = ledger.granted(C1, vec![old]);
+    let outcome = ledger.block(vec![batch], 100);
+    assert_eq!(verdicts(&outcome), [rejected(Reason::StaleKey)]);
+    assert_eq!(
+        outcome.evidence,
+        [],
+        "the signature is good under the key the author had"
+    );
+    let draft = EntryDraft {
+        key_version: KeyVersion(1),
+        ..ledger.fleet.draft("op1", C1, 1, Scope::Fleet, Action::Submit)
+    };
+    let key = crate::testing::device_key("op1's second key");
+    let new = SignedEntry::submit(&key, &ledger.fleet.chain, draft, &task("new"));
+    assert_eq!(enter_one(&mut ledger, C1, new), Verdict::Granted);
+}
+
+#[test]
+fn suspended_or_revoked_author_is_denied() {
+    use crate::registry::Status;
+    let changes: [fn(&mut crate::registry::Member); 2] = [
+        |member| member.status = Status::Suspended,
+        |member| member.status = Status::Revoked { at: Height(1) },
+    ];
+    for change in changes {
+        let mut ledger = with_operator(change);
+        let submit = ledger.submit("op1", C1, Scope::Fleet, &task("a"));
+        assert_eq!(enter_one(&mut ledger, C1, submit), rejected(Reason::Denied));
+        let own = ledger.submit("c1-1", C1, Scope::Fleet, &task("b"));
+        let id = TaskId::from(own.id(&ledger.fleet.chain));
+        assert_eq!(enter_one(&mut ledger, C1, own), Verdict::Granted);
+        let cancel = ledger.entry("op1", C1, Scope::Fleet, Action::Cancel { task: id });
+        assert_eq!(enter_one(&mut ledger, C1, cancel), rejected(Reason::Denied));
+    }
+}
+
 #[test]
 fn author_without_the_role_cannot_submit_to_the_fleet() {
     let mut ledger = ledger();
