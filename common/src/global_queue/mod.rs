@@ -33,6 +33,7 @@ mod close;
 mod execute;
 mod index;
 mod invariants;
+mod judge;
 mod links;
 mod outcome;
 mod plan;
