@@ -96,6 +96,9 @@ pub fn stored(name: &BatchRef, batch: &CertifiedBatch, bytes: usize) -> StoredBa
     }
 }
 
+/// Name of the store: its segments are `batches-NNNNNN.seg`.
+pub const BATCHES: &str = "batches";
+
 /// Handle of the store; clones share it.
 #[derive(Clone)]
 pub struct BatchStore {
@@ -121,7 +124,7 @@ impl BatchStore {
         genesis: Arc<Genesis>,
         registry: Arc<Registry>,
     ) -> io::Result<Self> {
-        let (segments, records) = Segments::open(disk, spawner, halt, "batches", SEGMENT_BYTES)?;
+        let (segments, records) = Segments::open(disk, spawner, halt, BATCHES, SEGMENT_BYTES)?;
         let mut index = Index::default();
         for cluster in (0..genesis.clusters.len() as u32).map(ClusterId) {
             index
@@ -177,7 +180,7 @@ impl BatchStore {
         let Some(bytes) = self.bytes(digest)? else {
             return Ok(None);
         };
-        let batch: CertifiedBatch = decode(&bytes).map_err(|error| Stop::storage("batches")(damaged(error)))?;
+        let batch: CertifiedBatch = decode(&bytes).map_err(|error| Stop::storage(BATCHES)(damaged(error)))?;
         let roster = self.index().rosters.get(&batch.header.roster).cloned();
         let cluster = self.genesis.clusters.get(batch.header.cluster.0 as usize);
         let (Some(roster), Some(cluster)) = (roster, cluster) else {
@@ -236,7 +239,7 @@ impl BatchStore {
         };
         decode(&bytes)
             .map(Some)
-            .map_err(|error| Stop::storage("batches")(damaged(error)))
+            .map_err(|error| Stop::storage(BATCHES)(damaged(error)))
     }
 
     /// Batches held.
@@ -249,5 +252,86 @@ impl BatchStore {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::{
+        genesis::FaultModel,
+        task::Scope,
+        testing::{ClusterLog, Fleet, task},
+    };
+    use transport::memory::MemoryDisk;
+
+    use super::*;
+    use crate::test_ports::{on, spawner};
+
+    const C1: ClusterId = ClusterId(0);
+
+    fn open(disk: &MemoryDisk, fleet: &Fleet) -> BatchStore {
+        let (genesis, registry) = (Arc::new(fleet.genesis.clone()), Arc::new(fleet.registry.clone()));
+        BatchStore::open(&on(disk), &spawner(), &Halt::default(), genesis, registry).unwrap()
+    }
+
+    fn batches(fleet: &Fleet, count: u64) -> Vec<SharedBatch> {
+        let mut log = ClusterLog::new(fleet, C1);
+        let roster = fleet.roster(C1);
+        (1..=count)
+            .map(|i| {
+                let entry = fleet.submit("op1", C1, i, Scope::Fleet, &task(&format!("k{i}")));
+                let batch = log.granted(fleet, vec![entry]);
+                Arc::new(batch.verify(&fleet.registry, &roster, FaultModel::Byzantine).unwrap())
+            })
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn batch_survives_a_restart_and_is_verified_again() {
+        let (disk, fleet) = (MemoryDisk::new(), Fleet::new(1, 3, 4));
+        let store = open(&disk, &fleet);
+        let batches = batches(&fleet, 3);
+        for batch in &batches {
+            assert!(store.put(batch.clone()).await.unwrap().1);
+        }
+        disk.crash();
+        let store = open(&disk, &fleet);
+        for batch in &batches {
+            let digest = batch.digest(&fleet.chain);
+            assert!(store.contains(&digest));
+            assert_eq!(store.bytes(&digest).unwrap().unwrap(), batch.encoded());
+            assert_eq!(store.verified(&digest).unwrap().unwrap(), *batch);
+        }
+        let waiting = store.from_seq(C1, Founding(0), BatchSeq(2));
+        let seqs: Vec<u64> = waiting.iter().map(|stored| stored.batch.seq.0).collect();
+        assert_eq!(seqs, [2, 3]);
+        assert_eq!(waiting[0].prev_digest, batches[0].digest(&fleet.chain));
+        assert_eq!(waiting[0].bytes as usize, batches[1].encoded().len());
+        assert!(store.bytes(&Digest::default()).unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn same_batch_twice_is_written_once() {
+        let (disk, fleet) = (MemoryDisk::new(), Fleet::new(1, 3, 4));
+        let store = open(&disk, &fleet);
+        let batch = batches(&fleet, 1).remove(0);
+        let first = store.put(batch.clone()).await.unwrap();
+        let again = store.put(batch).await.unwrap();
+        assert_eq!((first.0, true, false), (again.0, first.1, again.1));
+        assert_eq!(store.rivals(C1, Founding(0), BatchSeq(1)), 1);
+    }
+
+    #[test]
+    fn memory_is_bounded_and_keeps_the_newest() {
+        let fleet = Fleet::new(1, 3, 4);
+        let mut index = Index::default();
+        for batch in batches(&fleet, RECENT_MAX as u64 + 5) {
+            index.keep(batch.digest(&fleet.chain), batch, 1);
+        }
+        assert_eq!((index.recent.len(), index.recent_order.len()), (RECENT_MAX, RECENT_MAX));
+        let newest = index.recent_order.back().unwrap().0;
+        assert_eq!(index.recent[&newest].header.seq, BatchSeq(RECENT_MAX as u64 + 5));
+        index.keep(Digest::default(), index.recent[&newest].clone(), RECENT_BYTES_MAX);
+        assert_eq!(index.recent.len(), 1, "bytes are bounded as well");
     }
 }

@@ -68,6 +68,9 @@ impl Index {
     }
 }
 
+/// Name of the store: its segments are `blocks-NNNNNN.seg`.
+pub const BLOCKS: &str = "blocks";
+
 /// Handle of the store; clones share it.
 #[derive(Clone)]
 pub struct BlockStore {
@@ -82,7 +85,7 @@ impl BlockStore {
     /// # Errors
     /// Of the file system; [`io::ErrorKind::InvalidData`] if the records are no chain.
     pub fn open(disk: &Arc<dyn Disk>, spawner: &Arc<dyn Spawner>, halt: &Halt, chain: &ChainId) -> io::Result<Self> {
-        let (segments, records) = Segments::open(disk, spawner, halt, "blocks", SEGMENT_BYTES)?;
+        let (segments, records) = Segments::open(disk, spawner, halt, BLOCKS, SEGMENT_BYTES)?;
         let damaged = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
         let mut index = Index {
             by_height: Vec::new(),
@@ -160,7 +163,7 @@ impl BlockStore {
         let bytes = self.segments.read(place)?;
         decode(&bytes)
             .map(Some)
-            .map_err(|error| Stop::storage("blocks")(io::Error::new(io::ErrorKind::InvalidData, error.to_string())))
+            .map_err(|error| Stop::storage(BLOCKS)(io::Error::new(io::ErrorKind::InvalidData, error.to_string())))
     }
 
     /// The block with `digest`.
@@ -189,5 +192,84 @@ impl BlockStore {
             height = height.next();
         }
         Ok(blocks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::testing::{BlockChain, Fleet};
+    use transport::memory::MemoryDisk;
+
+    use super::*;
+    use crate::test_ports::{on, spawner};
+
+    fn open(disk: &MemoryDisk, fleet: &Fleet) -> io::Result<BlockStore> {
+        BlockStore::open(&on(disk), &spawner(), &Halt::default(), &fleet.chain)
+    }
+
+    fn chain(fleet: &Fleet, count: usize) -> Vec<FinalizedBlock> {
+        let mut chain = BlockChain::new(fleet, Digest::default());
+        (0..count)
+            .map(|_| fleet.finalize(chain.block(fleet, &[], 20)))
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn blocks_are_found_by_height_and_digest_also_after_a_restart() {
+        let (disk, fleet) = (MemoryDisk::new(), Fleet::new(1, 3, 4));
+        let blocks = chain(&fleet, 5);
+        let store = open(&disk, &fleet).unwrap();
+        assert_eq!(store.tip(), (Height(0), genesis_digest(&fleet.chain)));
+        store.append(&blocks[..2]).await.unwrap();
+        store.append(&blocks[2..]).await.unwrap();
+        disk.crash();
+        let store = open(&disk, &fleet).unwrap();
+        assert_eq!(store.tip(), (Height(5), blocks[4].block.digest()));
+        assert_eq!(store.at(Height(3)).unwrap().as_ref(), Some(&blocks[2]));
+        assert_eq!(
+            store.by_digest(&blocks[3].block.digest()).unwrap().as_ref(),
+            Some(&blocks[3])
+        );
+        assert_eq!(store.at(Height(0)).unwrap(), None);
+        assert_eq!(store.at(Height(6)).unwrap(), None);
+        assert_eq!(store.by_digest(&Digest::default()).unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn range_is_bounded_by_count_and_bytes_and_never_empty_while_there_is_one() {
+        let (disk, fleet) = (MemoryDisk::new(), Fleet::new(1, 3, 4));
+        let blocks = chain(&fleet, 6);
+        let store = open(&disk, &fleet).unwrap();
+        store.append(&blocks).await.unwrap();
+        assert_eq!(store.range(Height(2), 3, usize::MAX).unwrap(), blocks[1..4]);
+        assert_eq!(store.range(Height(2), 3, 1).unwrap(), blocks[1..2]);
+        assert_eq!(store.range(Height(0), 64, usize::MAX).unwrap(), blocks);
+        assert!(store.range(Height(7), 64, usize::MAX).unwrap().is_empty());
+        assert!(store.range(Height(u64::MAX), 64, usize::MAX).unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn block_that_is_held_is_not_written_again() {
+        let (disk, fleet) = (MemoryDisk::new(), Fleet::new(1, 3, 4));
+        let blocks = chain(&fleet, 3);
+        let store = open(&disk, &fleet).unwrap();
+        store.append(&blocks[..2]).await.unwrap();
+        store.append(&blocks).await.unwrap();
+        disk.crash();
+        assert_eq!(open(&disk, &fleet).unwrap().tip().0, Height(3));
+    }
+
+    #[tokio::test]
+    async fn records_that_are_no_chain_are_damage() {
+        let (disk, fleet) = (MemoryDisk::new(), Fleet::new(1, 3, 4));
+        let blocks = chain(&fleet, 3);
+        let (mut journal, _) = on(&disk).open_journal("blocks-000000.seg").unwrap();
+        let records = vec![encode(&blocks[0]), encode(&blocks[2])];
+        journal.append(records).await.unwrap();
+        let Err(error) = open(&disk, &fleet) else {
+            panic!("opened with a hole")
+        };
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        assert!(error.to_string().contains("does not follow"), "{error}");
     }
 }

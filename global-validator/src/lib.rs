@@ -28,6 +28,8 @@ pub mod service;
 pub mod verified_entries;
 
 mod start;
+#[cfg(test)]
+mod test_ports;
 
 pub use crate::{
     exit::Stop,

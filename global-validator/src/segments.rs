@@ -189,3 +189,129 @@ impl Writer {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use transport::{machine::MachineDisk, memory::MemoryDisk};
+
+    use super::*;
+    use crate::test_ports::{on, spawner};
+
+    fn open(disk: &Arc<dyn Disk>, bytes: u64) -> io::Result<(Segments, Vec<Vec<u8>>)> {
+        let (segments, records) = Segments::open(disk, &spawner(), &Halt::default(), "x", bytes)?;
+        Ok((segments, records.into_iter().map(|(_, record)| record).collect()))
+    }
+
+    #[tokio::test]
+    async fn records_come_back_in_order_over_many_segments() {
+        let disk = MemoryDisk::new();
+        let (segments, _) = open(&on(&disk), 100).unwrap();
+        let mut want = Vec::new();
+        for i in 0..40u8 {
+            let places = segments.append(vec![vec![i; 10], vec![i, 1]]).await.unwrap();
+            assert_eq!(segments.read(places[1]).unwrap(), [i, 1]);
+            want.extend([vec![i; 10], vec![i, 1]]);
+        }
+        assert!(
+            disk.list("x-").unwrap().len() > 5,
+            "segments are finished at their size"
+        );
+        disk.crash();
+        let (_, records) = open(&on(&disk), 100).unwrap();
+        assert_eq!(records, want);
+    }
+
+    #[tokio::test]
+    async fn appends_of_many_callers_share_an_fsync_and_each_finds_its_own() {
+        let disk = MemoryDisk::new();
+        let (segments, _) = open(&on(&disk), SEGMENT_BYTES).unwrap();
+        let appends = (0..50u8).map(|i| segments.append(vec![vec![i], vec![i, i]]));
+        for (i, places) in (0u8..).zip(futures::future::join_all(appends).await) {
+            let places = places.unwrap();
+            assert_eq!(segments.read(places[0]).unwrap(), [i]);
+            assert_eq!(segments.read(places[1]).unwrap(), [i, i]);
+        }
+    }
+
+    #[tokio::test]
+    async fn caller_that_goes_away_does_not_stop_the_append() {
+        let disk = MemoryDisk::new();
+        let (segments, _) = open(&on(&disk), SEGMENT_BYTES).unwrap();
+        let gone = segments.append(vec![vec![7]]);
+        // Polled once, so that it was handed over, then dropped.
+        assert!(futures::FutureExt::now_or_never(gone).is_none());
+        segments.append(vec![vec![8]]).await.unwrap();
+        disk.crash();
+        assert_eq!(open(&on(&disk), SEGMENT_BYTES).unwrap().1, [vec![7], vec![8]]);
+    }
+
+    #[tokio::test]
+    async fn failing_disk_stops_the_validator() {
+        let disk = MemoryDisk::new();
+        let halt = Halt::default();
+        let (segments, _) = Segments::open(&on(&disk), &spawner(), &halt, "x", SEGMENT_BYTES).unwrap();
+        disk.fail();
+        assert_eq!(segments.append(vec![vec![1]]).await, Err(Stopped));
+        assert_eq!(halt.stopped().await.exit_code(), crate::exit::EXIT_FATAL);
+        assert_eq!(segments.append(vec![vec![2]]).await, Err(Stopped));
+    }
+
+    #[tokio::test]
+    async fn missing_segment_is_damage() {
+        let disk = MemoryDisk::new();
+        let (segments, _) = open(&on(&disk), 10).unwrap();
+        for i in 0..3 {
+            segments.append(vec![vec![i; 20]]).await.unwrap();
+        }
+        disk.crash();
+        disk.remove("x-000001.seg").await.unwrap();
+        let Err(error) = open(&on(&disk), 10) else {
+            panic!("opened with a hole")
+        };
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[tokio::test]
+    async fn torn_tail_is_cut_off_and_damage_in_the_middle_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("x-000000.seg");
+        let write = async || {
+            let disk: Arc<dyn Disk> = Arc::new(MachineDisk::open(dir.path()).unwrap());
+            let (segments, _) = open(&disk, SEGMENT_BYTES).unwrap();
+            for i in 0..3u8 {
+                segments.append(vec![vec![i; 100]]).await.unwrap();
+            }
+        };
+        write().await;
+        // The writer's task ends with its handle; then the directory is free.
+        let disk = loop {
+            match MachineDisk::open(dir.path()) {
+                Ok(disk) => break disk,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        };
+        drop(disk);
+        let whole = std::fs::read(&file).unwrap();
+        std::fs::write(&file, &whole[..whole.len() - 50]).unwrap();
+        let disk: Arc<dyn Disk> = Arc::new(MachineDisk::open(dir.path()).unwrap());
+        let (segments, records) = open(&disk, SEGMENT_BYTES).unwrap();
+        assert_eq!(records, [vec![0; 100], vec![1; 100]]);
+        let places = segments.append(vec![vec![9; 3]]).await.unwrap();
+        assert_eq!(segments.read(places[0]).unwrap(), [9; 3]);
+        drop((segments, disk));
+        let mut flipped = whole;
+        flipped[60] ^= 1;
+        let disk = loop {
+            match MachineDisk::open(dir.path()) {
+                Ok(disk) => break disk,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        };
+        std::fs::write(&file, flipped).unwrap();
+        let disk: Arc<dyn Disk> = Arc::new(disk);
+        let Err(error) = open(&disk, SEGMENT_BYTES) else {
+            panic!("opened with a flipped bit")
+        };
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+}

@@ -15,18 +15,21 @@ use common::{
 };
 use global_core::{Config, Ledger, Recipient, Verifier, batch_pool::StoredBatch};
 use tokio::sync::mpsc;
-use transport::{ports::BoxFuture, watch::Watch};
+use transport::{
+    ports::{BoxFuture, Disk},
+    watch::Watch,
+};
 
 use crate::{
     api::{Api, ApiParts},
-    batch_store::{BatchStore, SharedBatch},
-    block_store::BlockStore,
+    batch_store::{BATCHES, BatchStore, SharedBatch},
+    block_store::{BLOCKS, BlockStore},
     block_time::BlockClock,
     driver::{Driver, EVENTS_WAITING_MAX, Event, EventSender},
     executed::{Executed, ExecutedWatch},
     execution::{ChainState, Gathered},
     exit::Stop,
-    guard::{Owner, Refusal, SigningGuard},
+    guard::{MARKER_FILE, Owner, Refusal, SigningGuard},
     halt::Halt,
     intake::{Announce, Intake},
     outcomes::Outcomes,
@@ -94,6 +97,18 @@ fn opening(file: &'static str) -> impl FnOnce(io::Error) -> Stop {
     }
 }
 
+/// Stores that vanished beside the marker are not made anew.
+fn check_stores(disk: &dyn Disk) -> Result<(), Stop> {
+    let is_marked = disk.read(MARKER_FILE).map_err(Stop::storage(MARKER_FILE))?.is_some();
+    for name in [BLOCKS, BATCHES] {
+        let files = disk.list(&format!("{name}-")).map_err(Stop::storage(name))?;
+        if is_marked && files.is_empty() {
+            return Err(Refusal::MissingStore(name).into());
+        }
+    }
+    Ok(())
+}
+
 /// Blocks, batches and what executing them left behind.
 struct Stores {
     blocks: BlockStore,
@@ -107,9 +122,9 @@ impl Stores {
     fn open(ports: &Ports, halt: &Halt, genesis: &Arc<Genesis>, registry: &Arc<Registry>) -> Result<Self, Stop> {
         let chain = *registry.chain();
         let (disk, spawner) = (&ports.disk, &ports.spawner);
-        let blocks = BlockStore::open(disk, spawner, halt, &chain).map_err(opening("blocks"))?;
+        let blocks = BlockStore::open(disk, spawner, halt, &chain).map_err(opening(BLOCKS))?;
         let batches =
-            BatchStore::open(disk, spawner, halt, genesis.clone(), registry.clone()).map_err(opening("batches"))?;
+            BatchStore::open(disk, spawner, halt, genesis.clone(), registry.clone()).map_err(opening(BATCHES))?;
         let state = ChainState::genesis(GlobalQueue::genesis(genesis));
         let mut stores = Self {
             blocks,
@@ -192,8 +207,11 @@ impl Validator {
             device,
             idx: me,
         };
-        let guard = SigningGuard::open(&ports.disk, &ports.entropy, setup.consensus_key.clone(), owner).await?;
+        SigningGuard::check_owner(ports.disk.as_ref(), &owner, &setup.consensus_key)?;
+        check_stores(ports.disk.as_ref())?;
+        // The stores first: once the guard's marker is there, they are expected.
         let stores = Stores::open(&ports, &halt, genesis, &registry)?;
+        let guard = SigningGuard::open(&ports.disk, &ports.entropy, setup.consensus_key.clone(), owner).await?;
         stores.check_guard(&guard)?;
         let clone_watch = clone_watch(setup.clone_watch, &config);
         let parts = Parts {

@@ -33,6 +33,7 @@ use global_core::{
 use tokio::sync::{mpsc, oneshot};
 use transport::watch::Watch;
 
+use self::clone_watch::CloneWatch;
 use crate::{
     batch_store::BatchStore,
     block_store::BlockStore,
@@ -40,7 +41,7 @@ use crate::{
     executed::{Executed, ExecutedWatch},
     execution::ChainState,
     exit::Stop,
-    guard::SigningGuard,
+    guard::{Refusal, SigningGuard},
     halt::Halt,
     intake::Intake,
     outcomes::Outcomes,
@@ -92,6 +93,8 @@ pub enum Event {
         /// Verified, ascending.
         blocks: Vec<Checked<FinalizedBlock>>,
     },
+    /// Final blocks above my tip at the start, verified: may bear signatures of mine.
+    Overheard(Vec<Checked<FinalizedBlock>>),
     /// A peer is connected anew.
     Connected(NodeIdx),
 }
@@ -189,6 +192,10 @@ impl Driver {
     async fn listen(&mut self) -> Result<Option<VecDeque<Event>>, Stop> {
         let until = self.now().at.plus_us(self.clone_watch.as_micros() as u64);
         tracing::info!(clone_watch = ?self.clone_watch, "listening before the first vote");
+        for link in self.peers.iter() {
+            // What others hold above my tip may bear signatures of mine that I do not remember.
+            self.overhear(link.idx, self.blocks.tip().0.next());
+        }
         let mut held = VecDeque::new();
         while self.now().at < until {
             match self.wait(until).await {
@@ -198,10 +205,9 @@ impl Driver {
                 }
                 // It is found on the disk when the core is built.
                 Woken::Event(Event::BatchStored(_)) => {}
+                Woken::Event(event @ Event::Overheard(_)) => self.check_clone(&event)?,
                 Woken::Event(event) => {
-                    if let Event::Message { message, .. } = &event {
-                        clone_watch::check(&self.guard, &self.config, message)?;
-                    }
+                    self.check_clone(&event)?;
                     if held.len() == EVENTS_HELD_MAX {
                         held.pop_front();
                     }
@@ -269,12 +275,20 @@ impl Driver {
         Ok(())
     }
 
+    /// Nobody else may sign with this validator's key.
+    fn check_clone(&self, event: &Event) -> Result<(), Refusal> {
+        let watch = CloneWatch::new(&self.guard, &self.config);
+        match event {
+            Event::Message { message, .. } => watch.check_message(message),
+            Event::Synced { blocks, .. } | Event::Overheard(blocks) => watch.check_finalized(blocks),
+            _ => Ok(()),
+        }
+    }
+
     fn take(&self, running: &mut Running, event: Event) -> Result<(), Stop> {
+        self.check_clone(&event)?;
         let input = match event {
-            Event::Message { message, .. } => {
-                clone_watch::check(&self.guard, &self.config, &message)?;
-                Input::Message(message)
-            }
+            Event::Message { message, .. } => Input::Message(message),
             Event::BatchStored(stored) => Input::BatchStored(stored),
             Event::Noticed { from, batch } => Input::BatchHeard { batch, from },
             Event::AskedForBlock { digest, answer } => {
@@ -286,6 +300,7 @@ impl Driver {
             Event::BlockFetched(block) => Input::BlockFetched(block),
             Event::Synced { from, blocks } if blocks.is_empty() => Input::SyncFailed { from },
             Event::Synced { from, blocks } => Input::SyncAnswered { from, blocks },
+            Event::Overheard(_) => return Ok(()),
             Event::Connected(peer) => Input::PeerConnected(peer),
         };
         self.step(running, input);

@@ -3,6 +3,7 @@
 use common::{
     block::{Block, FinalizedBlock, Proposal},
     certificate::Vote,
+    ids::{Digest, Height, NodeIdx},
     wire::bft::BftMessage,
 };
 use global_core::{Effect, GuardRecord, Input, Recipient, Record, batch_pool::WantedBatch};
@@ -130,7 +131,7 @@ impl Driver {
         })
     }
 
-    fn fetch_block(&self, digest: common::ids::Digest, likely: Vec<common::ids::NodeIdx>) {
+    fn fetch_block(&self, digest: Digest, likely: Vec<NodeIdx>) {
         let (fetcher, events) = (self.fetcher.clone(), self.sender.clone());
         let fetch = async move {
             if let Some(block) = fetcher.block(digest, &likely).await {
@@ -141,13 +142,24 @@ impl Driver {
         self.ports.spawner.spawn("fetch-block", Box::pin(fetch));
     }
 
-    fn fetch_batch(&self, digest: common::ids::Digest, likely: Vec<common::ids::NodeIdx>) {
+    fn fetch_batch(&self, digest: Digest, likely: Vec<NodeIdx>) {
         let (fetcher, intake) = (self.fetcher.clone(), self.intake.clone());
         let fetch = async move { fetcher.batch(digest, &likely, &intake).await };
         self.ports.spawner.spawn("fetch-batch", Box::pin(fetch));
     }
 
-    fn request_sync(&self, to: common::ids::NodeIdx, from: common::ids::Height) {
+    /// Looks at what `peer` holds above this validator's tip, for signatures of its own.
+    pub(super) fn overhear(&self, peer: NodeIdx, from: Height) {
+        let (fetcher, events) = (self.fetcher.clone(), self.sender.clone());
+        let overhear = async move {
+            let blocks = fetcher.finalized(peer, from).await;
+            // The driver may have ended.
+            let _ = events.send(Event::Overheard(blocks)).await;
+        };
+        self.ports.spawner.spawn("overhear", Box::pin(overhear));
+    }
+
+    fn request_sync(&self, to: NodeIdx, from: Height) {
         let (fetcher, events) = (self.fetcher.clone(), self.sender.clone());
         let sync = async move {
             let blocks = fetcher.finalized(to, from).await;

@@ -59,6 +59,12 @@ pub enum Refusal {
          Restore the file from this very directory, or give the validator a new key"
     )]
     MissingGuard,
+    /// The marker is there, a store is not.
+    #[error(
+        "{MARKER_FILE} is there and the store {0} is missing or empty: blocks and batches that this validator vouched for \
+         are lost. Restore the directory, or give the validator a new key and an empty directory"
+    )]
+    MissingStore(&'static str),
     /// The journal signed something and has no marker.
     #[error(
         "{GUARD_FILE} holds signatures and {MARKER_FILE} is missing: the directory is not whole. Give the validator a new key"
@@ -244,6 +250,17 @@ impl SigningGuard {
             .await
             .map_err(Stop::storage(MARKER_FILE))?;
         Ok(opening)
+    }
+
+    /// Whether the marker in `disk`, if there is one, is that of `owner` with `key`.
+    ///
+    /// # Errors
+    /// [`Stop::Refused`], [`Stop::Storage`].
+    pub fn check_owner(disk: &dyn Disk, owner: &Owner, key: &ConsensusKey) -> Result<(), Stop> {
+        match read_marker(disk)? {
+            Some(marker) => Ok(check_owner(&marker, owner, key)?),
+            None => Ok(()),
+        }
     }
 
     fn marker(&self, directory: Digest, boot: u64) -> Marker {

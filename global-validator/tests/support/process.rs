@@ -44,8 +44,8 @@ pub struct Place {
     pub dir: tempfile::TempDir,
     pub fleet: Fleet,
     pub ports: BTreeMap<String, u16>,
-    ca: CertificateAuthority,
-    now_unix_s: u64,
+    pub ca: CertificateAuthority,
+    pub now_unix_s: u64,
 }
 
 fn seed(of: &str, label: &str) -> [u8; 32] {
@@ -140,9 +140,26 @@ impl Place {
 
     /// Runs the process of `label` until it ends by itself: exit code and what it said.
     pub fn run_to_end(&self, label: &str) -> (i32, String) {
-        let output = command(&self.config_path(label)).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        (output.status.code().unwrap_or(-1), said)
+        let said = self.path(label).join("said.txt");
+        let child = command(&self.config_path(label))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(&said).unwrap())
+            .spawn()
+            .unwrap();
+        let mut process = Process(child);
+        let deadline = Clock::now(&MachineClock::new()).us + PATIENCE.as_micros() as u64;
+        loop {
+            let text = fs::read_to_string(&said).unwrap();
+            if let Some(status) = process.0.try_wait().unwrap() {
+                return (status.code().unwrap_or(-1), text);
+            }
+            assert!(
+                Clock::now(&MachineClock::new()).us < deadline,
+                "{label} does not end: {text}"
+            );
+            std::thread::sleep(LOOK);
+        }
     }
 
     pub fn log(&self, label: &str) -> String {
