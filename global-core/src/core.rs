@@ -192,7 +192,8 @@ impl<E: Execution> GlobalCore<E> {
                 }
             }
             Input::BlockFetched(block) => {
-                if self.block_fetches.remove(&block.digest()).is_some() {
+                // The request is forgotten when the block is no longer missed, not before.
+                if self.block_fetches.contains_key(&block.digest()) {
                     self.ledger.insert(*block);
                 }
             }
@@ -385,6 +386,20 @@ impl<E: Execution> GlobalCore<E> {
         let finalizations: Vec<Finalization> = self.consensus.finalizations().cloned().collect();
         for finalization in finalizations {
             self.learn_heights(&finalization);
+            let (tip, ballot) = (self.ledger.tip(), finalization.ballot);
+            if ballot.height <= tip.height {
+                // Final in a later view than my last final block, and not above it.
+                let (block, height) = (ballot.digest, ballot.height);
+                self.halt(
+                    HaltReason::Fork {
+                        block,
+                        height,
+                        tip: tip.digest,
+                    },
+                    effects,
+                );
+                return false;
+            }
             match self.ledger.path_to(&finalization.ballot.digest) {
                 Ok(path) if path.is_empty() => {}
                 Ok(path) => {
@@ -393,8 +408,14 @@ impl<E: Execution> GlobalCore<E> {
                 }
                 Err(NoPath::Missing(digest)) => wanted.block(digest),
                 Err(NoPath::Fork { block, height }) => {
-                    let tip = self.ledger.tip().digest;
-                    self.halt(HaltReason::Fork { block, height, tip }, effects);
+                    self.halt(
+                        HaltReason::Fork {
+                            block,
+                            height,
+                            tip: tip.digest,
+                        },
+                        effects,
+                    );
                     return false;
                 }
             }
@@ -607,10 +628,9 @@ impl<E: Execution> GlobalCore<E> {
 
     fn settle_fetches(&mut self, now: Now, mut wanted: Wanted, effects: &mut Vec<Effect>) {
         // What a quorum agreed on is needed for execution and as a parent.
-        for ballot in self.consensus.agreed().rev() {
-            if !self.ledger.contains(&ballot.digest) {
-                wanted.block(ballot.digest);
-            } else if let Err(NoPath::Missing(digest)) = self.ledger.path_to(&ballot.digest) {
+        let tip = self.ledger.tip();
+        for ballot in self.consensus.agreed().filter(|ballot| ballot.height > tip.height) {
+            if let Err(NoPath::Missing(digest)) = self.ledger.path_to(&ballot.digest) {
                 wanted.block(digest);
             }
         }

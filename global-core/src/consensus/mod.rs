@@ -235,10 +235,10 @@ impl Core {
         // Upon timeout in v: nullify v unless I finalized v. On timeout, resend.
         if self.pacemaker.take_view_due(now) {
             self.nullify(self.view, effects);
-            if has_fault!(self.config.mutant, NullifyAfterFinalize)
-                && let Some(view) = self.view.previous()
-            {
-                self.nullify(view, effects);
+            if has_fault!(self.config.mutant, NullifyAfterFinalize) {
+                for view in self.own.keys().copied().collect::<Vec<_>>() {
+                    self.nullify(view, effects);
+                }
             }
             self.resend(Recipient::All, effects);
         }

@@ -1,3 +1,11 @@
-//! Seeded schedules against the whole core.
+//! Seeded schedules against the whole core: loss, duplication, reordering, partitions and crashes
+//! before the network heals, forging adversaries before and after.
+//!
+//! A failure prints its seed, and the seed is enough to repeat it.
 
+mod adversary;
 pub mod fixture;
+mod network;
+mod rng;
+
+mod tests;
