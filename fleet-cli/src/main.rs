@@ -142,11 +142,17 @@ fn run(cli: Cli, printer: &Printer) -> Outcome {
         .map_err(Failure::io("cannot start the runtime"))?;
     runtime.block_on(async {
         match cli.command {
-            Command::Status => status::run(&connect::open(&context)?, printer).await,
+            Command::Status => connect::with(&context, async |client| status::run(client, printer).await).await,
             Command::Task(command) => task::run(command, &context, printer).await,
-            Command::Cluster(command) => cluster::run(&connect::open(&context)?, command, printer).await,
-            Command::Validator(command) => validator::run(&connect::open(&context)?, command, printer).await,
-            Command::Block(command) => block::run(&connect::open(&context)?, command, printer).await,
+            Command::Cluster(command) => {
+                connect::with(&context, async |client| cluster::run(client, command, printer).await).await
+            }
+            Command::Validator(command) => {
+                connect::with(&context, async |client| validator::run(client, command, printer).await).await
+            }
+            Command::Block(command) => {
+                connect::with(&context, async |client| block::run(client, command, printer).await).await
+            }
             Command::Dev(command) => dev::run(command, &dir, printer).await,
             Command::Demo(args) => demo::run(args, cli.dir.as_deref(), printer).await,
             Command::Ca(_) | Command::Selftest | Command::Completion { .. } => Ok(()),

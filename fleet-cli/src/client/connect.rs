@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
+use futures::FutureExt;
 use tokio::runtime::Handle;
 use transport::{
     identity::Identity,
@@ -47,7 +48,24 @@ pub fn open(path: &Path) -> Outcome<Client> {
         Arc::new(MachineEntropy::new()),
     )
     .map_err(|e| invalid(&e))?;
-    let explain = transport.clone();
+    let (explain, closing) = (transport.clone(), transport.clone());
     let client = Client::new(context, transport as Arc<dyn Transport>);
-    Ok(client.explaining(Box::new(move |id| explain.last_dial_error(id))))
+    Ok(client
+        .explaining(Box::new(move |id| explain.last_dial_error(id)))
+        .closing(Box::new(move || {
+            let transport = closing.clone();
+            async move { transport.close().await }.boxed()
+        })))
+}
+
+/// Runs `work` with a client of the context at `path`, and closes its connections however it ends:
+/// a process keeps a place for each until it hears that, or for the idle time.
+///
+/// # Errors
+/// Of [`open`] and of `work`.
+pub async fn with<T>(path: &Path, work: impl AsyncFnOnce(&Client) -> Outcome<T>) -> Outcome<T> {
+    let client = open(path)?;
+    let outcome = work(&client).await;
+    client.close().await;
+    outcome
 }

@@ -26,12 +26,15 @@ use common::{
         op::{AgentStatus, OpAnswer, OpRequest, ValidatorStatus},
     },
 };
-use futures::future::join_all;
-use transport::ports::{CallError, Transport};
+use futures::{FutureExt, future::join_all};
+use transport::ports::{BoxFuture, CallError, Transport};
 
 pub use context::{Context, Peer};
 
 use crate::exit::{Exit, Failure, Outcome};
+
+/// How long leaving may take.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
 
 /// How long a process may take to answer a question.
 pub const READ_DEADLINE: Duration = Duration::from_secs(4);
@@ -42,10 +45,14 @@ pub struct Client {
     pub context: Context,
     transport: Arc<dyn Transport>,
     explain: Explain,
+    close: Close,
 }
 
 /// Says for people why the last connection to a device failed.
 type Explain = Box<dyn Fn(&DeviceId) -> Option<String> + Send + Sync>;
+
+/// Closes the connections of a client.
+type Close = Box<dyn Fn() -> BoxFuture<()> + Send + Sync>;
 
 /// Why a process gave no usable answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -83,7 +90,21 @@ impl Client {
             context,
             transport,
             explain: Box::new(|_| None),
+            close: Box::new(|| async {}.boxed()),
         }
+    }
+
+    /// The same client with a way to close its connections.
+    #[must_use]
+    pub fn closing(mut self, close: Close) -> Self {
+        self.close = close;
+        self
+    }
+
+    /// Tells every process that was connected that this one leaves.
+    pub async fn close(&self) {
+        // Who does not hear it notices by the silence.
+        let _ = tokio::time::timeout(CLOSE_DEADLINE, (self.close)()).await;
     }
 
     /// The same client with reasons for connections that cannot be made.

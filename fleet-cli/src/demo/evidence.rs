@@ -10,6 +10,7 @@ use common::{
     ids::TaskId,
     proof,
     task::TaskState,
+    verdict::{Reason, Verdict},
     wire::op::{Consistency, Finality, OpAnswer, OpRequest, TaskView},
 };
 use futures::{StreamExt, stream};
@@ -59,8 +60,15 @@ pub async fn final_tasks(client: &Client) -> Option<BTreeMap<TaskId, TaskView>> 
     None
 }
 
+/// Whether the task itself is in the fleet's order; a second submission under one key is not.
 fn is_final(view: &TaskView) -> bool {
-    matches!(view.finality, Finality::Final { .. })
+    match view.finality {
+        Finality::Final { verdict, .. } => !matches!(
+            verdict,
+            Verdict::Rejected(Reason::DuplicateOf(_) | Reason::KeyConflict(_))
+        ),
+        Finality::ClusterCommitted => false,
+    }
 }
 
 /// Journals when each task is first seen final. Runs until it is dropped.

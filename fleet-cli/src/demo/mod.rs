@@ -230,6 +230,7 @@ async fn play(
     let digests = evidence::compare_digests(&client, Duration::from_secs(20)).await;
     let proofs = evidence::gather_proofs(&client, &acknowledged, &finals, args.seed).await;
     drop(crew);
+    client.close().await;
     let evidence = Evidence {
         lines: journal.read_back()?,
         tasks_expected,

@@ -16,9 +16,9 @@ use futures::future::Either;
 use serde_json::{Value, json};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use self::{create::Plan, fleet::DevFleet, layout::Layout};
+use self::{create::Plan, fleet::DevFleet, layout::Layout, process::Started};
 use crate::{
-    client::connect,
+    client::{Client, connect},
     clock::parse_duration,
     draft::Profile,
     exit::{Exit, Failure, Outcome},
@@ -110,8 +110,11 @@ pub async fn run(command: DevCommand, dir: &Path, printer: &Printer) -> Outcome 
             fleet.end(&names).await?;
             let started = fleet.start(&names)?;
             if !no_wait {
-                let client = connect::open(&fleet.layout.context())?;
-                fleet.wait_ready(&client, &names, deadline).await?;
+                let context = fleet.layout.context();
+                connect::with(&context, async |client| {
+                    fleet.wait_ready(client, &names, deadline).await
+                })
+                .await?;
             }
             printer.object(&json!({"restarted": started}));
             Ok(())
@@ -149,8 +152,11 @@ async fn up(layout: Layout, plan: Plan, deadline: Duration, printer: &Printer) -
     let ready = interrupt
         .or(async {
             fleet.start(&down)?;
-            let client = connect::open(&fleet.layout.context())?;
-            fleet.wait_ready(&client, &names, deadline).await
+            let context = fleet.layout.context();
+            connect::with(&context, async |client| {
+                fleet.wait_ready(client, &names, deadline).await
+            })
+            .await
         })
         .await;
     if let Err(failure) = ready {
@@ -208,12 +214,19 @@ async fn status(layout: Layout, printer: &Printer) -> Outcome {
             .todo("make one with `fleet dev up`")
     })?;
     let processes = process::load_state(&layout)?;
-    let client = connect::open(&layout.context())?;
+    connect::with(&layout.context(), async |client| {
+        show(client, &layout, &plan, &processes, printer).await;
+        Ok(())
+    })
+    .await
+}
+
+async fn show(client: &Client, layout: &Layout, plan: &Plan, processes: &[Started], printer: &Printer) {
     let peers: Vec<_> = client.context.peers.iter().collect();
     let running = |name: &str| {
         processes
             .iter()
-            .find(|p| p.name == name && process::is_alive(&layout, p))
+            .find(|p| p.name == name && process::is_alive(layout, p))
     };
     let asked: Vec<_> = peers
         .iter()
@@ -254,5 +267,4 @@ async fn status(layout: Layout, printer: &Printer) -> Outcome {
         wide("LOG", "log"),
     ];
     printer.rows(&columns, &rows);
-    Ok(())
 }

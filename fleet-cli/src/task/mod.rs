@@ -18,7 +18,7 @@ use std::{path::Path, time::Duration};
 use common::wire::op::Consistency;
 
 use crate::{
-    client::{connect, tasks::Freshness},
+    client::{Client, connect, tasks::Freshness},
     clock::parse_duration,
     exit::Outcome,
     printer::Printer,
@@ -105,23 +105,26 @@ pub async fn run(command: TaskCommand, context: &Path, printer: &Printer) -> Out
     if let TaskCommand::Verify(args) = command {
         return proof::verify(&args, printer);
     }
-    let client = connect::open(context)?;
+    connect::with(context, async |client| with_client(command, client, printer).await).await
+}
+
+async fn with_client(command: TaskCommand, client: &Client, printer: &Printer) -> Outcome {
     match command {
-        TaskCommand::Submit(args) => submit::run(&client, *args, printer).await,
-        TaskCommand::List(args) => read::list(&client, &args, printer).await,
-        TaskCommand::Get(args) => read::get(&client, &args, printer).await,
-        TaskCommand::Watch(args) => read::watch(&client, &args, printer).await,
-        TaskCommand::History(args) => read::history(&client, &args, printer).await,
-        TaskCommand::Cancel(args) => change::cancel(&client, &args, printer).await,
-        TaskCommand::Requeue(args) => change::requeue(&client, &args, printer).await,
-        TaskCommand::Claim(args) => onboard::run(&client, onboard::Verb::Claim, &args, printer).await,
-        TaskCommand::Start(args) => onboard::run(&client, onboard::Verb::Start, &args, printer).await,
-        TaskCommand::Pause(args) => onboard::run(&client, onboard::Verb::Pause, &args, printer).await,
-        TaskCommand::Resume(args) => onboard::run(&client, onboard::Verb::Resume, &args, printer).await,
-        TaskCommand::Complete(args) => onboard::run(&client, onboard::Verb::Complete, &args, printer).await,
-        TaskCommand::Fail(args) => onboard::run(&client, onboard::Verb::Fail, &args, printer).await,
-        TaskCommand::Release(args) => onboard::run(&client, onboard::Verb::Release, &args, printer).await,
-        TaskCommand::Prove(args) => proof::prove(&client, &args, printer).await,
+        TaskCommand::Submit(args) => submit::run(client, *args, printer).await,
+        TaskCommand::List(args) => read::list(client, &args, printer).await,
+        TaskCommand::Get(args) => read::get(client, &args, printer).await,
+        TaskCommand::Watch(args) => read::watch(client, &args, printer).await,
+        TaskCommand::History(args) => read::history(client, &args, printer).await,
+        TaskCommand::Cancel(args) => change::cancel(client, &args, printer).await,
+        TaskCommand::Requeue(args) => change::requeue(client, &args, printer).await,
+        TaskCommand::Claim(args) => onboard::run(client, onboard::Verb::Claim, &args, printer).await,
+        TaskCommand::Start(args) => onboard::run(client, onboard::Verb::Start, &args, printer).await,
+        TaskCommand::Pause(args) => onboard::run(client, onboard::Verb::Pause, &args, printer).await,
+        TaskCommand::Resume(args) => onboard::run(client, onboard::Verb::Resume, &args, printer).await,
+        TaskCommand::Complete(args) => onboard::run(client, onboard::Verb::Complete, &args, printer).await,
+        TaskCommand::Fail(args) => onboard::run(client, onboard::Verb::Fail, &args, printer).await,
+        TaskCommand::Release(args) => onboard::run(client, onboard::Verb::Release, &args, printer).await,
+        TaskCommand::Prove(args) => proof::prove(client, &args, printer).await,
         TaskCommand::Verify(_) => Ok(()),
     }
 }

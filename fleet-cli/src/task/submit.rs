@@ -4,8 +4,9 @@ use std::{path::PathBuf, time::Duration};
 
 use common::{
     entry::Action,
-    ids::{BlockTime, ClusterId, TaskId},
+    ids::{BlockTime, ClusterId, EntryId, TaskId},
     task::{AfterCustody, OnLeaseLoss, Place, Scope, TaskKind},
+    verdict::{Reason, Verdict},
     wire::op::{Consistency, Finality},
 };
 use serde_json::{Value, json};
@@ -197,24 +198,29 @@ pub(super) async fn run(client: &Client, args: SubmitArgs, printer: &Printer) ->
         "cluster": client.context.cluster_label(entered.cluster), "finality": "cluster_committed",
     });
     if args.wait {
-        let height = wait_final(client, id, args.timeout).await?;
+        let (height, verdict) = wait_final(client, id, args.timeout).await?;
         result["finality"] = json!("final");
         result["final_height"] = json!(height);
+        // The fleet's order decides which of two submissions under one key is the task.
+        if let Verdict::Rejected(Reason::DuplicateOf(first)) = verdict {
+            result["task"] = json!(first.to_hex());
+            result["verdict"] = json!("duplicate");
+        }
     }
     printer.object(&result);
     Ok(())
 }
 
 /// The task that a submission led to: its own, or the one it is a duplicate of.
-pub(super) fn task_of(entry: common::ids::EntryId, verdict: common::verdict::Verdict) -> TaskId {
+pub(super) fn task_of(entry: EntryId, verdict: Verdict) -> TaskId {
     match verdict {
-        common::verdict::Verdict::Rejected(common::verdict::Reason::DuplicateOf(task)) => task,
+        Verdict::Rejected(Reason::DuplicateOf(task)) => task,
         _ => entry.into(),
     }
 }
 
 async fn resend(client: &Client, id: &str, timeout: Duration, printer: &Printer) -> Outcome {
-    let id = common::ids::EntryId::from_hex(id)
+    let id = EntryId::from_hex(id)
         .ok_or_else(|| Failure::new(Exit::Invalid, format!("{id:?} is not 64 hexadecimal digits")))?;
     let author = Author::open(client)?;
     let (entry, entered) = author.resend(&id, timeout).await?;
@@ -290,8 +296,8 @@ async fn spec(client: &Client, args: &SubmitArgs) -> Outcome<TaskSpec> {
     Ok(spec)
 }
 
-/// Waits until a task is final and returns the height.
-async fn wait_final(client: &Client, id: TaskId, limit: Duration) -> Outcome<u64> {
+/// Waits until a task is final and returns height and decision.
+async fn wait_final(client: &Client, id: TaskId, limit: Duration) -> Outcome<(u64, Verdict)> {
     let end = Instant::now() + limit;
     let freshness = Freshness {
         consistency: Consistency::Local,
@@ -302,7 +308,7 @@ async fn wait_final(client: &Client, id: TaskId, limit: Duration) -> Outcome<u64
             && let Finality::Final { height, verdict } = found.view.finality
         {
             accepted(verdict)?;
-            return Ok(height.0);
+            return Ok((height.0, verdict));
         }
         if Instant::now() >= end {
             return Err(Failure::new(
