@@ -1,9 +1,11 @@
 //! Deterministic simulation of whole fleets: the real shells of both tiers in virtual time, from one seed.
 //!
+//! * [`run`]: one run of a plan, and what it came to ([`judge`]).
 //! * [`runtime`]: tokio's current-thread runtime with paused time, under openraft's `AsyncRuntime`.
 //! * [`ports`]: what a shell touches instead of the machine: clock, tasks, entropy, messages, disk.
 //! * [`trace`]: the hash that two runs of one seed must share.
 //! * [`fleet`]: which processes run, and how they are started and killed.
+//! * [`faults`]: what is killed, and when it comes back.
 //! * [`workload`]: what the fleet is asked to do, and what it acknowledged.
 //!
 //! # Why it is deterministic
@@ -15,7 +17,12 @@
     allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::disallowed_macros)
 )]
 
+pub mod faults;
+pub mod fleet;
+pub mod judge;
 pub mod ports;
 pub mod random;
+pub mod run;
 pub mod runtime;
 pub mod trace;
+pub mod workload;
