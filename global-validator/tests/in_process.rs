@@ -104,3 +104,59 @@ async fn all_four_restart_and_go_on() {
         net.executed(label, C1, 5).await;
     }
 }
+
+/// A small generator for schedules.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % end
+    }
+}
+
+async fn random_crashes(seed: u64) {
+    let mut dice = Dice(seed);
+    let mut net = Net::started(fleet()).await;
+    let mut log = ClusterLog::new(&net.fleet, C1);
+    let mut acknowledged = 0;
+    for number in 1..=12 {
+        let entry = net
+            .fleet
+            .submit("op1", C1, number, Scope::Fleet, &task(&format!("k{number}")));
+        let batch = log.granted(&net.fleet, vec![entry]);
+        let to = V[dice.below(4) as usize];
+        assert_eq!(
+            net.submit("c1-1", to, &batch).await,
+            Ok(BatchReceipt::Stored),
+            "seed {seed}"
+        );
+        acknowledged = number;
+        tokio::time::sleep(std::time::Duration::from_micros(dice.below(3_000_000))).await;
+        // Any number of them, at the same moment or one after the other.
+        let victims: Vec<&str> = V.into_iter().filter(|_| dice.below(3) == 0).collect();
+        for label in &victims {
+            net.crash(label);
+            tokio::time::sleep(std::time::Duration::from_micros(dice.below(2_000))).await;
+        }
+        tokio::time::sleep(std::time::Duration::from_micros(dice.below(3_000_000))).await;
+        for label in victims {
+            net.start(label).await;
+        }
+    }
+    for label in V {
+        net.executed(label, C1, acknowledged).await;
+    }
+    net.grow(2).await;
+    net.assert_no_fork();
+}
+
+#[tokio::test(start_paused = true)]
+async fn acknowledged_batches_survive_random_crashes_of_any_number() {
+    for seed in 1..=6 {
+        random_crashes(seed).await;
+    }
+}

@@ -69,6 +69,7 @@ impl Process {
 /// A validator's process.
 pub struct Running {
     process: Process,
+    transport: Arc<MemoryTransport>,
     pub validator: Validator,
 }
 
@@ -119,7 +120,7 @@ impl Net {
         let hello = hello_of(self.fleet.chain, device);
         let transport = self.network.join(self.fleet.idx(label), hello, Arc::new(door.clone()));
         let ports = Ports {
-            transport,
+            transport: transport.clone(),
             clock: self.clock.clone(),
             spawner: Arc::new(process.clone()),
             entropy: Arc::new(MachineEntropy::new()),
@@ -132,7 +133,12 @@ impl Net {
             clone_watch: self.clone_watch,
         };
         let validator = Validator::start(setup, ports, &door).await?;
-        self.running.insert(label.into(), Running { process, validator });
+        let running = Running {
+            process,
+            transport,
+            validator,
+        };
+        self.running.insert(label.into(), running);
         Ok(())
     }
 
@@ -182,8 +188,11 @@ impl Net {
         }
     }
 
-    /// A transport of a device that only asks.
+    /// The transport of `label`; if it does not run, one that only asks.
     pub fn client(&self, label: &str) -> Arc<MemoryTransport> {
+        if let Some(running) = self.running.get(label) {
+            return running.transport.clone();
+        }
         let hello = hello_of(self.fleet.chain, self.fleet.id(label));
         self.network.join(self.fleet.idx(label), hello, Arc::new(RefuseAll))
     }
