@@ -26,7 +26,10 @@
 //! travels as the row's verdict; what depends on the order of all clusters comes back in blocks.
 
 mod advance;
+mod change;
 mod decide;
+mod derived;
+mod event;
 mod row;
 mod snapshot;
 mod view;
@@ -36,41 +39,39 @@ mod random;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use common::{
     batch::{BatchEntry, BatchItem, RosterChange},
     codec::{Blob, Label},
-    entry::{Action, Fence, LogEntry, SignatureOracle, SignedEntry, StaticVerdict, transition::Event},
+    entry::{Action, LogEntry, SignatureOracle, SignedEntry, StaticVerdict},
     genesis::{FaultModel, Genesis},
     global_queue::GlobalQueue,
     ids::{
-        BatchSeq, BlockTime, ChainId, ClusterId, DeviceId, Digest, EntryId, EntryNumber, Founding, Height,
-        HolderCounter, KeyVersion, LogIndex, LogPosition, RaftNodeId, TaskId,
+        ChainId, ClusterId, DeviceId, Digest, EntryId, EntryNumber, Founding, Height, HolderCounter, KeyVersion,
+        LogIndex, LogPosition, RaftNodeId, TaskId,
     },
     number_stream::{Lookup, NumberStream, content_tag},
     registry::Registry,
     roster::Roster,
-    task::{Scope, TaskKey, TaskState},
+    task::TaskKey,
     validator_set::ValidatorSet,
     verdict::{Answer, Reason, Verdict},
     wire::op::{EventView, Finality},
 };
 use serde::{Deserialize, Serialize};
 
+pub use event::{Applied, QueueEvent};
 pub use row::{Held, HolderRow, TaskRow};
 pub use snapshot::SnapshotError;
 
 use crate::{
     Shared,
-    batcher::{Batcher, Conflict, OutboxBatch},
+    batcher::{Batcher, Conflict},
     global_view::Collected,
 };
 use decide::Change;
+use derived::Derived;
 
 /// Tasks that one drone may hold.
 pub const CLAIMS_PER_DEVICE_MAX: usize = 64;
@@ -94,108 +95,6 @@ struct State {
     batcher: Batcher,
     collected: Collected,
     conflict: Option<Conflict>,
-}
-
-/// What follows from the rows and is rebuilt instead of stored.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Derived {
-    cluster: ClusterId,
-    /// Cluster-scope tasks that expire, by deadline.
-    deadlines: BTreeSet<(BlockTime, TaskId)>,
-    /// Cluster-scope tasks that wait for a task, by that task.
-    waiting: BTreeMap<TaskId, BTreeSet<TaskId>>,
-    /// Open cluster-scope tasks that wait for others.
-    linked: BTreeSet<TaskId>,
-    /// Tasks of this cluster that nobody holds, the most urgent first.
-    unclaimed: BTreeSet<Urgency>,
-    /// Rows by state, in the order of [`TaskState::ALL`].
-    counts: [u32; 10],
-    /// Sum of the digests of all rows: equal states have equal sums, whatever the order of changes.
-    sum: [u64; 4],
-}
-
-/// Highest priority, then earliest deadline, then task.
-type Urgency = (Reverse<u8>, u64, TaskId);
-
-/// What one log entry did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Applied {
-    /// The author-signed entry, if it was one.
-    pub entry: Option<EntryId>,
-    /// What its author is answered.
-    pub answer: Option<Answer>,
-    /// What changed, in order.
-    pub events: Vec<QueueEvent>,
-}
-
-/// Something that a member of the cluster acts on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum QueueEvent {
-    /// A batch closed: attest it.
-    BatchClosed(Shared<OutboxBatch>),
-    /// A batch of this cluster is final: records and attestations of it may go.
-    BatchFinal {
-        /// Which.
-        seq: BatchSeq,
-        /// Height of the block.
-        height: Height,
-    },
-    /// Author-signed entries of this cluster that became final, with the global tier's decisions.
-    EntriesFinal {
-        /// Height of the block.
-        height: Height,
-        /// In order of the block.
-        entries: Vec<(EntryId, Verdict)>,
-    },
-    /// A finalized block took effect.
-    BlockApplied {
-        /// Its height.
-        height: Height,
-        /// Its time.
-        time: BlockTime,
-        /// Index at which the newest batch of this cluster in it was closed.
-        own_cut: Option<LogIndex>,
-    },
-    /// A task has another state.
-    TaskChanged {
-        /// Which.
-        task: TaskId,
-        /// `None` for a new row.
-        from: Option<TaskState>,
-        /// Now.
-        to: TaskState,
-    },
-    /// A drone of this cluster holds a task.
-    Claimed {
-        /// Which.
-        task: TaskId,
-        /// Who.
-        device: DeviceId,
-        /// Its token.
-        fence: Fence,
-    },
-    /// All claims of a drone were renewed.
-    Renewed {
-        /// Who.
-        device: DeviceId,
-        /// By the entry at this index.
-        index: LogIndex,
-    },
-    /// A drone holds a task no more. If the task was ended or taken from it, it is told to abort.
-    HoldEnded {
-        /// Which.
-        task: TaskId,
-        /// Who held it.
-        device: DeviceId,
-        /// Its token.
-        fence: Fence,
-        /// State of the task now.
-        state: TaskState,
-    },
-    /// The roster in force after this entry.
-    RosterChanged(Roster),
-    /// A finalized block names another batch than this log built: stop as voter, with this proof.
-    Quarantined(Conflict),
 }
 
 /// The state of one cluster after a prefix of its log. Cloning copies pointers: a view for a snapshot.
@@ -565,86 +464,6 @@ impl ClusterQueue {
         Ok(())
     }
 
-    /// Replaces a row, or adds one, and keeps everything derived in step. The one writer of rows.
-    fn put_row(&mut self, task: TaskId, row: TaskRow, events: &mut Vec<QueueEvent>) {
-        let before = self.state.rows.get(&task).cloned();
-        let (from, to) = (before.as_ref().map(|row| row.state()), row.state());
-        let held = |row: &TaskRow| row.holder().filter(|_| row.cluster == Some(self.state.cluster));
-        let (was_held, is_held) = (before.as_deref().and_then(held), held(&row));
-        if was_held != is_held {
-            if let Some(claim) = was_held {
-                let holder = self.state.holders.entry(claim.device).or_default();
-                assert!(
-                    holder.claims.remove(&task),
-                    "a holder's claims are the rows that name it"
-                );
-                events.push(QueueEvent::HoldEnded {
-                    task,
-                    device: claim.device,
-                    fence: claim.fence,
-                    state: to,
-                });
-            }
-            if let Some(claim) = is_held {
-                self.state.holders.entry(claim.device).or_default().claims.insert(task);
-                events.push(QueueEvent::Claimed {
-                    task,
-                    device: claim.device,
-                    fence: claim.fence,
-                });
-            }
-        }
-        if from != Some(to) {
-            events.push(QueueEvent::TaskChanged { task, from, to });
-        }
-        if let Some(before) = &before {
-            self.derived.remove(&task, before);
-        } else if row.scope == Scope::Cluster {
-            self.state.keys.insert((row.author, row.task.key.clone()), task);
-        }
-        self.derived.add(&task, &row);
-        self.state.rows.insert(task, Shared::new(row));
-    }
-
-    /// Lets links follow after something happened to `task`. Tasks of this cluster's own queue that
-    /// wait for a task of it that ended otherwise than completed fail at once, `task` itself included.
-    /// A task elsewhere ends its followers with the block that shows it.
-    fn follow_links(&mut self, task: TaskId, index: LogIndex, events: &mut Vec<QueueEvent>) {
-        let mut worklist: Vec<TaskId> = self.derived.waiting.get(&task).into_iter().flatten().copied().collect();
-        if self.derived.linked.contains(&task) {
-            worklist.push(task);
-        }
-        while let Some(task) = worklist.pop() {
-            let Some(row) = self.state.rows.get(&task) else {
-                continue;
-            };
-            if !row.task.after.iter().any(|other| self.has_ended_badly(other)) {
-                continue;
-            }
-            let mut row = TaskRow::clone(row);
-            if row.life.happen(Event::LinkedTaskEnded).is_ok() {
-                row.changed_at = index;
-                self.put_row(task, row, events);
-                worklist.extend(self.derived.waiting.get(&task).into_iter().flatten());
-            }
-        }
-    }
-
-    /// Whether a task of this cluster's own queue ended otherwise than completed.
-    fn has_ended_badly(&self, task: &TaskId) -> bool {
-        self.state.rows.get(task).is_some_and(|row| {
-            row.scope == Scope::Cluster && !row.state().is_open() && row.state() != TaskState::Completed
-        })
-    }
-
-    /// State of a task here, or in the global view.
-    fn task_state(&self, task: &TaskId) -> Option<TaskState> {
-        match self.state.rows.get(task) {
-            Some(row) => Some(row.state()),
-            None => self.global.task(task).map(common::global_queue::Row::state),
-        }
-    }
-
     /// The highest number in a stream, 0 if there is none: where an author goes on.
     #[must_use]
     pub fn highest_number(&self, author: &DeviceId, key_version: KeyVersion) -> EntryNumber {
@@ -661,86 +480,6 @@ impl ClusterQueue {
             .holders
             .get(device)
             .map_or(HolderCounter(0), |holder| holder.counter)
-    }
-}
-
-impl Derived {
-    fn new(cluster: ClusterId) -> Self {
-        Self {
-            cluster,
-            deadlines: BTreeSet::new(),
-            waiting: BTreeMap::new(),
-            linked: BTreeSet::new(),
-            unclaimed: BTreeSet::new(),
-            counts: [0; 10],
-            sum: [0; 4],
-        }
-    }
-
-    fn of(cluster: ClusterId, rows: &BTreeMap<TaskId, Shared<TaskRow>>) -> Self {
-        let mut derived = Self::new(cluster);
-        for (task, row) in rows {
-            derived.add(task, row);
-        }
-        derived
-    }
-
-    /// Where a task stands among those that nobody holds.
-    fn urgency(&self, task: &TaskId, row: &TaskRow) -> Option<Urgency> {
-        let is_unclaimed = matches!(row.state(), TaskState::Queued | TaskState::Assigned);
-        let deadline = row.task.deadline.map_or(u64::MAX, |deadline| deadline.0);
-        (is_unclaimed && row.cluster == Some(self.cluster)).then_some((Reverse(row.task.priority), deadline, *task))
-    }
-
-    fn add(&mut self, task: &TaskId, row: &TaskRow) {
-        self.counts[row.state() as usize] += 1;
-        self.unclaimed.extend(self.urgency(task, row));
-        for (sum, part) in self.sum.iter_mut().zip(snapshot::row_digest(task, row)) {
-            *sum = sum.wrapping_add(part);
-        }
-        if !row.state().is_open() {
-            return;
-        }
-        if row.scope == Scope::Fleet {
-            return;
-        }
-        if let Some(deadline) = row.task.deadline {
-            self.deadlines.insert((deadline, *task));
-        }
-        if !row.task.after.is_empty() {
-            self.linked.insert(*task);
-        }
-        for other in &row.task.after {
-            self.waiting.entry(*other).or_default().insert(*task);
-        }
-    }
-
-    fn remove(&mut self, task: &TaskId, row: &TaskRow) {
-        self.counts[row.state() as usize] -= 1;
-        if let Some(urgency) = self.urgency(task, row) {
-            self.unclaimed.remove(&urgency);
-        }
-        for (sum, part) in self.sum.iter_mut().zip(snapshot::row_digest(task, row)) {
-            *sum = sum.wrapping_sub(part);
-        }
-        if !row.state().is_open() {
-            return;
-        }
-        if row.scope == Scope::Fleet {
-            return;
-        }
-        self.linked.remove(task);
-        if let Some(deadline) = row.task.deadline {
-            self.deadlines.remove(&(deadline, *task));
-        }
-        for other in &row.task.after {
-            if let Some(waiting) = self.waiting.get_mut(other) {
-                waiting.remove(task);
-                if waiting.is_empty() {
-                    self.waiting.remove(other);
-                }
-            }
-        }
     }
 }
 

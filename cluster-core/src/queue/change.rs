@@ -1,0 +1,93 @@
+//! The one writer of rows: keeps holders, task keys and everything derived in step, says what
+//! changed, and lets linked tasks follow.
+
+use common::{
+    entry::transition::Event,
+    ids::{LogIndex, TaskId},
+    task::{Scope, TaskState},
+};
+
+use super::{ClusterQueue, QueueEvent, TaskRow};
+use crate::Shared;
+
+impl ClusterQueue {
+    /// Replaces a row, or adds one, and keeps everything derived in step. The one writer of rows.
+    pub(super) fn put_row(&mut self, task: TaskId, row: TaskRow, events: &mut Vec<QueueEvent>) {
+        let before = self.state.rows.get(&task).cloned();
+        let (from, to) = (before.as_ref().map(|row| row.state()), row.state());
+        let held = |row: &TaskRow| row.holder().filter(|_| row.cluster == Some(self.state.cluster));
+        let (was_held, is_held) = (before.as_deref().and_then(held), held(&row));
+        if was_held != is_held {
+            if let Some(claim) = was_held {
+                let holder = self.state.holders.entry(claim.device).or_default();
+                assert!(
+                    holder.claims.remove(&task),
+                    "a holder's claims are the rows that name it"
+                );
+                events.push(QueueEvent::HoldEnded {
+                    task,
+                    device: claim.device,
+                    fence: claim.fence,
+                    state: to,
+                });
+            }
+            if let Some(claim) = is_held {
+                self.state.holders.entry(claim.device).or_default().claims.insert(task);
+                events.push(QueueEvent::Claimed {
+                    task,
+                    device: claim.device,
+                    fence: claim.fence,
+                });
+            }
+        }
+        if from != Some(to) {
+            events.push(QueueEvent::TaskChanged { task, from, to });
+        }
+        if let Some(before) = &before {
+            self.derived.remove(&task, before);
+        } else if row.scope == Scope::Cluster {
+            self.state.keys.insert((row.author, row.task.key.clone()), task);
+        }
+        self.derived.add(&task, &row);
+        self.state.rows.insert(task, Shared::new(row));
+    }
+
+    /// Lets links follow after something happened to `task`. Tasks of this cluster's own queue that
+    /// wait for a task of it that ended otherwise than completed fail at once, `task` itself included.
+    /// A task elsewhere ends its followers with the block that shows it.
+    pub(super) fn follow_links(&mut self, task: TaskId, index: LogIndex, events: &mut Vec<QueueEvent>) {
+        let mut worklist: Vec<TaskId> = self.derived.waiting.get(&task).into_iter().flatten().copied().collect();
+        if self.derived.linked.contains(&task) {
+            worklist.push(task);
+        }
+        while let Some(task) = worklist.pop() {
+            let Some(row) = self.state.rows.get(&task) else {
+                continue;
+            };
+            if !row.task.after.iter().any(|other| self.has_ended_badly(other)) {
+                continue;
+            }
+            let mut row = TaskRow::clone(row);
+            if row.life.happen(Event::LinkedTaskEnded).is_ok() {
+                row.changed_at = index;
+                self.put_row(task, row, events);
+                worklist.extend(self.derived.waiting.get(&task).into_iter().flatten());
+            }
+        }
+    }
+
+    /// Whether a task of this cluster's own queue ended otherwise than completed.
+    pub(super) fn has_ended_badly(&self, task: &TaskId) -> bool {
+        self.state.rows.get(task).is_some_and(|row| {
+            row.scope == Scope::Cluster && !row.state().is_open() && row.state() != TaskState::Completed
+        })
+    }
+
+    /// State of a task here, or in the global view.
+    pub(super) fn task_state(&self, task: &TaskId) -> Option<TaskState> {
+        match self.state.rows.get(task) {
+            Some(row) => Some(row.state()),
+            None => self.global.task(task).map(common::global_queue::Row::state),
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! What follows from the rows and is rebuilt instead of stored: orders in which they are looked at,
+//! counts, and the part of the digest that is over them.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
+
+use common::{
+    ids::{BlockTime, ClusterId, TaskId},
+    task::{Scope, TaskState},
+};
+
+use super::{TaskRow, snapshot::row_digest};
+use crate::Shared;
+
+/// What follows from the rows and is rebuilt instead of stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Derived {
+    pub(super) cluster: ClusterId,
+    /// Cluster-scope tasks that expire, by deadline.
+    pub(super) deadlines: BTreeSet<(BlockTime, TaskId)>,
+    /// Cluster-scope tasks that wait for a task, by that task.
+    pub(super) waiting: BTreeMap<TaskId, BTreeSet<TaskId>>,
+    /// Open cluster-scope tasks that wait for others.
+    pub(super) linked: BTreeSet<TaskId>,
+    /// Tasks of this cluster that nobody holds, the most urgent first.
+    pub(super) unclaimed: BTreeSet<Urgency>,
+    /// Rows by state, in the order of [`TaskState::ALL`].
+    pub(super) counts: [u32; 10],
+    /// Sum of the digests of all rows: equal states have equal sums, whatever the order of changes.
+    pub(super) sum: [u64; 4],
+}
+
+/// Highest priority, then earliest deadline, then task.
+pub(super) type Urgency = (Reverse<u8>, u64, TaskId);
+
+impl Derived {
+    pub(super) fn new(cluster: ClusterId) -> Self {
+        Self {
+            cluster,
+            deadlines: BTreeSet::new(),
+            waiting: BTreeMap::new(),
+            linked: BTreeSet::new(),
+            unclaimed: BTreeSet::new(),
+            counts: [0; 10],
+            sum: [0; 4],
+        }
+    }
+
+    pub(super) fn of(cluster: ClusterId, rows: &BTreeMap<TaskId, Shared<TaskRow>>) -> Self {
+        let mut derived = Self::new(cluster);
+        for (task, row) in rows {
+            derived.add(task, row);
+        }
+        derived
+    }
+
+    /// Where a task stands among those that nobody holds.
+    fn urgency(&self, task: &TaskId, row: &TaskRow) -> Option<Urgency> {
+        let is_unclaimed = matches!(row.state(), TaskState::Queued | TaskState::Assigned);
+        let deadline = row.task.deadline.map_or(u64::MAX, |deadline| deadline.0);
+        (is_unclaimed && row.cluster == Some(self.cluster)).then_some((Reverse(row.task.priority), deadline, *task))
+    }
+
+    pub(super) fn add(&mut self, task: &TaskId, row: &TaskRow) {
+        self.counts[row.state() as usize] += 1;
+        self.unclaimed.extend(self.urgency(task, row));
+        for (sum, part) in self.sum.iter_mut().zip(row_digest(task, row)) {
+            *sum = sum.wrapping_add(part);
+        }
+        if !row.state().is_open() {
+            return;
+        }
+        if row.scope == Scope::Fleet {
+            return;
+        }
+        if let Some(deadline) = row.task.deadline {
+            self.deadlines.insert((deadline, *task));
+        }
+        if !row.task.after.is_empty() {
+            self.linked.insert(*task);
+        }
+        for other in &row.task.after {
+            self.waiting.entry(*other).or_default().insert(*task);
+        }
+    }
+
+    pub(super) fn remove(&mut self, task: &TaskId, row: &TaskRow) {
+        self.counts[row.state() as usize] -= 1;
+        if let Some(urgency) = self.urgency(task, row) {
+            self.unclaimed.remove(&urgency);
+        }
+        for (sum, part) in self.sum.iter_mut().zip(row_digest(task, row)) {
+            *sum = sum.wrapping_sub(part);
+        }
+        if !row.state().is_open() {
+            return;
+        }
+        if row.scope == Scope::Fleet {
+            return;
+        }
+        self.linked.remove(task);
+        if let Some(deadline) = row.task.deadline {
+            self.deadlines.remove(&(deadline, *task));
+        }
+        for other in &row.task.after {
+            if let Some(waiting) = self.waiting.get_mut(other) {
+                waiting.remove(task);
+                if waiting.is_empty() {
+                    self.waiting.remove(other);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! What readers see, and snapshots.
+
+use common::{
+    ids::{ClusterId, TaskId},
+    task::{Scope, Task, TaskState},
+    testing::{Fleet, GENESIS_TIME, task},
+};
+
+use crate::{
+    queue::{ClusterQueue, SnapshotError},
+    testing::{OWN, TestCluster},
+};
+
+#[test]
+fn views_are_in_order_of_ids_with_a_limit_and_counts_add_up() {
+    let mut c = TestCluster::new();
+    let mut ids: Vec<TaskId> = (0..5)
+        .map(|i| c.submit("op1", Scope::Cluster, &task(&format!("k{i}"))))
+        .collect();
+    ids.sort_unstable();
+    c.hold("c1-1", ids[2]);
+    let (first, more) = c.queue.task_views(&[], None, 3);
+    assert!(more);
+    assert_eq!(first.iter().map(|view| view.id).collect::<Vec<_>>(), ids[..3]);
+    let (rest, more) = c.queue.task_views(&[TaskState::Queued], Some(&ids[1]), 3);
+    assert!(!more);
+    assert_eq!(rest.iter().map(|view| view.id).collect::<Vec<_>>(), ids[3..]);
+    let mut counts = [0; 10];
+    counts[TaskState::Queued as usize] = 4;
+    counts[TaskState::Claimed as usize] = 1;
+    assert_eq!(c.queue.counts(), counts);
+}
+
+#[test]
+fn most_urgent_work_comes_first() {
+    let mut c = TestCluster::new();
+    let with = |key: &str, priority, deadline: Option<u64>| Task {
+        priority,
+        deadline: deadline.map(|ms| GENESIS_TIME.plus_ms(ms)),
+        ..task(key)
+    };
+    let later = c.submit("op1", Scope::Cluster, &with("later", 100, Some(9_000)));
+    let whenever = c.submit("op1", Scope::Cluster, &with("whenever", 100, None));
+    let soon = c.submit("op1", Scope::Cluster, &with("soon", 100, Some(5_000)));
+    let first = c.submit("op1", Scope::Cluster, &with("first", 200, None));
+    assert_eq!(c.queue.claimable(10), [first, soon, later, whenever]);
+    assert_eq!(c.queue.claimable(2), [first, soon]);
+}
+
+// Snapshots.
+
+#[test]
+fn snapshot_of_another_fleet_or_cluster_or_with_a_flipped_bit_is_refused() {
+    let mut c = TestCluster::new();
+    let id = c.assigned("op1", &task("k"));
+    c.hold("c1-1", id);
+    c.submit("op1", Scope::Cluster, &task("own"));
+    let bytes = c.queue.to_bytes();
+    let genesis = c.queue.genesis_file().clone();
+    let restored = ClusterQueue::from_bytes(genesis.clone(), OWN, &bytes).unwrap();
+    assert_eq!(restored.to_bytes(), bytes);
+    assert_eq!(restored.digest(), c.queue.digest());
+    let wrong_cluster = ClusterQueue::from_bytes(genesis.clone(), ClusterId(1), &bytes);
+    assert!(matches!(wrong_cluster, Err(SnapshotError::WrongCluster { .. })));
+    let other = std::sync::Arc::new(Fleet::new(1, 3, 4).genesis);
+    assert!(matches!(
+        ClusterQueue::from_bytes(other, OWN, &bytes),
+        Err(SnapshotError::WrongChain { .. })
+    ));
+    let mut trailing = bytes.clone();
+    trailing.push(0);
+    assert!(ClusterQueue::from_bytes(genesis.clone(), OWN, &trailing).is_err());
+    assert!(ClusterQueue::from_bytes(genesis, OWN, &bytes[..bytes.len() / 2]).is_err());
+}
