@@ -188,7 +188,11 @@ impl Agent {
             ports,
             me,
         });
-        let membership = Membership { registry, cluster: shell.me.cluster, founding: shell.me.founding };
+        let membership = Membership {
+            registry,
+            cluster: shell.me.cluster,
+            founding: shell.me.founding,
+        };
         door.open(membership, Arc::new(Inside(shell.clone())));
         start_rooms(&shell, attester, durable);
         tracing::info!(label = %shell.me.label, raft = %shell.me.raft, is_new, "agent started");
@@ -200,10 +204,15 @@ fn identify(settings: &Settings, registry: &Registry) -> Result<Me, StartError> 
     let fail = |text: String| StartError::Identity(text);
     let member = registry.by_idx(settings.device);
     let member = member.ok_or_else(|| fail(format!("device {} is not in the genesis file", settings.device)))?;
-    let cluster = member.cluster.ok_or_else(|| fail(format!("\"{}\" is no drone", member.label)))?;
+    let cluster = member
+        .cluster
+        .ok_or_else(|| fail(format!("\"{}\" is no drone", member.label)))?;
     let key = settings.key.public();
     if !member.keys.iter().any(|known| known.to_bytes() == key) {
-        return Err(fail(format!("the private key is not the key of \"{}\" in the genesis file", member.label)));
+        return Err(fail(format!(
+            "the private key is not the key of \"{}\" in the genesis file",
+            member.label
+        )));
     }
     Ok(Me {
         device: member.id,
@@ -236,8 +245,13 @@ impl Shell {
 
     /// Founds the cluster, if nobody has.
     async fn found(self: Arc<Self>) {
-        let roster = self.genesis.founding_roster(self.me.cluster).expect("the cluster is in the genesis file");
-        let Some(position) = roster.position(self.me.raft) else { return };
+        let roster = self
+            .genesis
+            .founding_roster(self.me.cluster)
+            .expect("the cluster is in the genesis file");
+        let Some(position) = roster.position(self.me.raft) else {
+            return;
+        };
         if position > 0 {
             let patience = Duration::from_millis(10 * self.raft_config.election_timeout_ms_max);
             self.pause(self.jittered(patience)).await;
@@ -249,7 +263,14 @@ impl Shell {
         let founders: BTreeMap<RaftNodeId, Member> = roster
             .members
             .iter()
-            .filter_map(|member| Some((member.raft, Member { device: self.device_of(member.raft)? })))
+            .filter_map(|member| {
+                Some((
+                    member.raft,
+                    Member {
+                        device: self.device_of(member.raft)?,
+                    },
+                ))
+            })
             .collect();
         match self.raft.initialize_once(founders).await {
             Ok(outcome) => tracing::info!(?outcome, "founding"),

@@ -32,7 +32,11 @@ impl Wire for Reserved {
     const BYTES_MAX: usize = 64;
 
     fn validate(&self) -> Result<(), &'static str> {
-        if self.version == 1 { Ok(()) } else { Err("counter file format version is not 1") }
+        if self.version == 1 {
+            Ok(())
+        } else {
+            Err("counter file format version is not 1")
+        }
     }
 }
 
@@ -66,13 +70,20 @@ impl Counters {
         let reserved = match disk.read(FILE)? {
             Some(bytes) => decode(&bytes).map_err(CountersError::Damaged)?,
             None if is_new => {
-                let first = Reserved { version: 1, ..Reserved::default() };
+                let first = Reserved {
+                    version: 1,
+                    ..Reserved::default()
+                };
                 disk.replace(FILE, encode(&first)).await?;
                 first
             }
             None => return Err(CountersError::Missing),
         };
-        Ok(Self { disk, reserved, used: reserved })
+        Ok(Self {
+            disk,
+            reserved,
+            used: reserved,
+        })
     }
 
     /// The next number of this device's stream.
@@ -83,7 +94,11 @@ impl Counters {
         let next = self.used.entry_number.next();
         if next > self.reserved.entry_number {
             let entry_number = EntryNumber(next.0.saturating_add(BLOCK));
-            self.reserve(Reserved { entry_number, ..self.reserved }).await?;
+            self.reserve(Reserved {
+                entry_number,
+                ..self.reserved
+            })
+            .await?;
         }
         self.used.entry_number = next;
         Ok(next)
@@ -97,7 +112,11 @@ impl Counters {
         let next = self.used.holder_counter.next();
         if next > self.reserved.holder_counter {
             let holder_counter = HolderCounter(next.0.saturating_add(BLOCK));
-            self.reserve(Reserved { holder_counter, ..self.reserved }).await?;
+            self.reserve(Reserved {
+                holder_counter,
+                ..self.reserved
+            })
+            .await?;
         }
         self.used.holder_counter = next;
         Ok(next)

@@ -33,10 +33,11 @@ use crate::{
     shell::{Shell, body},
 };
 
-/// A validator is asked to wait this long for the next block.
-const FOLLOW_WAIT_MS: u32 = 2_000;
-/// Beyond the wait, an answer may take this long.
-const FOLLOW_SLACK: Duration = Duration::from_secs(3);
+/// A validator is asked to wait for the next block as long as an idle chain takes, within these bounds.
+const FOLLOW_WAIT_MS_MIN: u32 = 500;
+const FOLLOW_WAIT_MS_MAX: u32 = 10_000;
+/// Beyond the wait and some round trips, an answer may take this long. By it a dead validator is noticed.
+const FOLLOW_SLACK: Duration = Duration::from_millis(1_500);
 /// A batch by digest must be answered within this time.
 const FETCH_DEADLINE: Duration = Duration::from_secs(5);
 /// How often a member that does not lead looks whether it does.
@@ -68,12 +69,18 @@ impl Shell {
                 self.pause(FOLLOW_SLACK).await;
                 continue;
             };
+            let begun = tokio::time::Instant::now();
             match self.follow_once(device).await {
-                Ok(0) => turn += 1,
+                Ok(0) => {
+                    turn += 1;
+                    // One that does not wait must not make this a tight loop.
+                    self.pause(LOOK_INTERVAL.saturating_sub(begun.elapsed())).await;
+                }
                 Ok(_) => {}
                 Err(Obstacle::Source(why)) => {
                     tracing::debug!(%device, why, "a validator was of no help on the way down");
-                    self.validators.note(device, false, self.now_us(), self.ports.entropy.next_u64());
+                    self.validators
+                        .note(device, false, self.now_us(), self.ports.entropy.next_u64());
                     // The order changes with the note: begin with the nearest one again.
                     turn = 0;
                     self.pause(self.jittered(LOOK_INTERVAL)).await;
@@ -89,9 +96,20 @@ impl Shell {
     /// Asks for what is next, and brings it in. Returns how many blocks entered.
     async fn follow_once(&self, device: DeviceId) -> Result<usize, Obstacle> {
         let from = self.machine.pulse().get().height.next();
-        let question = Follow { cluster: self.me.cluster, from, wait_ms: FOLLOW_WAIT_MS };
-        let deadline = Duration::from_millis(u64::from(FOLLOW_WAIT_MS)) + FOLLOW_SLACK;
-        let answer = self.call_validator(device, FrameKind::Follow, body(&question), deadline).await?;
+        let question = Follow {
+            cluster: self.me.cluster,
+            from,
+            wait_ms: self
+                .genesis
+                .timing
+                .idle_block_interval_ms
+                .clamp(FOLLOW_WAIT_MS_MIN, FOLLOW_WAIT_MS_MAX),
+        };
+        let round_trips = self.ports.transport.rtt(&device).unwrap_or_default() * 4;
+        let deadline = Duration::from_millis(u64::from(question.wait_ms)) + round_trips + FOLLOW_SLACK;
+        let answer = self
+            .call_validator(device, FrameKind::Follow, body(&question), deadline)
+            .await?;
         let Followed { blocks, batches, .. } = decode(&answer).map_err(|error| Obstacle::Source(error.to_string()))?;
         self.validators.note(device, true, self.now_us(), 0);
         let mut at_hand: BTreeMap<Digest, CertifiedBatch> = BTreeMap::new();
@@ -124,7 +142,9 @@ impl Shell {
         at_hand: &mut BTreeMap<Digest, CertifiedBatch>,
     ) -> Result<Vec<AdvancePart>, Obstacle> {
         let source = |why: String| Obstacle::Source(why);
-        let verified = finalized.verify(&self.chain, &self.set).map_err(|error| source(error.to_string()))?;
+        let verified = finalized
+            .verify(&self.chain, &self.set)
+            .map_err(|error| source(error.to_string()))?;
         let finalized = verified.into_inner();
         let (height, digest) = (finalized.block.header.height, finalized.block.digest());
         if height != next {
@@ -143,15 +163,24 @@ impl Shell {
             batches.push(AdvanceBatch::Full(batch));
         }
         let batches = BoundedVec::try_from(batches).expect("as many as references, which have the same bound");
-        Ok(AdvancePart::split(height, digest, &encode(&Advance { finalized, batches })))
+        Ok(AdvancePart::split(
+            height,
+            digest,
+            &encode(&Advance { finalized, batches }),
+        ))
     }
 
     async fn fetch_batch(&self, first: DeviceId, digest: Digest) -> Result<CertifiedBatch, Obstacle> {
         let mut last = Obstacle::Source("no validator is known".into());
-        let others = self.validators_by_distance().into_iter().filter(|device| *device != first);
+        let others = self
+            .validators_by_distance()
+            .into_iter()
+            .filter(|device| *device != first);
         for device in std::iter::once(first).chain(others) {
             let question = body(&FetchByDigest { digest });
-            let found = self.call_validator(device, FrameKind::FeedBatch, question, FETCH_DEADLINE).await;
+            let found = self
+                .call_validator(device, FrameKind::FeedBatch, question, FETCH_DEADLINE)
+                .await;
             let decoded = found.and_then(|bytes| {
                 decode::<CertifiedBatch>(&bytes).map_err(|error| Obstacle::Source(error.to_string()))
             });
@@ -176,7 +205,10 @@ impl Shell {
     }
 
     async fn propose_part(&self, part: AdvancePart) -> Result<(), Obstacle> {
-        match self.propose(&LogEntry::GlobalAdvance(part), self.limits.write_deadline).await {
+        match self
+            .propose(&LogEntry::GlobalAdvance(part), self.limits.write_deadline)
+            .await
+        {
             ProposeOutcome::Committed { .. } => Ok(()),
             ProposeOutcome::Refused(refusal) => Err(Obstacle::Log(refusal.to_string())),
             ProposeOutcome::Unknown => Err(Obstacle::Log("the outcome is not known".into())),

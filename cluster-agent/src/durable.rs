@@ -75,7 +75,10 @@ mod tests {
     use crate::raft::store::memory::MemoryLog;
 
     fn record(index: u64) -> LogRecord {
-        LogRecord { index: LogIndex(index), bytes: vec![1].into() }
+        LogRecord {
+            index: LogIndex(index),
+            bytes: vec![1].into(),
+        }
     }
 
     #[test]
@@ -84,7 +87,10 @@ mod tests {
         let log = DurableLog::new(memory.clone()).unwrap();
         let durable = log.durable();
         assert_eq!(durable.get(), LogIndex(0));
-        log.submit(LogOp::Append(vec![record(1), record(2)]), Box::new(|done| done.unwrap()));
+        log.submit(
+            LogOp::Append(vec![record(1), record(2)]),
+            Box::new(|done| done.unwrap()),
+        );
         assert_eq!(durable.get(), LogIndex(2));
         log.submit(LogOp::Truncate { from: LogIndex(2) }, Box::new(|done| done.unwrap()));
         assert_eq!(durable.get(), LogIndex(1));
@@ -96,7 +102,10 @@ mod tests {
     #[test]
     fn what_was_durable_before_a_restart_counts() {
         let memory = Arc::new(MemoryLog::new());
-        memory.submit(LogOp::Append(vec![record(1), record(2)]), Box::new(|done| done.unwrap()));
+        memory.submit(
+            LogOp::Append(vec![record(1), record(2)]),
+            Box::new(|done| done.unwrap()),
+        );
         assert_eq!(DurableLog::new(memory).unwrap().durable().get(), LogIndex(2));
     }
 }

@@ -36,7 +36,8 @@ impl Shell {
             let t0_us = self.now_us();
             let asked = self.linearizable_position(self.read_deadline()).await;
             if let Ok(position) = asked {
-                self.machine.with(|state| state.freshness.answered(t0_us, position.index));
+                self.machine
+                    .with(|state| state.freshness.answered(t0_us, position.index));
             }
             let mode = self.machine.with(|state| state.freshness.mode(self.now_us()));
             if shown != Some(mode) {

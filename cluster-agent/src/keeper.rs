@@ -22,7 +22,7 @@ use crate::shell::Shell;
 const HEIGHTS_VALID: u64 = 100_000;
 
 /// How often the keeper looks whether a renewal is due.
-const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What the drone wants signed; counters are filled in while signing.
 #[derive(Clone, Copy, Debug)]
@@ -45,7 +45,10 @@ pub(crate) struct Counted {
 impl Shell {
     fn draft(&self, number: EntryNumber, scope: Scope, action: Action) -> EntryDraft {
         let height = self.machine.pulse().get().height;
-        let key_version = self.registry.by_idx(self.me.idx).map_or(KeyVersion(0), |member| member.key_version());
+        let key_version = self
+            .registry
+            .by_idx(self.me.idx)
+            .map_or(KeyVersion(0), |member| member.key_version());
         EntryDraft {
             author: self.me.device,
             key_version,
@@ -90,7 +93,9 @@ impl Shell {
 
     /// Signs the submission of a task.
     pub(crate) async fn sign_submit(&self, scope: Scope, task: &Task) -> Option<SignedEntry> {
-        let payload = common::codec::encode(task).try_into().expect("a task's bound is the payload's bound");
+        let payload = common::codec::encode(task)
+            .try_into()
+            .expect("a task's bound is the payload's bound");
         self.sign(scope, Wish::Plain(Action::Submit), payload).await
     }
 
@@ -127,7 +132,9 @@ impl Shell {
             let now_us = self.now_us();
             let (is_due, has_lost, retry_us) = self.machine.with(|state| {
                 let held = state.queue.held_by(&self.me.device);
-                let shortest_ms = held.map(|held| held.terms.lease_ms.min(held.terms.global_lease_ms)).min();
+                let shortest_ms = held
+                    .map(|held| held.terms.lease_ms.min(held.terms.global_lease_ms))
+                    .min();
                 let has_lost = shortest_ms.is_some() && !state.leases.lost(&state.queue).is_empty();
                 let retry_us = u64::from(shortest_ms.unwrap_or(1_000)) * 1_000 / 8;
                 (state.leases.is_renewal_due(now_us), has_lost, retry_us)

@@ -179,7 +179,14 @@ impl Machine {
             own_order: VecDeque::new(),
         };
         let pulse = Watch::new(state.pulse());
-        Self { genesis, cluster, signatures, clock, state: Mutex::new(state), pulse }
+        Self {
+            genesis,
+            cluster,
+            signatures,
+            clock,
+            state: Mutex::new(state),
+            pulse,
+        }
     }
 
     /// Looks at the state, or notes something beside the queue. Never waits inside.
@@ -196,7 +203,10 @@ impl Machine {
     /// The check that a command must pass before it enters any log.
     #[must_use]
     pub fn append_check(&self) -> StaticAppendCheck {
-        StaticAppendCheck { checker: StaticChecker::of(&self.lock().queue), signatures: self.signatures.clone() }
+        StaticAppendCheck {
+            checker: StaticChecker::of(&self.lock().queue),
+            signatures: self.signatures.clone(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -215,7 +225,9 @@ impl ReplicatedMachine for Machine {
         let mut state = self.lock();
         let answer = match decode::<LogEntry>(command) {
             Ok(entry) => {
-                let applied = state.queue.apply(position, leader, chain, entry, &mut self.signatures.clone());
+                let applied = state
+                    .queue
+                    .apply(position, leader, chain, entry, &mut self.signatures.clone());
                 state.after_apply(position, &applied, now_us);
                 applied.answer
             }
@@ -252,7 +264,10 @@ impl ReplicatedMachine for Machine {
         let queue = ClusterQueue::from_bytes(self.genesis.clone(), self.cluster, bytes)
             .map_err(|error| refuse(error.to_string()))?;
         if queue.applied() != (position, chain) {
-            return Err(refuse(format!("it stands at {:?}, announced was {position:?}", queue.applied().0)));
+            return Err(refuse(format!(
+                "it stands at {:?}, announced was {position:?}",
+                queue.applied().0
+            )));
         }
         check_outbox_signatures(&queue, &mut self.signatures.clone()).map_err(refuse)?;
         let now_us = self.now_us();
@@ -279,7 +294,10 @@ fn check_outbox_signatures(queue: &ClusterQueue, signatures: &mut Signatures) ->
                     return Err(format!("entry {} of batch {}: {fault}", row.index, batch.header.seq));
                 }
                 StaticVerdict::UnknownKey => {
-                    return Err(format!("entry {} of batch {}: unknown key", row.index, batch.header.seq));
+                    return Err(format!(
+                        "entry {} of batch {}: unknown key",
+                        row.index, batch.header.seq
+                    ));
                 }
             }
         }
@@ -296,6 +314,8 @@ pub struct StaticAppendCheck {
 impl AppendCheck for StaticAppendCheck {
     fn check(&self, command: &[u8]) -> Result<(), String> {
         let entry: LogEntry = decode(command).map_err(|error| error.to_string())?;
-        self.checker.check(&entry, &mut self.signatures.clone()).map_err(|error| error.to_string())
+        self.checker
+            .check(&entry, &mut self.signatures.clone())
+            .map_err(|error| error.to_string())
     }
 }

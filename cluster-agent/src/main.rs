@@ -58,7 +58,10 @@ struct Exit {
 
 impl Exit {
     fn new(code: u8, text: impl std::fmt::Display) -> Self {
-        Self { code, text: text.to_string() }
+        Self {
+            code,
+            text: text.to_string(),
+        }
     }
 }
 
@@ -91,10 +94,12 @@ fn run(arguments: &Arguments) -> Result<(), Exit> {
 }
 
 fn start_log(config: &AgentConfig) -> Result<(), Exit> {
-    let filter = config.log_filter.as_deref().unwrap_or("info");
+    let filter = config.log_filter.as_deref().unwrap_or("info,openraft=error");
     let filter = tracing_subscriber::EnvFilter::try_new(filter)
         .map_err(|error| Exit::new(EXIT_INVALID, format!("log.filter \"{filter}\": {error}")))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match config.log_format {
         LogFormat::Text => log.with_ansi(false).init(),
         LogFormat::Json => log.json().init(),
@@ -138,7 +143,9 @@ async fn serve(config: AgentConfig, identity: Identity) -> Result<(), Exit> {
 fn open_ports(config: &AgentConfig, identity: Identity) -> Result<(AgentPorts, Arc<QuicTransport>, Door), Exit> {
     let registry = Arc::new(Registry::from_genesis(&config.genesis));
     let chain = *registry.chain();
-    let me = registry.by_idx(config.device).expect("the configuration was checked against this registry");
+    let me = registry
+        .by_idx(config.device)
+        .expect("the configuration was checked against this registry");
     if !me.keys.iter().any(|key| key.to_bytes() == identity.public()) {
         let text = format!(
             "key \"{}\" is not the key of \"{}\" in the genesis file; correct `key` or `label` in the configuration file",
@@ -152,10 +159,19 @@ fn open_ports(config: &AgentConfig, identity: Identity) -> Result<(AgentPorts, A
     let entropy: Arc<dyn Entropy> = Arc::new(MachineEntropy::new());
     let handle = tokio::runtime::Handle::current();
     let spawner: Arc<dyn Spawner> = Arc::new(TokioSpawner::new(handle, OnPanic::StopProcess));
-    let disk = MachineDisk::open(&config.data_dir)
-        .map_err(|error| Exit::new(EXIT_DISK, format!("data_dir \"{}\": {error}", config.data_dir.display())))?;
+    let disk = MachineDisk::open(&config.data_dir).map_err(|error| {
+        Exit::new(
+            EXIT_DISK,
+            format!("data_dir \"{}\": {error}", config.data_dir.display()),
+        )
+    })?;
     let directory = (u128::from(entropy.next_u64()) << 64 | u128::from(entropy.next_u64())).to_be_bytes();
-    let whose = MemberIdentity { chain, cluster: config.cluster, device, member: raft };
+    let whose = MemberIdentity {
+        chain,
+        cluster: config.cluster,
+        device,
+        member: raft,
+    };
     let stores = open_member(&config.data_dir, whose, directory, SledOptions::default())
         .map_err(|error| Exit::new(error.exit_code(), error))?;
     let door = Door::default();
@@ -166,11 +182,20 @@ fn open_ports(config: &AgentConfig, identity: Identity) -> Result<(AgentPorts, A
         genesis: config.genesis.clone(),
         registry: SharedRegistry::new(registry.clone()),
         addresses: config.peers.iter().copied().collect::<BTreeMap<_, _>>(),
-        hello: Hello { cluster: Some((config.cluster, Founding(0))), raft: raft.0, ..hello_of(chain, device) },
+        hello: Hello {
+            cluster: Some((config.cluster, Founding(0))),
+            raft: raft.0,
+            ..hello_of(chain, device)
+        },
     };
-    let transport =
-        QuicTransport::start(quic, Arc::new(door.clone()), spawner.clone(), clock.clone(), entropy.clone())
-            .map_err(|error| Exit::new(EXIT_INVALID, error))?;
+    let transport = QuicTransport::start(
+        quic,
+        Arc::new(door.clone()),
+        spawner.clone(),
+        clock.clone(),
+        entropy.clone(),
+    )
+    .map_err(|error| Exit::new(EXIT_INVALID, error))?;
     let ports = AgentPorts {
         transport: transport.clone(),
         clock,

@@ -60,7 +60,9 @@ impl Membership {
     }
 
     fn may_operate(&self, peer: &Peer) -> bool {
-        self.registry.by_idx(peer.idx).is_some_and(|device| device.status == Status::Active)
+        self.registry
+            .by_idx(peer.idx)
+            .is_some_and(|device| device.status == Status::Active)
     }
 }
 
@@ -173,8 +175,10 @@ fn unwrap_answer(mut answer: Bytes) -> Result<Bytes, LinkError> {
     match answer.first().copied() {
         None => Err(LinkError::Network("an empty answer".into())),
         Some(0) => Ok(answer.split_off(1)),
-        Some(code) => Err(RpcRefusal::from_code(code)
-            .map_or_else(|| LinkError::Network(format!("refusal {code} is not known")), LinkError::Refused)),
+        Some(code) => Err(RpcRefusal::from_code(code).map_or_else(
+            || LinkError::Network(format!("refusal {code} is not known")),
+            LinkError::Refused,
+        )),
     }
 }
 
@@ -205,7 +209,11 @@ impl RaftLink for PeerLink {
         };
         let (frame, body) = (frame_kind(kind), wrap_request(kind, body));
         if body.len() > frame.request_bytes_max() {
-            let problem = format!("a request of {} bytes, at most {} fit", body.len(), frame.request_bytes_max());
+            let problem = format!(
+                "a request of {} bytes, at most {} fit",
+                body.len(),
+                frame.request_bytes_max()
+            );
             return async move { Err(LinkError::Network(problem)) }.boxed();
         }
         let call = self.transport.call(member.id, frame, body, deadline);
@@ -241,8 +249,14 @@ mod tests {
     fn refusal_of_a_peer_arrives_as_what_it_is() {
         assert_eq!(unwrap_answer(wrap_answer(Ok(vec![7]))), Ok(Bytes::from_static(&[7])));
         let refusal = RpcRefusal::ForkedLog;
-        assert_eq!(unwrap_answer(wrap_answer(Err(refusal))), Err(LinkError::Refused(refusal)));
+        assert_eq!(
+            unwrap_answer(wrap_answer(Err(refusal))),
+            Err(LinkError::Refused(refusal))
+        );
         assert!(matches!(unwrap_answer(Bytes::new()), Err(LinkError::Network(_))));
-        assert!(matches!(unwrap_answer(Bytes::from_static(&[250])), Err(LinkError::Network(_))));
+        assert!(matches!(
+            unwrap_answer(Bytes::from_static(&[250])),
+            Err(LinkError::Network(_))
+        ));
     }
 }

@@ -24,12 +24,16 @@ impl Shell {
             }
             let (term, now_us) = (self.raft.status().term, self.now_us());
             let due = self.machine.with(|state| {
-                let Some(term_applied_us) = state.term_applied_us(term) else { return Vec::new() };
+                let Some(term_applied_us) = state.term_applied_us(term) else {
+                    return Vec::new();
+                };
                 state.lease_watch.requeue_due(&state.queue, term_applied_us, now_us)
             });
             for proposal in due {
                 let wish = Wish::Plain(proposal.action());
-                let Some(entry) = self.sign(proposal.scope, wish, Payload::new()).await else { return };
+                let Some(entry) = self.sign(proposal.scope, wish, Payload::new()).await else {
+                    return;
+                };
                 match self.enter(entry).await {
                     WriteOutcome::Committed(answer) => {
                         tracing::info!(task = %proposal.task, verdict = ?answer.verdict, "a claim whose lease ended was taken back");

@@ -145,6 +145,28 @@ impl Shell {
         }
     }
 
+    /// Waits for `answer` of the leader `asked`; gives up as soon as another leader is known.
+    pub(crate) async fn unless_led_by_another<T>(
+        &self,
+        asked: RaftNodeId,
+        answer: impl Future<Output = T>,
+    ) -> Option<T> {
+        let changes = self.raft.changes();
+        let another = async {
+            loop {
+                let seen = changes.version();
+                if self.raft.status().leader.is_some_and(|leader| leader != asked) {
+                    return;
+                }
+                changes.changed(seen).await;
+            }
+        };
+        match select(Box::pin(answer), Box::pin(another)).await {
+            Either::Left((answer, _)) => Some(answer),
+            Either::Right(_) => None,
+        }
+    }
+
     /// Runs `task` beside, until it ends or the agent does.
     pub(crate) fn spawn(self: &Arc<Self>, name: &'static str, task: BoxFuture<()>) {
         let ending = self.ending.clone();

@@ -36,7 +36,13 @@ impl Signatures {
     pub fn is_good(&self, entry: &SignedEntry, chain: &ChainId, key: &AdmittedKey) -> bool {
         let message = entry.preimage(chain);
         let name = sha256(&[&entry.signature.to_bytes(), &key.to_bytes(), &message]);
-        if self.0.lock().unwrap_or_else(PoisonError::into_inner).good.contains(&name) {
+        if self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .good
+            .contains(&name)
+        {
             return true;
         }
         if !key.verifies(&message, &entry.signature) {

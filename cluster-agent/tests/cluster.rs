@@ -27,11 +27,18 @@ async fn submission_through_a_follower_is_forwarded_and_a_retry_gets_the_same_an
     };
     assert_eq!(answer.verdict, Verdict::Granted);
     for label in [&follower, &leader] {
-        assert_eq!(net.agent(label).enter(entry.clone()).await, WriteOutcome::Committed(answer), "through {label}");
+        assert_eq!(
+            net.agent(label).enter(entry.clone()).await,
+            WriteOutcome::Committed(answer),
+            "through {label}"
+        );
     }
     let task = TaskId::from(entry.id(&net.fleet.chain));
     for label in AGENTS {
-        let view = net.task(label, task, Consistency::Linearizable).await.expect("a linearizable read shows it");
+        let view = net
+            .task(label, task, Consistency::Linearizable)
+            .await
+            .expect("a linearizable read shows it");
         assert_eq!(view.state, TaskState::Queued);
     }
 }
@@ -41,14 +48,25 @@ async fn number_with_other_content_and_bad_signature_are_refused() {
     let mut net = Net::started().await;
     let label = net.follower().await;
     net.submit(&label, Scope::Cluster).await;
-    let other = net.fleet.submit("op1", support::C1, net.numbers, Scope::Cluster, &common::testing::task("other"));
+    let other = net.fleet.submit(
+        "op1",
+        support::C1,
+        net.numbers,
+        Scope::Cluster,
+        &common::testing::task("other"),
+    );
     let outcome = net.agent(&label).enter(other).await;
-    let WriteOutcome::Refused(WriteRefusal::Rejected { verdict, .. }) = outcome else { panic!("{outcome:?}") };
+    let WriteOutcome::Refused(WriteRefusal::Rejected { verdict, .. }) = outcome else {
+        panic!("{outcome:?}")
+    };
     assert_eq!(verdict, Verdict::Rejected(common::verdict::Reason::Conflict));
     let mut forged = net.signed_task(Scope::Cluster);
     forged.signature.s[0] ^= 1;
     let outcome = net.agent(&label).enter(forged).await;
-    assert!(matches!(outcome, WriteOutcome::Refused(WriteRefusal::Rejected { .. })), "{outcome:?}");
+    assert!(
+        matches!(outcome, WriteOutcome::Refused(WriteRefusal::Rejected { .. })),
+        "{outcome:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -56,25 +74,49 @@ async fn write_without_quorum_is_refused_in_time_and_reads_go_on_with_their_age(
     let mut net = Net::started().await;
     let lonely = net.follower().await;
     let task = net.submit(&lonely, Scope::Cluster).await;
-    net.eventually("the state is known to be fresh", || net.agent(&lonely).status().context.staleness_ms).await;
+    net.eventually("the state is known to be fresh", || {
+        net.agent(&lonely).status().context.staleness_ms
+    })
+    .await;
     net.set_island(&lonely, true);
     tokio::time::sleep(Duration::from_secs(5)).await;
     let begun = tokio::time::Instant::now();
     let entry = net.signed_task(Scope::Cluster);
     let outcome = net.agent(&lonely).enter(entry).await;
-    let WriteOutcome::Refused(WriteRefusal::NoQuorum { retry_after_ms, .. }) = outcome else { panic!("{outcome:?}") };
-    assert!(retry_after_ms > 0 && begun.elapsed() <= net.limits.write_deadline, "{:?}", begun.elapsed());
-    let request = |staleness_ms_max| OpRequest::Task { task, consistency: Consistency::Local, staleness_ms_max };
+    let WriteOutcome::Refused(WriteRefusal::NoQuorum { retry_after_ms, .. }) = outcome else {
+        panic!("{outcome:?}")
+    };
+    assert!(
+        retry_after_ms > 0 && begun.elapsed() <= net.limits.write_deadline,
+        "{:?}",
+        begun.elapsed()
+    );
+    let request = |staleness_ms_max| OpRequest::Task {
+        task,
+        consistency: Consistency::Local,
+        staleness_ms_max,
+    };
     match net.agent(&lonely).answer(request(None)).await {
         OpAnswer::Task { task: Some(_), context } => {
             assert_eq!(context.mode, Mode::ReadOnly);
-            assert!(context.staleness_ms.is_some_and(|age| age >= 5_000), "{:?}", context.staleness_ms);
+            assert!(
+                context.staleness_ms.is_some_and(|age| age >= 5_000),
+                "{:?}",
+                context.staleness_ms
+            );
         }
         other => panic!("{other:?}"),
     }
     let too_stale = net.agent(&lonely).answer(request(Some(1_000))).await;
-    assert!(matches!(too_stale, OpAnswer::TooStale { staleness_ms: Some(_) }), "{too_stale:?}");
-    let linearizable = OpRequest::Task { task, consistency: Consistency::Linearizable, staleness_ms_max: None };
+    assert!(
+        matches!(too_stale, OpAnswer::TooStale { staleness_ms: Some(_) }),
+        "{too_stale:?}"
+    );
+    let linearizable = OpRequest::Task {
+        task,
+        consistency: Consistency::Linearizable,
+        staleness_ms_max: None,
+    };
     let none = net.agent(&lonely).answer(linearizable).await;
     assert!(matches!(none, OpAnswer::NoQuorum { .. }), "{none:?}");
     net.set_island(&lonely, false);
@@ -105,12 +147,22 @@ async fn batch_is_certified_by_two_of_three_and_final_on_every_agent() {
     let through = net.leader().await;
     let task = net.submit(&through, Scope::Cluster).await;
     let entry = EntryId(task.0);
-    net.eventually("the ground executed it", || net.ground.entries().contains(&entry).then_some(())).await;
+    net.eventually("the ground executed it", || {
+        net.ground.entries().contains(&entry).then_some(())
+    })
+    .await;
     net.start(&away).await;
     for label in AGENTS {
         net.eventually("it is final everywhere", || {
             let view = net.agent(label).machine().with(|state| state.queue.task_view(&task))?;
-            matches!(view.finality, Finality::Final { verdict: Verdict::Granted, .. }).then_some(())
+            matches!(
+                view.finality,
+                Finality::Final {
+                    verdict: Verdict::Granted,
+                    ..
+                }
+            )
+            .then_some(())
         })
         .await;
     }
@@ -163,7 +215,11 @@ async fn every_acknowledged_entry_is_handed_over_exactly_once_over_changes_of_le
     executed.dedup();
     assert_eq!(executed.len(), count, "an entry is in two batches");
     let seqs: Vec<u64> = net.ground.executed().iter().map(|batch| batch.header.seq.0).collect();
-    assert_eq!(seqs, (1..=seqs.len() as u64).collect::<Vec<_>>(), "the batches are a gap-free prefix");
+    assert_eq!(
+        seqs,
+        (1..=seqs.len() as u64).collect::<Vec<_>>(),
+        "the batches are a gap-free prefix"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -173,7 +229,11 @@ async fn fleet_task_is_claimed_renewed_and_completed_through_the_local_door() {
     let row = |label: &'static str| {
         let net = &net;
         async move {
-            let reply = net.agent(label).answer_local(Request::Task { task }).await.expect("the task is known");
+            let reply = net
+                .agent(label)
+                .answer_local(Request::Task { task })
+                .await
+                .expect("the task is known");
             reply.row().expect("one row").clone()
         }
     };
@@ -182,9 +242,17 @@ async fn fleet_task_is_claimed_renewed_and_completed_through_the_local_door() {
         (view.state == TaskState::Assigned).then_some(())
     })
     .await;
-    let claimed = net.agent("c1-2").answer_local(Request::Claim { task }).await.expect("the claim is granted");
+    let claimed = net
+        .agent("c1-2")
+        .answer_local(Request::Claim { task })
+        .await
+        .expect("the claim is granted");
     let fence = claimed.fence.expect("a granted claim has a fence");
-    let second = net.agent("c1-3").answer_local(Request::Claim { task }).await.expect_err("it is held");
+    let second = net
+        .agent("c1-3")
+        .answer_local(Request::Claim { task })
+        .await
+        .expect_err("it is held");
     assert_eq!(second.code, ErrorCode::Rejected);
     // The lease counts only once a batch with the claim is executed, and then goes on with renewals.
     let first = loop {
@@ -196,18 +264,48 @@ async fn fleet_task_is_claimed_renewed_and_completed_through_the_local_door() {
     tokio::time::sleep(Duration::from_secs(20)).await;
     let later = row("c1-2").await;
     assert_eq!((later.state, later.is_mine), (TaskState::Claimed, true));
-    assert!(later.may_run_until_us.is_some_and(|until_us| until_us > first + 10_000_000), "renewed without a gap");
-    let old = Fence { assignment: Assignment(fence.assignment), founding: Founding(0), index: LogIndex(1) };
+    assert!(
+        later
+            .may_run_until_us
+            .is_some_and(|until_us| until_us > first + 10_000_000),
+        "renewed without a gap"
+    );
+    let old = Fence {
+        assignment: Assignment(fence.assignment),
+        founding: Founding(0),
+        index: LogIndex(1),
+    };
     let reason = String::new();
-    let fenced = Request::Complete { task, fence: Some(old), reason: reason.clone() };
+    let fenced = Request::Complete {
+        task,
+        fence: Some(old),
+        reason: reason.clone(),
+    };
     let refused = net.agent("c1-3").answer_local(fenced).await;
     assert!(refused.is_err() || refused.is_ok_and(|reply| reply.verdict.as_deref() == Some("late")));
-    let report = Request::Progress { task, fence: None, progress: common::entry::Progress::Started };
-    net.agent("c1-2").answer_local(report).await.expect("the holder reports");
-    net.agent("c1-2").answer_local(Request::Complete { task, fence: None, reason }).await.expect("it is completed");
+    let report = Request::Progress {
+        task,
+        fence: None,
+        progress: common::entry::Progress::Started,
+    };
+    net.agent("c1-2")
+        .answer_local(report)
+        .await
+        .expect("the holder reports");
+    net.agent("c1-2")
+        .answer_local(Request::Complete {
+            task,
+            fence: None,
+            reason,
+        })
+        .await
+        .expect("it is completed");
     for label in AGENTS {
         net.eventually("completion is final", || {
-            let view = net.agent(label).machine().with(|state| state.queue.global().view(&task))?;
+            let view = net
+                .agent(label)
+                .machine()
+                .with(|state| state.queue.global().view(&task))?;
             (view.state == TaskState::Completed).then_some(())
         })
         .await;
@@ -220,7 +318,10 @@ async fn claim_of_a_drone_that_died_is_taken_back_only_after_its_lease() {
     let mut net = Net::started().await;
     let holder = net.follower().await;
     let task = net.submit(&holder, Scope::Cluster).await;
-    net.agent(&holder).answer_local(Request::Claim { task }).await.expect("the claim is granted");
+    net.agent(&holder)
+        .answer_local(Request::Claim { task })
+        .await
+        .expect("the claim is granted");
     let claimed_at = tokio::time::Instant::now();
     net.crash(&holder).await;
     let other = net.leader().await;
@@ -231,7 +332,10 @@ async fn claim_of_a_drone_that_died_is_taken_back_only_after_its_lease() {
     })
     .await;
     assert!(claimed_at.elapsed() > lease, "after {:?}", claimed_at.elapsed());
-    net.agent(&other).answer_local(Request::Claim { task }).await.expect("it can be claimed again");
+    net.agent(&other)
+        .answer_local(Request::Claim { task })
+        .await
+        .expect("it can be claimed again");
 }
 
 #[tokio::test(start_paused = true)]
@@ -240,7 +344,9 @@ async fn agent_without_its_guard_or_counters_does_not_start() {
     net.submit("c1-1", Scope::Cluster).await;
     for (label, file) in [("c1-2", "attest-guard"), ("c1-3", "counters")] {
         net.crash(label).await;
-        transport::ports::Disk::remove(&net.disks[label].files, file).await.unwrap();
+        transport::ports::Disk::remove(&net.disks[label].files, file)
+            .await
+            .unwrap();
         let error = net.try_start(label).await.expect_err("it must not start");
         assert_eq!(error.exit_code(), 78, "{file}: {error}");
         assert!(error.to_string().contains(file), "{error}");

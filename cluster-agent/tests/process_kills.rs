@@ -30,13 +30,20 @@ impl Author<'_> {
     async fn submit(&mut self, first: usize) {
         self.number += 1;
         let task = task(&format!("task-{}", self.number));
-        let entry = self.place.fleet.submit("op1", ClusterId(0), self.number, Scope::Cluster, &task);
+        let entry = self
+            .place
+            .fleet
+            .submit("op1", ClusterId(0), self.number, Scope::Cluster, &task);
         let id = TaskId::from(entry.id(&self.place.fleet.chain));
         let deadline = tokio::time::Instant::now() + PATIENCE;
         for turn in first.. {
             let label = AGENTS[turn % AGENTS.len()];
             let answer = self.operator.ask(label, &OpRequest::Enter(entry.clone())).await;
-            if let Ok(OpAnswer::Write { outcome: WriteOutcome::Committed(_), .. }) = answer {
+            if let Ok(OpAnswer::Write {
+                outcome: WriteOutcome::Committed(_),
+                ..
+            }) = answer
+            {
                 self.acknowledged.push(id);
                 return;
             }
@@ -53,13 +60,22 @@ async fn what_was_acknowledged_survives_kills_at_random_moments() {
     let entropy = MachineEntropy::new();
     let mut running: BTreeMap<&str, Process> = AGENTS.iter().map(|label| (*label, place.spawn(label))).collect();
     operator.leader().await;
-    let mut author = Author { place: &place, operator: &operator, number: 0, acknowledged: Vec::new() };
+    let mut author = Author {
+        place: &place,
+        operator: &operator,
+        number: 0,
+        acknowledged: Vec::new(),
+    };
     for round in 0..ROUNDS {
         for _ in 0..entropy.below(8) {
             author.submit(entropy.below(3) as usize).await;
         }
         let victims: Vec<&str> = match round % 4 {
-            0 => AGENTS.into_iter().filter(|label| *label == AGENTS[entropy.below(3) as usize]).take(1).collect(),
+            0 => AGENTS
+                .into_iter()
+                .filter(|label| *label == AGENTS[entropy.below(3) as usize])
+                .take(1)
+                .collect(),
             1 | 2 => {
                 let leader = operator.leader().await;
                 AGENTS.into_iter().filter(|label| *label == leader).collect()
@@ -86,14 +102,22 @@ async fn what_was_acknowledged_survives_kills_at_random_moments() {
     operator.leader().await;
     for label in AGENTS {
         for id in &author.acknowledged {
-            let request = OpRequest::Task { task: *id, consistency: Consistency::Linearizable, staleness_ms_max: None };
+            let request = OpRequest::Task {
+                task: *id,
+                consistency: Consistency::Linearizable,
+                staleness_ms_max: None,
+            };
             let found = loop {
                 match operator.ask(label, &request).await {
                     Ok(OpAnswer::Task { task, .. }) => break task,
                     _ => tokio::time::sleep(Duration::from_millis(50)).await,
                 }
             };
-            assert!(found.is_some(), "{label} lost the acknowledged task {id}: {}", place.log(label));
+            assert!(
+                found.is_some(),
+                "{label} lost the acknowledged task {id}: {}",
+                place.log(label)
+            );
         }
     }
     let mut digests = Vec::new();
@@ -102,7 +126,10 @@ async fn what_was_acknowledged_survives_kills_at_random_moments() {
         digests.push((status.context.applied, status.queue_digest));
     }
     let same_index = digests.iter().filter(|(applied, _)| *applied == digests[0].0);
-    assert!(same_index.clone().all(|(_, digest)| *digest == digests[0].1), "{digests:?}");
+    assert!(
+        same_index.clone().all(|(_, digest)| *digest == digests[0].1),
+        "{digests:?}"
+    );
     assert!(author.acknowledged.len() >= ROUNDS);
 }
 
@@ -110,7 +137,12 @@ async fn what_was_acknowledged_survives_kills_at_random_moments() {
 async fn agents_end_in_order_and_start_again_where_they_were() {
     let place = Place::new();
     let operator = Operator::connect(&place);
-    let mut author = Author { place: &place, operator: &operator, number: 0, acknowledged: Vec::new() };
+    let mut author = Author {
+        place: &place,
+        operator: &operator,
+        number: 0,
+        acknowledged: Vec::new(),
+    };
     for _ in 0..2 {
         let running: Vec<Process> = AGENTS.iter().map(|label| place.spawn(label)).collect();
         operator.leader().await;
@@ -122,7 +154,11 @@ async fn agents_end_in_order_and_start_again_where_they_were() {
     let _running: Vec<Process> = AGENTS.iter().map(|label| place.spawn(label)).collect();
     operator.leader().await;
     for id in &author.acknowledged {
-        let request = OpRequest::Task { task: *id, consistency: Consistency::Linearizable, staleness_ms_max: None };
+        let request = OpRequest::Task {
+            task: *id,
+            consistency: Consistency::Linearizable,
+            staleness_ms_max: None,
+        };
         let answer = operator.ask("c1-2", &request).await.expect("it answers");
         assert!(matches!(answer, OpAnswer::Task { task: Some(_), .. }), "{answer:?}");
     }

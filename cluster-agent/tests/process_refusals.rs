@@ -20,9 +20,15 @@ fn with_config(change: impl Fn(String) -> String) -> (i32, String) {
 #[test]
 fn unknown_key_and_wrong_unit_are_refused() {
     let (code, said) = with_config(|text| text + "hartbeat = \"100ms\"\n");
-    assert!(code == INVALID && said.contains("unknown field `hartbeat`"), "{code}: {said}");
+    assert!(
+        code == INVALID && said.contains("unknown field `hartbeat`"),
+        "{code}: {said}"
+    );
     let (code, said) = with_config(|text| text + "heartbeat = \"100\"\n");
-    assert!(code == INVALID && said.contains("needs one of the units"), "{code}: {said}");
+    assert!(
+        code == INVALID && said.contains("needs one of the units"),
+        "{code}: {said}"
+    );
 }
 
 #[test]
@@ -38,11 +44,17 @@ fn missing_world_readable_and_foreign_keys_are_refused() {
     // A key that does not fit the certificate.
     device_key("c1-2").write_new(&key).unwrap();
     let (code, said) = place.run_to_end("c1-1");
-    assert!(code == INVALID && said.contains("does not match the certificate"), "{code}: {said}");
+    assert!(
+        code == INVALID && said.contains("does not match the certificate"),
+        "{code}: {said}"
+    );
     // Key and certificate of another device.
     fs::write(place.path("c1-1").join("device.pem"), place.certificate("c1-2")).unwrap();
     let (code, said) = place.run_to_end("c1-1");
-    assert!(code == INVALID && said.contains("is not the key of \"c1-1\""), "{code}: {said}");
+    assert!(
+        code == INVALID && said.contains("is not the key of \"c1-1\""),
+        "{code}: {said}"
+    );
     assert!(!place.path("c1-1").join("data").exists(), "nothing was written");
 }
 
@@ -51,7 +63,10 @@ fn port_in_use_is_refused() {
     let place = Place::new();
     let _taken = UdpSocket::bind(("127.0.0.1", place.ports["c1-1"])).unwrap();
     let (code, said) = place.run_to_end("c1-1");
-    assert!(code == INVALID && said.contains(&place.ports["c1-1"].to_string()), "{code}: {said}");
+    assert!(
+        code == INVALID && said.contains(&place.ports["c1-1"].to_string()),
+        "{code}: {said}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -68,7 +83,10 @@ async fn used_directory_refuses_another_fleet_and_lost_files() {
     other.genesis_time.0 += 1;
     fs::write(place.path("genesis.bin"), encode(&other)).unwrap();
     let (code, said) = place.run_to_end("c1-1");
-    assert!(code == UNSAFE && said.contains("belongs to another fleet"), "{code}: {said}");
+    assert!(
+        code == UNSAFE && said.contains("belongs to another fleet"),
+        "{code}: {said}"
+    );
     fs::write(place.path("genesis.bin"), encode(&place.fleet.genesis)).unwrap();
     // A guard that is gone might sign twice.
     fs::remove_file(place.path("c1-1/data/attest-guard")).unwrap();
@@ -77,7 +95,10 @@ async fn used_directory_refuses_another_fleet_and_lost_files() {
     // An empty database beside its marker might vote twice.
     fs::remove_dir_all(place.path("c1-2/data/log")).unwrap();
     let (code, said) = place.run_to_end("c1-2");
-    assert!(code == UNSAFE && said.contains("is empty, but it once was not"), "{code}: {said}");
+    assert!(
+        code == UNSAFE && said.contains("is empty, but it once was not"),
+        "{code}: {said}"
+    );
     fs::remove_file(place.path("c1-3/data/counters")).unwrap();
     let (code, said) = place.run_to_end("c1-3");
     assert!(code == UNSAFE && said.contains("counters"), "{code}: {said}");

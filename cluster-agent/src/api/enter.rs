@@ -63,7 +63,8 @@ impl Shell {
         }
         let (mode, behind) = {
             let now_us = self.now_us();
-            self.machine.with(|state| (state.freshness.mode(now_us), state.freshness.behind()))
+            self.machine
+                .with(|state| (state.freshness.mode(now_us), state.freshness.behind()))
         };
         if mode == Mode::CatchingUp && !self.is_leader() {
             return WriteOutcome::Refused(WriteRefusal::CatchingUp { behind });
@@ -106,12 +107,20 @@ impl Shell {
     /// What no state can repair.
     fn check_static(&self, entry: &SignedEntry) -> Result<(), WriteOutcome> {
         let malformed = Verdict::Rejected(Reason::Malformed);
-        entry.check_shape().map_err(|fault| rejected(malformed, &fault.to_string()))?;
+        entry
+            .check_shape()
+            .map_err(|fault| rejected(malformed, &fault.to_string()))?;
         if entry.header.cluster != self.me.cluster {
-            return Err(rejected(Verdict::Rejected(Reason::WrongCluster), "it names another cluster"));
+            return Err(rejected(
+                Verdict::Rejected(Reason::WrongCluster),
+                "it names another cluster",
+            ));
         }
         let Some(key) = self.registry.key(&entry.header.author, entry.header.key_version) else {
-            return Err(rejected(Verdict::Rejected(Reason::UnknownKey), "author or key version not registered"));
+            return Err(rejected(
+                Verdict::Rejected(Reason::UnknownKey),
+                "author or key version not registered",
+            ));
         };
         if !self.signatures.is_good(entry, &self.chain, key) {
             return Err(rejected(malformed, "the signature does not verify"));
@@ -129,16 +138,26 @@ impl Shell {
     }
 
     async fn forward(&self, leader: RaftNodeId, entry: &SignedEntry, left: Duration) -> Attempt {
-        let Some(device) = self.device_of(leader) else { return Attempt::Elsewhere };
-        let forward = Forward { cluster: self.me.cluster, founding: self.me.founding, entry: entry.clone() };
-        let call = self.ports.transport.call(device, FrameKind::Forward, body(&forward), left);
-        match call.await {
-            Ok(answer) => decode(&answer).map_or(Attempt::Unclear, |outcome| match outcome {
+        let Some(device) = self.device_of(leader) else {
+            return Attempt::Elsewhere;
+        };
+        let forward = Forward {
+            cluster: self.me.cluster,
+            founding: self.me.founding,
+            entry: entry.clone(),
+        };
+        let call = self
+            .ports
+            .transport
+            .call(device, FrameKind::Forward, body(&forward), left);
+        match self.unless_led_by_another(leader, call).await {
+            Some(Ok(answer)) => decode(&answer).map_or(Attempt::Unclear, |outcome| match outcome {
                 WriteOutcome::Unknown => Attempt::Unclear,
                 outcome => Attempt::Ended(outcome),
             }),
-            Err(CallError::Unreachable(_) | CallError::Refused(_)) => Attempt::Elsewhere,
-            Err(CallError::Timeout(_) | CallError::Broken(_)) => Attempt::Unclear,
+            Some(Err(CallError::Unreachable(_) | CallError::Refused(_))) => Attempt::Elsewhere,
+            // A leader that died says nothing: the next one is asked with the same bytes.
+            Some(Err(CallError::Timeout(_) | CallError::Broken(_))) | None => Attempt::Unclear,
         }
     }
 
@@ -191,7 +210,8 @@ impl Shell {
         let now_us = self.now_us();
         let mut oracle = self.signatures.clone();
         let mut admission = lock(&self.admission);
-        self.machine.with(|state| admission.admit(&state.queue, self.me.raft, entry, &mut oracle, now_us))
+        self.machine
+            .with(|state| admission.admit(&state.queue, self.me.raft, entry, &mut oracle, now_us))
     }
 }
 

@@ -69,7 +69,9 @@ impl Shell {
     pub async fn answer_local(self: &Arc<Self>, request: Request) -> Answer {
         match request {
             Request::Submit { spec, scope } => {
-                let task = spec.resolve(&*self.genesis).map_err(|problem| error(ErrorCode::Invalid, problem))?;
+                let task = spec
+                    .resolve(&*self.genesis)
+                    .map_err(|problem| error(ErrorCode::Invalid, problem))?;
                 let entry = self.sign_submit(scope, &task).await.ok_or_else(ending)?;
                 let id = TaskId::from(entry.id(&self.chain));
                 self.write(entry, Some(id)).await.map(|(reply, _)| reply)
@@ -81,15 +83,27 @@ impl Shell {
             }
             Request::Progress { task, fence, progress } => {
                 let reported = self.reported(&task, fence)?;
-                let action = Action::Progress { task, fence: reported.fence, progress };
+                let action = Action::Progress {
+                    task,
+                    fence: reported.fence,
+                    progress,
+                };
                 self.report(task, reported.scope, Wish::Plain(action), "").await
             }
             Request::Complete { task, fence, reason } => {
                 let reported = self.end_lease(&task, fence)?;
-                let action = Action::Complete { task, fence: reported.fence };
+                let action = Action::Complete {
+                    task,
+                    fence: reported.fence,
+                };
                 self.report(task, reported.scope, Wish::Plain(action), &reason).await
             }
-            Request::Fail { task, fence, reason, retriable } => {
+            Request::Fail {
+                task,
+                fence,
+                reason,
+                retriable,
+            } => {
                 let reported = self.end_lease(&task, fence)?;
                 let make = |counter, counted: Counted| Action::Fail {
                     task: counted.task,
@@ -107,18 +121,33 @@ impl Shell {
                     fence: counted.fence,
                     counter,
                 };
-                self.report(task, reported.scope, Wish::Counted(make, reported.counted(task, false)), "").await
+                self.report(
+                    task,
+                    reported.scope,
+                    Wish::Counted(make, reported.counted(task, false)),
+                    "",
+                )
+                .await
             }
             Request::Cancel { task, reason } => {
                 let scope = self.scope_of(&task)?;
-                self.report(task, scope, Wish::Plain(Action::Cancel { task }), &reason).await
+                self.report(task, scope, Wish::Plain(Action::Cancel { task }), &reason)
+                    .await
             }
             Request::Task { task } => self.machine.with(|state| {
-                let view = state.queue.task_view(&task).or_else(|| state.queue.global().view(&task));
+                let view = state
+                    .queue
+                    .task_view(&task)
+                    .or_else(|| state.queue.global().view(&task));
                 let view = view.ok_or_else(|| error(ErrorCode::NotFound, format!("no task {} here", task.to_hex())))?;
                 Ok(self.rows(state, vec![view], false))
             }),
-            Request::Tasks { scope, states, after, limit } => self.machine.with(|state| {
+            Request::Tasks {
+                scope,
+                states,
+                after,
+                limit,
+            } => self.machine.with(|state| {
                 let limit = usize::from(limit);
                 let (mut tasks, more) = match scope {
                     None => tasks_of(state, &states, after, limit, Consistency::Local),
@@ -149,18 +178,37 @@ impl Shell {
             let row = state.queue.task_row(&task)?;
             Some((row.scope, row.assignment))
         });
-        let (scope, assignment) =
-            row.ok_or_else(|| error(ErrorCode::NotFound, format!("no task {} in this cluster", task.to_hex())))?;
+        let (scope, assignment) = row.ok_or_else(|| {
+            error(
+                ErrorCode::NotFound,
+                format!("no task {} in this cluster", task.to_hex()),
+            )
+        })?;
         let make = |counter, counted: Counted| Action::Claim {
             task: counted.task,
             assignment: counted.assignment,
             counter,
         };
-        let counted = Counted { task, assignment, fence: Fence::default(), is_retriable: false };
-        let entry = self.sign(scope, Wish::Counted(make, counted), Payload::new()).await.ok_or_else(ending)?;
+        let counted = Counted {
+            task,
+            assignment,
+            fence: Fence::default(),
+            is_retriable: false,
+        };
+        let entry = self
+            .sign(scope, Wish::Counted(make, counted), Payload::new())
+            .await
+            .ok_or_else(ending)?;
         let (reply, decision) = self.write(entry, Some(task)).await?;
-        let fence = Fence { assignment, founding: self.me.founding, index: decision.index };
-        Ok(Reply { fence: Some(FenceJson::from(fence)), ..reply })
+        let fence = Fence {
+            assignment,
+            founding: self.me.founding,
+            index: decision.index,
+        };
+        Ok(Reply {
+            fence: Some(FenceJson::from(fence)),
+            ..reply
+        })
     }
 
     fn reported(&self, task: &TaskId, fence: Option<Fence>) -> Result<Reported, LocalError> {
@@ -172,7 +220,11 @@ impl Shell {
         });
         let fence = fence.or(newest);
         let fence = fence.ok_or_else(|| error(ErrorCode::Rejected, "this drone has no claim on the task"))?;
-        Ok(Reported { scope, fence, assignment: fence.assignment })
+        Ok(Reported {
+            scope,
+            fence,
+            assignment: fence.assignment,
+        })
     }
 
     fn end_lease(&self, task: &TaskId, fence: Option<Fence>) -> Result<Reported, LocalError> {
@@ -197,12 +249,18 @@ impl Shell {
         task: Option<TaskId>,
     ) -> Result<(Reply, Decision), LocalError> {
         let id = entry.id(&self.chain);
-        let with_id = |error: LocalError| LocalError { id: Some(id.to_hex()), ..error };
+        let with_id = |error: LocalError| LocalError {
+            id: Some(id.to_hex()),
+            ..error
+        };
         let decision = match self.enter(entry).await {
             WriteOutcome::Committed(decision) => decision,
             WriteOutcome::Refused(refusal) => return Err(with_id(refused(refusal))),
             WriteOutcome::Unknown => {
-                return Err(with_id(error(ErrorCode::UnknownOutcome, "no answer in time; it may stand in the log")));
+                return Err(with_id(error(
+                    ErrorCode::UnknownOutcome,
+                    "no answer in time; it may stand in the log",
+                )));
             }
         };
         let _ = self.raft.wait_applied(decision.index, READ_OWN_WRITE_WAIT).await;
@@ -211,7 +269,10 @@ impl Shell {
             Verdict::Late => "late",
             Verdict::Rejected(reason) => return Err(with_id(rejected(reason))),
         };
-        let reply = Reply { task: task.map(TaskId::to_hex), ..Reply::written(id, decision.index, word) };
+        let reply = Reply {
+            task: task.map(TaskId::to_hex),
+            ..Reply::written(id, decision.index, word)
+        };
         Ok((reply, decision))
     }
 
@@ -234,7 +295,12 @@ impl Shell {
             applied: context.applied.0,
             global_height: context.global_height.0,
         };
-        Reply { status: Some(status), position: Some(position), now_us: Some(self.now_us()), ..Reply::default() }
+        Reply {
+            status: Some(status),
+            position: Some(position),
+            now_us: Some(self.now_us()),
+            ..Reply::default()
+        }
     }
 
     fn rows(&self, state: &mut State, views: Vec<TaskView>, more: bool) -> Reply {
@@ -244,7 +310,12 @@ impl Shell {
         for row in rows.iter_mut().filter(|row| row.is_mine) {
             row.may_run_until_us = row.task_id().and_then(|task| state.leases.may_run(&task, now_us));
         }
-        Reply { tasks: Some(rows), more: Some(more), now_us: Some(now_us), ..Reply::default() }
+        Reply {
+            tasks: Some(rows),
+            more: Some(more),
+            now_us: Some(now_us),
+            ..Reply::default()
+        }
     }
 
     fn row(&self, state: &State, view: TaskView) -> TaskRow {
@@ -280,7 +351,12 @@ impl Shell {
 
 impl Reported {
     fn counted(&self, task: TaskId, is_retriable: bool) -> Counted {
-        Counted { task, assignment: self.assignment, fence: self.fence, is_retriable }
+        Counted {
+            task,
+            assignment: self.assignment,
+            fence: self.fence,
+            is_retriable,
+        }
     }
 }
 
@@ -295,7 +371,9 @@ fn holder_of(state: &State, view: &TaskView) -> Option<(DeviceId, Fence)> {
 }
 
 fn label_of(registry: &Registry, device: &DeviceId) -> String {
-    registry.by_id(device).map_or_else(|| device.to_string(), |member| member.label.as_str().to_owned())
+    registry
+        .by_id(device)
+        .map_or_else(|| device.to_string(), |member| member.label.as_str().to_owned())
 }
 
 fn tasks_in_scope(
@@ -346,7 +424,10 @@ fn refused(refusal: WriteRefusal) -> LocalError {
             retry_after_ms: Some(retry_after_ms),
             ..error(ErrorCode::Unavailable, format!("overloaded: {what}"))
         },
-        WriteRefusal::Rejected { verdict: Verdict::Rejected(reason), .. } => rejected(reason),
+        WriteRefusal::Rejected {
+            verdict: Verdict::Rejected(reason),
+            ..
+        } => rejected(reason),
         WriteRefusal::Rejected { detail, .. } => error(ErrorCode::Rejected, detail),
     }
 }

@@ -31,7 +31,10 @@ const TASKS_MAX: usize = 256;
 
 impl From<NoQuorum> for OpAnswer {
     fn from(error: NoQuorum) -> Self {
-        Self::NoQuorum { leader: error.leader, retry_after_ms: error.retry_after_ms }
+        Self::NoQuorum {
+            leader: error.leader,
+            retry_after_ms: error.retry_after_ms,
+        }
     }
 }
 
@@ -43,7 +46,10 @@ impl Shell {
             Refusal::new(RefusalCode::Invalid, "malformed request")
         })?;
         let is_write = matches!(request, OpRequest::Enter(_));
-        let may_read = self.registry.by_idx(peer.idx).is_some_and(|member| member.may(RoleSet::OP_READ));
+        let may_read = self
+            .registry
+            .by_idx(peer.idx)
+            .is_some_and(|member| member.may(RoleSet::OP_READ));
         if !is_write && !may_read {
             return Err(Refusal::new(RefusalCode::Denied, "reading needs the role op.read"));
         }
@@ -55,19 +61,35 @@ impl Shell {
         match request {
             OpRequest::Enter(entry) => {
                 let id = entry.id(&self.chain);
-                OpAnswer::Write { id, outcome: self.enter(entry).await }
+                OpAnswer::Write {
+                    id,
+                    outcome: self.enter(entry).await,
+                }
             }
-            OpRequest::Task { task, consistency, staleness_ms_max } => {
+            OpRequest::Task {
+                task,
+                consistency,
+                staleness_ms_max,
+            } => {
                 let look = move |state: &State, context| {
                     let task = match consistency {
                         Consistency::Final => state.queue.global().view(&task),
-                        _ => state.queue.task_view(&task).or_else(|| state.queue.global().view(&task)),
+                        _ => state
+                            .queue
+                            .task_view(&task)
+                            .or_else(|| state.queue.global().view(&task)),
                     };
                     OpAnswer::Task { task, context }
                 };
                 self.read(consistency, staleness_ms_max, look).await
             }
-            OpRequest::Tasks { states, after, limit, consistency, staleness_ms_max } => {
+            OpRequest::Tasks {
+                states,
+                after,
+                limit,
+                consistency,
+                staleness_ms_max,
+            } => {
                 let limit = usize::from(limit).clamp(1, TASKS_MAX);
                 let look = move |state: &State, context| {
                     let (tasks, more) = tasks_of(state, &states, after, limit, consistency);
@@ -82,15 +104,23 @@ impl Shell {
                     return OpAnswer::NotFound;
                 }
                 events.truncate(1_024);
-                OpAnswer::History { events: BoundedVec::try_from(events).expect("it was cut at the bound") }
+                OpAnswer::History {
+                    events: BoundedVec::try_from(events).expect("it was cut at the bound"),
+                }
             }),
-            OpRequest::HighestNumber { author, key_version, cluster } => {
+            OpRequest::HighestNumber {
+                author,
+                key_version,
+                cluster,
+            } => {
                 if cluster != self.me.cluster {
                     return OpAnswer::NotFound;
                 }
                 match self.linearize().await {
                     Ok(()) => {
-                        let highest = self.machine.with(|state| state.queue.highest_number(&author, key_version));
+                        let highest = self
+                            .machine
+                            .with(|state| state.queue.highest_number(&author, key_version));
                         OpAnswer::HighestNumber(highest)
                     }
                     Err(error) => error.into(),
@@ -119,7 +149,9 @@ impl Shell {
             let context = self.context(state, &status, consistency);
             let is_too_stale = staleness_ms_max.is_some_and(|max| context.staleness_ms.is_none_or(|age| age > max));
             if is_too_stale {
-                return OpAnswer::TooStale { staleness_ms: context.staleness_ms };
+                return OpAnswer::TooStale {
+                    staleness_ms: context.staleness_ms,
+                };
             }
             look(state, context)
         })

@@ -39,15 +39,25 @@ impl Shell {
     /// A position that includes every write acknowledged before this call, not yet waited for.
     pub(crate) async fn linearizable_position(&self, left: Duration) -> Result<LogPosition, NoQuorum> {
         let status = self.raft.status();
-        let none = NoQuorum { leader: status.leader, retry_after_ms: self.raft_config.retry_after_ms() };
+        let none = NoQuorum {
+            leader: status.leader,
+            retry_after_ms: self.raft_config.retry_after_ms(),
+        };
         let leader = status.leader.ok_or(none)?;
         if leader == self.me.raft {
             return self.raft.linearizable_position(left).await.map_err(|_| none);
         }
         let device = self.device_of(leader).ok_or(none)?;
-        let question = Linearize { cluster: self.me.cluster, founding: self.me.founding };
-        let answer = self.ports.transport.call(device, FrameKind::Linearize, body(&question), left).await;
-        match answer.ok().and_then(|answer| decode(&answer).ok()) {
+        let question = Linearize {
+            cluster: self.me.cluster,
+            founding: self.me.founding,
+        };
+        let call = self
+            .ports
+            .transport
+            .call(device, FrameKind::Linearize, body(&question), left);
+        let answer = self.unless_led_by_another(leader, call).await;
+        match answer.and_then(Result::ok).and_then(|answer| decode(&answer).ok()) {
             Some(Linearized::At { term, index }) => Ok(LogPosition { term, index }),
             Some(Linearized::NotLeader { .. } | Linearized::NoQuorum) | None => Err(none),
         }
@@ -56,7 +66,10 @@ impl Shell {
     /// Answers a member that asks this one as leader.
     pub(crate) async fn answer_linearize(&self) -> Linearized {
         match self.raft.linearizable_position(self.read_deadline() * 3 / 4).await {
-            Ok(position) => Linearized::At { term: position.term, index: position.index },
+            Ok(position) => Linearized::At {
+                term: position.term,
+                index: position.index,
+            },
             Err(ReadRefusal::NotLeader { leader }) => Linearized::NotLeader { leader },
             Err(ReadRefusal::NoQuorum | ReadRefusal::Deadline | ReadRefusal::Stopped) => Linearized::NoQuorum,
         }
@@ -79,12 +92,16 @@ impl Shell {
             let left = until.saturating_duration_since(tokio::time::Instant::now());
             let error = match self.linearizable_position(left).await {
                 Ok(position) => {
-                    self.machine.with(|state| state.freshness.answered(t0_us, position.index));
+                    self.machine
+                        .with(|state| state.freshness.answered(t0_us, position.index));
                     let left = until.saturating_duration_since(tokio::time::Instant::now());
                     if self.raft.wait_applied(position.index, left).await.is_ok() {
                         return Ok(());
                     }
-                    NoQuorum { leader: self.raft.status().leader, retry_after_ms: self.raft_config.retry_after_ms() }
+                    NoQuorum {
+                        leader: self.raft.status().leader,
+                        retry_after_ms: self.raft_config.retry_after_ms(),
+                    }
                 }
                 Err(error) => error,
             };

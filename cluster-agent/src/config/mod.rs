@@ -91,7 +91,7 @@ pub struct AgentConfig {
     pub limits: Limits,
     /// How logs look.
     pub log_format: LogFormat,
-    /// Which logs are written; the default is `info`.
+    /// Which logs are written; the default is `info`, and errors only of openraft.
     pub log_filter: Option<String>,
 }
 
@@ -101,7 +101,10 @@ impl AgentConfig {
     /// # Errors
     /// [`ConfigErrors`] with everything that is wrong; exit with [`EXIT_INVALID`].
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
-        let fail = |problem: String| ConfigErrors { path: path.to_path_buf(), problems: vec![problem] };
+        let fail = |problem: String| ConfigErrors {
+            path: path.to_path_buf(),
+            problems: vec![problem],
+        };
         let text = std::fs::read_to_string(path).map_err(|error| fail(format!("cannot be read: {error}")))?;
         let file: ConfigFile = toml::from_str(&text).map_err(|error| fail(error.to_string().trim_end().to_owned()))?;
         let base = path.parent().map_or_else(PathBuf::new, Path::to_path_buf);
@@ -110,13 +113,17 @@ impl AgentConfig {
         let config = checker.check(file, &base, genesis);
         match (config, checker.problems.is_empty()) {
             (Some(config), true) => Ok(config),
-            (_, _) => Err(ConfigErrors { path: path.to_path_buf(), problems: checker.problems }),
+            (_, _) => Err(ConfigErrors {
+                path: path.to_path_buf(),
+                problems: checker.problems,
+            }),
         }
     }
 }
 
 fn read_genesis(path: &Path) -> Result<Genesis, String> {
-    let bytes = std::fs::read(path).map_err(|error| format!("genesis \"{}\" cannot be read: {error}", path.display()))?;
+    let bytes =
+        std::fs::read(path).map_err(|error| format!("genesis \"{}\" cannot be read: {error}", path.display()))?;
     decode(&bytes).map_err(|error| format!("genesis \"{}\" is not a genesis file: {error}", path.display()))
 }
 
@@ -130,7 +137,12 @@ impl Checker {
         self.problems.push(text);
     }
 
-    fn unit<T>(&mut self, key: &str, value: Option<&WithUnit>, parse: impl Fn(&str) -> Result<T, UnitError>) -> Option<T> {
+    fn unit<T>(
+        &mut self,
+        key: &str,
+        value: Option<&WithUnit>,
+        parse: impl Fn(&str) -> Result<T, UnitError>,
+    ) -> Option<T> {
         match parse(&value?.0) {
             Ok(value) => Some(value),
             Err(error) => {
@@ -143,7 +155,9 @@ impl Checker {
     fn address(&mut self, key: &str, text: &str) -> Option<SocketAddr> {
         let parsed = text.parse().ok();
         if parsed.is_none() {
-            self.problem(format!("{key}: \"{text}\" is not an address such as \"127.0.0.1:41001\""));
+            self.problem(format!(
+                "{key}: \"{text}\" is not an address such as \"127.0.0.1:41001\""
+            ));
         }
         parsed
     }
@@ -174,17 +188,27 @@ impl Checker {
 
     fn device(&mut self, file: &ConfigFile, genesis: &Genesis, registry: &Registry) -> Option<Member> {
         let Some(me) = registry.by_label(&file.label).cloned() else {
-            self.problem(format!("label: \"{}\" is no device of the genesis file of fleet {}", file.label, genesis.chain_id()));
+            self.problem(format!(
+                "label: \"{}\" is no device of the genesis file of fleet {}",
+                file.label,
+                genesis.chain_id()
+            ));
             return None;
         };
         let Some(cluster) = me.cluster.filter(|_| me.kind == Kind::Drone) else {
-            self.problem(format!("label: \"{}\" is no drone but a {:?} in the genesis file", file.label, me.kind));
+            self.problem(format!(
+                "label: \"{}\" is no drone but a {:?} in the genesis file",
+                file.label, me.kind
+            ));
             return None;
         };
         let name = genesis.clusters[cluster.0 as usize].label.as_str();
         if file.cluster.as_deref().is_some_and(|named| named != name) {
             let named = file.cluster.as_deref().unwrap_or_default();
-            self.problem(format!("cluster: \"{named}\", but the genesis file puts \"{}\" into cluster \"{name}\"", file.label));
+            self.problem(format!(
+                "cluster: \"{named}\", but the genesis file puts \"{}\" into cluster \"{name}\"",
+                file.label
+            ));
         }
         Some(me)
     }
@@ -203,7 +227,10 @@ impl Checker {
             };
             let is_of_my_cluster = me.is_some_and(|me| me.cluster == peer.cluster);
             if peer.kind != Kind::Validator && !is_of_my_cluster && me.is_some() {
-                self.problem(format!("peer: \"{}\" is neither a validator nor a member of this cluster", row.label));
+                self.problem(format!(
+                    "peer: \"{}\" is neither a validator nor a member of this cluster",
+                    row.label
+                ));
             }
             peers.extend(address.map(|address| (peer.id, address)));
         }
@@ -212,12 +239,27 @@ impl Checker {
 
     fn raft(&mut self, file: &ConfigFile) -> RaftConfig {
         let link = &file.link;
-        let mut raft = RaftConfig { cluster_name: file.label.clone(), ..RaftConfig::for_profile(link.profile) };
+        let mut raft = RaftConfig {
+            cluster_name: file.label.clone(),
+            ..RaftConfig::for_profile(link.profile)
+        };
         let rows: [(&str, Option<&WithUnit>, &mut u64); 6] = [
             ("link.heartbeat", link.heartbeat.as_ref(), &mut raft.heartbeat_ms),
-            ("link.election_timeout_min", link.election_timeout_min.as_ref(), &mut raft.election_timeout_ms_min),
-            ("link.election_timeout_max", link.election_timeout_max.as_ref(), &mut raft.election_timeout_ms_max),
-            ("link.quorum_probe", link.quorum_probe.as_ref(), &mut raft.quorum_probe_ms),
+            (
+                "link.election_timeout_min",
+                link.election_timeout_min.as_ref(),
+                &mut raft.election_timeout_ms_min,
+            ),
+            (
+                "link.election_timeout_max",
+                link.election_timeout_max.as_ref(),
+                &mut raft.election_timeout_ms_max,
+            ),
+            (
+                "link.quorum_probe",
+                link.quorum_probe.as_ref(),
+                &mut raft.quorum_probe_ms,
+            ),
             ("link.rtt_p999", link.rtt_p999.as_ref(), &mut raft.rtt_ms_p999),
             ("disk.fsync_p99", file.disk.fsync_p99.as_ref(), &mut raft.fsync_ms_p99),
         ];
@@ -247,7 +289,10 @@ impl Checker {
             ..Limits::for_raft(raft)
         };
         let deadline = self.unit("link.write_deadline", write_deadline.as_ref(), units::duration);
-        let limits = Limits { write_deadline: deadline.unwrap_or(limits.write_deadline), ..limits };
+        let limits = Limits {
+            write_deadline: deadline.unwrap_or(limits.write_deadline),
+            ..limits
+        };
         let election_ms = u128::from(raft.election_timeout_ms_max);
         if limits.write_deadline.as_millis() <= election_ms {
             self.problem(format!(
@@ -257,7 +302,10 @@ impl Checker {
         }
         let least = 4 * common::limits::BATCH_BYTES_MAX as u64;
         if limits.outbox_bytes_max < least {
-            self.problem(format!("limits.outbox_bytes {} B must be at least {least} B (four batches)", limits.outbox_bytes_max));
+            self.problem(format!(
+                "limits.outbox_bytes {} B must be at least {least} B (four batches)",
+                limits.outbox_bytes_max
+            ));
         }
         limits
     }

@@ -56,8 +56,14 @@ fn good_file_is_read_with_paths_beside_it() {
     let fleet = Fleet::dev();
     assert_eq!((config.device, config.cluster), (fleet.idx("c1-1"), ClusterId(0)));
     assert_eq!(config.data_dir, dir.0.path().join("data"));
-    assert_eq!(config.peers.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [fleet.id("c1-2"), fleet.id("v1")]);
-    assert_eq!((config.raft.heartbeat_ms, config.raft.election_timeout_ms_max), (150, 600));
+    assert_eq!(
+        config.peers.iter().map(|(id, _)| *id).collect::<Vec<_>>(),
+        [fleet.id("c1-2"), fleet.id("v1")]
+    );
+    assert_eq!(
+        (config.raft.heartbeat_ms, config.raft.election_timeout_ms_max),
+        (150, 600)
+    );
     assert_eq!(config.limits.outbox_bytes_max, 1 << 20);
 }
 
@@ -72,7 +78,10 @@ fn number_without_unit_and_wrong_unit_are_refused() {
     let bare = Dir::new().problems(&GOOD.replace("\"150ms\"", "150"));
     assert!(bare[0].contains("a text with a unit"), "{bare:?}");
     let wrong = Dir::new().problems(&GOOD.replace("\"1MiB\"", "\"1mb\""));
-    assert_eq!(wrong, ["limits.outbox_bytes: \"1mb\" needs one of the units B, KiB, MiB, GiB"]);
+    assert_eq!(
+        wrong,
+        ["limits.outbox_bytes: \"1mb\" needs one of the units B, KiB, MiB, GiB"]
+    );
 }
 
 #[test]
@@ -99,11 +108,20 @@ fn every_problem_is_listed_with_both_keys_and_values() {
 #[test]
 fn device_of_another_fleet_or_kind_is_refused() {
     let stranger = Dir::new().problems(&GOOD.replace("label = \"c1-1\"", "label = \"c9-1\""));
-    assert!(stranger[0].starts_with("label: \"c9-1\" is no device of the genesis file"), "{stranger:?}");
+    assert!(
+        stranger[0].starts_with("label: \"c9-1\" is no device of the genesis file"),
+        "{stranger:?}"
+    );
     let validator = Dir::new().problems(&GOOD.replace("label = \"c1-1\"", "label = \"v2\""));
-    assert_eq!(validator[0], "label: \"v2\" is no drone but a Validator in the genesis file");
+    assert_eq!(
+        validator[0],
+        "label: \"v2\" is no drone but a Validator in the genesis file"
+    );
     let foreign = Dir::new().problems(&GOOD.replace("\"c1-2\"", "\"c2-1\""));
-    assert_eq!(foreign, ["peer: \"c2-1\" is neither a validator nor a member of this cluster"]);
+    assert_eq!(
+        foreign,
+        ["peer: \"c2-1\" is neither a validator nor a member of this cluster"]
+    );
 }
 
 #[test]

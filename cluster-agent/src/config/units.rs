@@ -52,7 +52,13 @@ pub enum UnitError {
 /// # Errors
 /// [`UnitError`].
 pub fn duration(text: &str) -> Result<Duration, UnitError> {
-    const UNITS: [(&str, u64); 5] = [("us", 1), ("ms", 1_000), ("s", 1_000_000), ("m", 60_000_000), ("h", 3_600_000_000)];
+    const UNITS: [(&str, u64); 5] = [
+        ("us", 1),
+        ("ms", 1_000),
+        ("s", 1_000_000),
+        ("m", 60_000_000),
+        ("h", 3_600_000_000),
+    ];
     parse(text, &UNITS, "us, ms, s, m, h").map(Duration::from_micros)
 }
 
@@ -73,9 +79,14 @@ fn parse(text: &str, units: &[(&str, u64)], names: &'static str) -> Result<u64, 
     }
     let unit = unit.trim_start();
     let factor = units.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor);
-    let factor = factor.ok_or_else(|| UnitError::Unit { text: text.to_owned(), units: names })?;
+    let factor = factor.ok_or_else(|| UnitError::Unit {
+        text: text.to_owned(),
+        units: names,
+    })?;
     let number: Option<u64> = digits.parse().ok();
-    number.and_then(|number| number.checked_mul(factor)).ok_or_else(|| UnitError::TooLarge(text.to_owned()))
+    number
+        .and_then(|number| number.checked_mul(factor))
+        .ok_or_else(|| UnitError::TooLarge(text.to_owned()))
 }
 
 #[cfg(test)]
@@ -87,8 +98,14 @@ mod tests {
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(duration("2 s"), Ok(Duration::from_secs(2)));
         assert_eq!(size("64KiB"), Ok(65_536));
-        assert_eq!(duration("250").unwrap_err().to_string(), "\"250\" needs one of the units us, ms, s, m, h");
-        assert_eq!(size("64kb").unwrap_err().to_string(), "\"64kb\" needs one of the units B, KiB, MiB, GiB");
+        assert_eq!(
+            duration("250").unwrap_err().to_string(),
+            "\"250\" needs one of the units us, ms, s, m, h"
+        );
+        assert_eq!(
+            size("64kb").unwrap_err().to_string(),
+            "\"64kb\" needs one of the units B, KiB, MiB, GiB"
+        );
         assert!(matches!(duration("ms"), Err(UnitError::NoNumber(_))));
         assert!(matches!(duration("-1s"), Err(UnitError::NoNumber(_))));
         assert!(matches!(size("99999999999GiB"), Err(UnitError::TooLarge(_))));

@@ -11,12 +11,7 @@
 //! # Invariants
 //! * attest-once: see [`cluster_core::attestation`].
 
-use std::{
-    collections::BTreeMap,
-    io,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
 use cluster_core::{
     Shared,
@@ -105,7 +100,13 @@ impl Attester {
         let records: Result<Vec<GuardRecord>, _> = records.iter().map(|(_, bytes)| decode(bytes)).collect();
         let guard = AttestGuard::replay(records.map_err(GuardError::Damaged)?)?;
         let rewritten_bytes = journal.bytes();
-        Ok(Self { guard, journal, rewritten_bytes, sent: BTreeMap::new(), last_leader: None })
+        Ok(Self {
+            guard,
+            journal,
+            rewritten_bytes,
+            sent: BTreeMap::new(),
+            last_leader: None,
+        })
     }
 }
 
@@ -131,7 +132,10 @@ impl Shell {
             let synced = durable.get();
             // A snapshot stands for what it covers, and was made durable before it was installed.
             let covered = self.raft.status().snapshot.index;
-            match self.sign_closed(&mut attester, synced.max(covered).min(pulse.applied.index)).await {
+            match self
+                .sign_closed(&mut attester, synced.max(covered).min(pulse.applied.index))
+                .await
+            {
                 Step::Signed(attestations) => self.begin_sending(&mut attester, attestations),
                 Step::Forked(why) => {
                     self.raft.quarantine(&why);
@@ -149,7 +153,9 @@ impl Shell {
             });
             let flushed = durable.wait_until(|now| waits_for_disk && *now != synced);
             let news = futures::future::select(Box::pin(closed), Box::pin(flushed));
-            let _ = self.within(Duration::from_micros(self.usual_final_us().min(500_000)), news).await;
+            let _ = self
+                .within(Duration::from_micros(self.usual_final_us().min(500_000)), news)
+                .await;
         }
     }
 
@@ -211,7 +217,11 @@ impl Shell {
                 tracing::error!(?refusal, "an own attestation does not count");
             }
             self.send_attestation(leader, &attestation);
-            let sent = Sent { to_all_at_us: now_us.saturating_add(pause_us), pause_us, attestation };
+            let sent = Sent {
+                to_all_at_us: now_us.saturating_add(pause_us),
+                pause_us,
+                attestation,
+            };
             attester.sent.insert(sent.attestation.seq, sent);
         }
     }
@@ -228,8 +238,13 @@ impl Shell {
     }
 
     fn send_attestation(self: &Arc<Self>, to: Option<RaftNodeId>, attestation: &Attestation) {
-        let Some(device) = to.filter(|to| *to != self.me.raft).and_then(|to| self.device_of(to)) else { return };
-        let call = self.ports.transport.call(device, FrameKind::Attest, body(attestation), SEND_DEADLINE);
+        let Some(device) = to.filter(|to| *to != self.me.raft).and_then(|to| self.device_of(to)) else {
+            return;
+        };
+        let call = self
+            .ports
+            .transport
+            .call(device, FrameKind::Attest, body(attestation), SEND_DEADLINE);
         self.spawn("send-attestation", call.map(|_| ()).boxed());
     }
 
@@ -252,7 +267,9 @@ impl Shell {
             return Err(Refusal::new(RefusalCode::Invalid, "an attestation of another member"));
         }
         let seq = attestation.seq;
-        let taken = self.machine.with(|state| lock(&self.collector).add(&state.queue, attestation));
+        let taken = self
+            .machine
+            .with(|state| lock(&self.collector).add(&state.queue, attestation));
         match taken {
             Ok(certified) => {
                 if certified.is_some() {

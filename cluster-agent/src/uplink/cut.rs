@@ -35,7 +35,9 @@ impl Shell {
             let interval_us = u64::try_from(self.limits.batch_interval.as_micros()).unwrap_or(u64::MAX);
             let cut_at = open_since_us.map(|(_, since)| since.saturating_add(interval_us));
             let is_silent = pulse.open_len == 0 && pulse.last_final == pulse.closed;
-            let beat_at = closed.map(|(_, at)| at.saturating_add(beat_after_us)).filter(|_| is_silent);
+            let beat_at = closed
+                .map(|(_, at)| at.saturating_add(beat_after_us))
+                .filter(|_| is_silent);
             let due = match (cut_at, beat_at) {
                 (Some(at), _) if at <= now_us => Some(LogEntry::Cut { seq: open_seq }),
                 (None, Some(at)) if at <= now_us => Some(LogEntry::Beat { seq: open_seq }),
@@ -48,7 +50,9 @@ impl Shell {
                 None => {
                     let next = cut_at.or(beat_at).map_or(beat_after_us, |at| at.saturating_sub(now_us));
                     let wait = Duration::from_micros(next.clamp(1_000, 1_000_000));
-                    let _ = self.within(wait, self.machine.pulse().wait_until(|now| *now != pulse)).await;
+                    let _ = self
+                        .within(wait, self.machine.pulse().wait_until(|now| *now != pulse))
+                        .await;
                 }
             }
         }

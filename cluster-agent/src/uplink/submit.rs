@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use crate::shell::{Shell, lock};
 use bytes::Bytes;
 use cluster_core::attestation::AttestError;
 use common::{
@@ -27,12 +28,13 @@ use common::{
     },
 };
 use futures::FutureExt;
-use crate::shell::{Shell, lock};
 
 /// Batches in flight.
 const IN_FLIGHT_MAX: usize = 8;
-/// One submission must be answered within this time.
-const SUBMIT_DEADLINE: Duration = Duration::from_secs(5);
+/// One submission must be answered within the usual time to finality, within these bounds: then the
+/// next validator is asked, and a batch that comes twice is stored once.
+const SUBMIT_US_MIN: u64 = 500_000;
+const SUBMIT_US_MAX: u64 = 5_000_000;
 /// What is usual before anything was measured, microseconds.
 const USUAL_US_FIRST: u64 = 300_000;
 /// Bounds of what is taken for usual.
@@ -80,7 +82,9 @@ impl Validators {
     }
 
     fn is_resting(&self, device: &DeviceId, now_us: u64) -> bool {
-        lock(&self.breakers).get(device).is_some_and(|breaker| breaker.open_until_us > now_us)
+        lock(&self.breakers)
+            .get(device)
+            .is_some_and(|breaker| breaker.open_until_us > now_us)
     }
 }
 
@@ -131,9 +135,10 @@ impl Shell {
             let now_us = self.now_us();
             let next_us = self.submit_due(&mut flights, now_us);
             let wait = Duration::from_micros(next_us.saturating_sub(now_us).clamp(1_000, 1_000_000));
-            let closed = self.machine.pulse().wait_until(|now| {
-                (now.closed, now.last_final) != (pulse.closed, pulse.last_final)
-            });
+            let closed = self
+                .machine
+                .pulse()
+                .wait_until(|now| (now.closed, now.last_final) != (pulse.closed, pulse.last_final));
             let certified = self.certified.wait_until(|now| *now != certified_seen);
             let any = futures::future::select(Box::pin(closed), Box::pin(certified));
             let _ = self.within(wait, any).await;
@@ -155,7 +160,9 @@ impl Shell {
         let open = flights.split_off(&last_final.next());
         let now_us = self.now_us();
         for flight in core::mem::replace(flights, open).into_values() {
-            let Some(submitted_us) = flight.submitted_us else { continue };
+            let Some(submitted_us) = flight.submitted_us else {
+                continue;
+            };
             let took_us = now_us.saturating_sub(submitted_us);
             let mut usual = lock(&self.validators.usual_us);
             *usual = ((7 * *usual + took_us) / 8).clamp(USUAL_US_MIN, USUAL_US_MAX);
@@ -172,7 +179,11 @@ impl Shell {
         });
         let mut look_us = now_us.saturating_add(1_000_000);
         for seq in seqs {
-            let first_delay_us = if is_leader { 0 } else { 2 * usual_us + self.ports.entropy.below(usual_us) };
+            let first_delay_us = if is_leader {
+                0
+            } else {
+                2 * usual_us + self.ports.entropy.below(usual_us)
+            };
             let flight = flights.entry(seq).or_insert_with(|| Flight {
                 first_us: now_us,
                 next_us: now_us.saturating_add(first_delay_us),
@@ -187,11 +198,15 @@ impl Shell {
                 look_us = look_us.min(flight.next_us);
                 continue;
             }
-            let batch = self.machine.with(|state| lock(&self.collector).certified(&state.queue, seq));
+            let batch = self
+                .machine
+                .with(|state| lock(&self.collector).certified(&state.queue, seq));
             // Not certified yet: an attestation wakes this task.
             let Some(batch) = batch else { continue };
             let body = Bytes::from(batch.encoded());
-            let is_late = flight.submitted_us.is_some_and(|at| now_us.saturating_sub(at) >= 4 * usual_us);
+            let is_late = flight
+                .submitted_us
+                .is_some_and(|at| now_us.saturating_sub(at) >= 4 * usual_us);
             flight.is_widened |= is_late;
             self.submit_to_some(seq, &body, flight.tries, flight.is_widened);
             flight.submitted_us.get_or_insert(now_us);
@@ -238,7 +253,9 @@ impl Shell {
     /// Submits to `device`; if it fails, to the next ones.
     async fn submit_until_taken(&self, seq: BatchSeq, body: Bytes, device: DeviceId, rest: Vec<DeviceId>) {
         for device in std::iter::once(device).chain(rest) {
-            let Some(receipt) = self.submit_to(seq, body.clone(), device).await else { continue };
+            let Some(receipt) = self.submit_to(seq, body.clone(), device).await else {
+                continue;
+            };
             if let BatchReceipt::Parked { next } = receipt {
                 self.fill_gap(next, seq, device).await;
             }
@@ -247,18 +264,27 @@ impl Shell {
     }
 
     async fn submit_to(&self, seq: BatchSeq, body: Bytes, device: DeviceId) -> Option<BatchReceipt> {
-        let call = self.ports.transport.call(device, FrameKind::SubmitBatch, body, SUBMIT_DEADLINE);
+        let deadline = Duration::from_micros(self.usual_final_us().clamp(SUBMIT_US_MIN, SUBMIT_US_MAX));
+        let call = self
+            .ports
+            .transport
+            .call(device, FrameKind::SubmitBatch, body, deadline);
         let receipt = call.await.map_err(|error| error.to_string());
         let receipt = receipt.and_then(|bytes| decode(&bytes).map_err(|error| error.to_string()));
-        self.validators.note(device, receipt.is_ok(), self.now_us(), self.ports.entropy.next_u64());
-        receipt.map_err(|error| tracing::debug!(%device, %seq, error, "a validator did not take a batch")).ok()
+        self.validators
+            .note(device, receipt.is_ok(), self.now_us(), self.ports.entropy.next_u64());
+        receipt
+            .map_err(|error| tracing::debug!(%device, %seq, error, "a validator did not take a batch"))
+            .ok()
     }
 
     /// A validator lacks batches before `seq`: it gets those that are certified here.
     async fn fill_gap(&self, next: BatchSeq, seq: BatchSeq, device: DeviceId) {
         let missing = (next.0..seq.0).map(BatchSeq).take(IN_FLIGHT_MAX);
         for seq in missing {
-            let batch = self.machine.with(|state| lock(&self.collector).certified(&state.queue, seq));
+            let batch = self
+                .machine
+                .with(|state| lock(&self.collector).certified(&state.queue, seq));
             let Some(batch) = batch else { return };
             if self.submit_to(seq, batch.encoded().into(), device).await.is_none() {
                 return;

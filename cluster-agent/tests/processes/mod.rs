@@ -57,7 +57,10 @@ pub fn device_key(label: &str) -> KeyFile {
 /// Ports that were free a moment ago; held together so that they differ.
 fn free_ports(count: usize) -> Vec<u16> {
     let sockets: Vec<UdpSocket> = (0..count).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
-    sockets.iter().map(|socket| socket.local_addr().unwrap().port()).collect()
+    sockets
+        .iter()
+        .map(|socket| socket.local_addr().unwrap().port())
+        .collect()
 }
 
 impl Place {
@@ -66,7 +69,11 @@ impl Place {
         let fleet = Fleet::new(1, 3, 4);
         let place = Self {
             ca: CertificateAuthority::new(fleet.genesis.fleet.as_str(), &device_key("ca")).unwrap(),
-            ports: AGENTS.iter().map(|label| label.to_string()).zip(free_ports(3)).collect(),
+            ports: AGENTS
+                .iter()
+                .map(|label| label.to_string())
+                .zip(free_ports(3))
+                .collect(),
             fleet,
             dir: tempfile::tempdir().unwrap(),
             now_unix_s: MachineClock::new().wall().0 / 1_000_000,
@@ -115,9 +122,18 @@ impl Place {
 
     /// Starts the process of `label`; its log goes to `LABEL/log.txt`.
     pub fn spawn(&self, label: &str) -> Process {
-        let log = fs::File::options().create(true).append(true).open(self.path(label).join("log.txt")).unwrap();
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.path(label).join("log.txt"))
+            .unwrap();
         let mut command = command(&self.config_path(label));
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
         Process(child)
     }
 
@@ -126,7 +142,12 @@ impl Place {
         let said = self.path(label).join("said.txt");
         let stderr = fs::File::create(&said).unwrap();
         let mut command = command(&self.config_path(label));
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).spawn().unwrap();
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .spawn()
+            .unwrap();
         let mut process = Process(child);
         let clock = MachineClock::new();
         let begun = clock.now();
@@ -135,7 +156,10 @@ impl Place {
             if let Some(status) = process.0.try_wait().unwrap() {
                 return (status.code().unwrap_or(-1), fs::read_to_string(&said).unwrap());
             }
-            assert!(clock.now().ms_since(begun) < PATIENCE.as_millis() as u64, "{label} does not end: {text}");
+            assert!(
+                clock.now().ms_since(begun) < PATIENCE.as_millis() as u64,
+                "{label} does not end: {text}"
+            );
             std::thread::sleep(LOOK);
         }
     }
@@ -200,7 +224,11 @@ impl Operator {
             identity,
             genesis: Arc::new(fleet.genesis.clone()),
             registry: SharedRegistry::new(Arc::new(fleet.registry.clone())),
-            addresses: place.ports.iter().map(|(label, port)| (fleet.id(label), address(port))).collect(),
+            addresses: place
+                .ports
+                .iter()
+                .map(|(label, port)| (fleet.id(label), address(port)))
+                .collect(),
             hello: hello_of(fleet.chain, fleet.id("op1")),
         };
         let spawner = TokioSpawner::new(tokio::runtime::Handle::current(), OnPanic::Log);
@@ -211,13 +239,19 @@ impl Operator {
             Arc::new(MachineClock::new()),
             Arc::new(MachineEntropy::new()),
         );
-        Self { transport: transport.unwrap(), fleet }
+        Self {
+            transport: transport.unwrap(),
+            fleet,
+        }
     }
 
     pub async fn ask(&self, label: &str, request: &OpRequest) -> Result<OpAnswer, CallError> {
         let body = encode(request).into();
         let deadline = Duration::from_secs(10);
-        let answer = self.transport.call(self.fleet.id(label), FrameKind::Operate, body, deadline).await?;
+        let answer = self
+            .transport
+            .call(self.fleet.id(label), FrameKind::Operate, body, deadline)
+            .await?;
         Ok(decode(&answer).expect("an agent's answer decodes"))
     }
 

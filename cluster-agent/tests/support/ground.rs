@@ -10,9 +10,9 @@ use std::{
 use bytes::Bytes;
 use common::{
     batch::{BatchItem, CertifiedBatch},
+    block::FinalizedBlock,
     codec::{BoundedVec, decode, encode},
     entry::VerifyEach,
-    block::FinalizedBlock,
     global_queue::{GlobalQueue, OrderedBatch},
     ids::{BatchSeq, Digest, EntryId, Height},
     testing::{BlockChain, Fleet, GENESIS_TIME},
@@ -59,7 +59,11 @@ impl Ground {
             parked: BTreeMap::new(),
             submissions: 0,
         };
-        Self { state: Arc::new(Mutex::new(state)), grown: Arc::default(), clock }
+        Self {
+            state: Arc::new(Mutex::new(state)),
+            grown: Arc::default(),
+            clock,
+        }
     }
 
     /// Batches executed, in order.
@@ -125,7 +129,11 @@ impl Ground {
             }
             if tokio::time::timeout_at(until, grown).await.is_err() {
                 // Nothing waits: an empty block, so that custody and age move on.
-                self.state.lock().unwrap().execute(Vec::new(), &self.clock).expect("an empty block is valid");
+                self.state
+                    .lock()
+                    .unwrap()
+                    .execute(Vec::new(), &self.clock)
+                    .expect("an empty block is valid");
                 self.grown.notify_waiters();
             }
         }
@@ -136,13 +144,24 @@ impl State {
     fn execute(&mut self, batches: Vec<CertifiedBatch>, clock: &TokioClock) -> Result<(), String> {
         let mut verified = Vec::new();
         for batch in &batches {
-            verified.push(self.queue.verify_batch(batch.clone()).map_err(|error| error.to_string())?);
+            verified.push(
+                self.queue
+                    .verify_batch(batch.clone())
+                    .map_err(|error| error.to_string())?,
+            );
         }
         let now_ms = clock.now().us / 1_000;
         let last_ms = (self.chain.time.0 - GENESIS_TIME.0) / 1_000;
-        let block = self.chain.block(&self.fleet, &batches, now_ms.saturating_sub(last_ms).max(1));
-        let ordered: Vec<_> = verified.iter().map(|batch| Some(OrderedBatch::certified(batch))).collect();
-        self.queue.apply(&block, &ordered, &mut VerifyEach).map_err(|error| format!("{error:?}"))?;
+        let block = self
+            .chain
+            .block(&self.fleet, &batches, now_ms.saturating_sub(last_ms).max(1));
+        let ordered: Vec<_> = verified
+            .iter()
+            .map(|batch| Some(OrderedBatch::certified(batch)))
+            .collect();
+        self.queue
+            .apply(&block, &ordered, &mut VerifyEach)
+            .map_err(|error| format!("{error:?}"))?;
         for batch in batches {
             self.batches.insert(batch.digest(&self.fleet.chain), batch.clone());
             self.executed.push(batch);

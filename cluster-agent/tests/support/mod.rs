@@ -50,7 +50,9 @@ pub struct TokioClock(tokio::time::Instant);
 
 impl Clock for TokioClock {
     fn now(&self) -> Instant {
-        Instant { us: 1_000_000 + self.0.elapsed().as_micros() as u64 }
+        Instant {
+            us: 1_000_000 + self.0.elapsed().as_micros() as u64,
+        }
     }
 
     fn wall(&self) -> BlockTime {
@@ -89,7 +91,11 @@ pub struct Disks {
 
 impl Disks {
     fn new() -> Self {
-        Self { files: MemoryDisk::new(), log: Arc::default(), snapshots: MemorySnapshots::default() }
+        Self {
+            files: MemoryDisk::new(),
+            log: Arc::default(),
+            snapshots: MemorySnapshots::default(),
+        }
     }
 }
 
@@ -186,7 +192,10 @@ impl Net {
 
     /// The agent's process dies at once: what was not durable is gone.
     pub async fn crash(&mut self, label: &str) {
-        let running = self.running.remove(label).unwrap_or_else(|| panic!("{label} does not run"));
+        let running = self
+            .running
+            .remove(label)
+            .unwrap_or_else(|| panic!("{label} does not run"));
         self.network.leave(&self.fleet.id(label));
         running.process.kill();
         // Raft's own tasks end with its handle; the disk below has been cut off from it.
@@ -201,10 +210,21 @@ impl Net {
     /// Waits until all that run know one leader which a quorum has acknowledged.
     pub async fn leader(&self) -> String {
         let known = self.eventually("a leader is known to all", || {
-            let leaders: Vec<_> = self.running.values().map(|running| running.agent.raft().status().leader).collect();
+            let leaders: Vec<_> = self
+                .running
+                .values()
+                .map(|running| running.agent.raft().status().leader)
+                .collect();
             let leader = leaders.first().copied().flatten()?;
             let label = self.fleet.label(leader.idx()).to_owned();
-            let is_acked = self.running.get(&label)?.agent.raft().status().quorum_acked_age_ms.is_some();
+            let is_acked = self
+                .running
+                .get(&label)?
+                .agent
+                .raft()
+                .status()
+                .quorum_acked_age_ms
+                .is_some();
             (leaders.iter().all(|other| *other == Some(leader)) && is_acked).then_some(label)
         });
         known.await
@@ -212,7 +232,11 @@ impl Net {
 
     pub async fn follower(&self) -> String {
         let leader = self.leader().await;
-        self.running.keys().find(|label| **label != leader).expect("three agents run").clone()
+        self.running
+            .keys()
+            .find(|label| **label != leader)
+            .expect("three agents run")
+            .clone()
     }
 
     /// Waits in virtual time until `look` finds something.
@@ -230,7 +254,8 @@ impl Net {
     /// Cuts `label` off from all other agents, or heals that.
     pub fn set_island(&self, label: &str, is_cut_off: bool) {
         for other in AGENTS.iter().filter(|other| **other != label) {
-            self.network.set_link(self.fleet.id(label), self.fleet.id(other), !is_cut_off);
+            self.network
+                .set_link(self.fleet.id(label), self.fleet.id(other), !is_cut_off);
         }
     }
 
@@ -238,7 +263,8 @@ impl Net {
     pub fn set_ground(&self, is_up: bool) {
         for label in AGENTS {
             for validator in ["v1", "v2", "v3", "v4"] {
-                self.network.set_link(self.fleet.id(label), self.fleet.id(validator), is_up);
+                self.network
+                    .set_link(self.fleet.id(label), self.fleet.id(validator), is_up);
             }
         }
     }
@@ -266,7 +292,11 @@ impl Net {
 
     /// A task as `label` sees it.
     pub async fn task(&self, label: &str, task: TaskId, consistency: Consistency) -> Option<TaskView> {
-        let request = OpRequest::Task { task, consistency, staleness_ms_max: None };
+        let request = OpRequest::Task {
+            task,
+            consistency,
+            staleness_ms_max: None,
+        };
         match self.agent(label).answer(request).await {
             OpAnswer::Task { task, .. } => task,
             other => panic!("{label} answered {other:?}"),
