@@ -84,10 +84,10 @@ impl World {
         if op.flags & 2 != 0 {
             task.places = vec![place_in(u32::from(op.task % 4))].try_into().unwrap();
         }
-        if op.flags & 4 != 0 {
-            task.deadline = Some(self.ledger.queue.time().plus_ms(u64::from(op.task) * 20));
+        if op.flags % 8 == 4 {
+            task.deadline = Some(self.ledger.queue.time().plus_ms(u64::from(op.task) * 100));
         }
-        if op.flags & 8 != 0 && !self.tasks.is_empty() {
+        if op.flags % 16 == 8 && !self.tasks.is_empty() {
             let mut after = vec![self.pick(op.task), self.pick(op.task.wrapping_add(op.flags))];
             after.sort_unstable();
             after.dedup();
@@ -100,6 +100,16 @@ impl World {
         self.tasks[usize::from(number) % self.tasks.len()]
     }
 
+    /// Mostly an open task of the cluster, so that histories get somewhere; sometimes any.
+    fn pick_of(&self, cluster: ClusterId, op: &Op) -> TaskId {
+        let own: Vec<TaskId> = self.ledger.queue.open_tasks_of(cluster).map(|row| row.id).collect();
+        if own.is_empty() || op.verdict >= 224 {
+            self.pick(op.task)
+        } else {
+            own[usize::from(op.task) % own.len()]
+        }
+    }
+
     fn entry(&mut self, op: &Op, cluster: ClusterId) -> SignedEntry {
         let drone = format!("c{}-1", u32::from(op.drone) % 3 + 1);
         let author = if op.flags & 16 == 0 { drone.as_str() } else { "op1" };
@@ -108,17 +118,17 @@ impl World {
         } else {
             Scope::Cluster
         };
-        if op.kind < 5 || self.tasks.is_empty() {
+        if op.kind < 3 || self.tasks.is_empty() {
             let task = self.new_task(op);
             let entry = self.ledger.submit(author, cluster, scope, &task);
             self.tasks.push(entry.id(&self.ledger.fleet.chain).into());
             return entry;
         }
-        let id = self.pick(op.task);
+        let id = self.pick_of(cluster, op);
         let known = self.ledger.queue.task(&id);
         let fence = known
             .and_then(|row| row.standing.life.holder)
-            .filter(|_| op.flags & 64 == 0)
+            .filter(|_| op.flags & 0b1100_0000 != 0)
             .map_or(
                 Fence {
                     assignment: Assignment(1),
@@ -130,7 +140,7 @@ impl World {
         let assignment = known.map_or(Assignment(0), |row| row.standing.assignment);
         let counter = HolderCounter(u64::from(op.flags));
         let action = match op.kind {
-            5..=7 => Action::Claim {
+            3..=7 => Action::Claim {
                 task: id,
                 assignment,
                 counter,
@@ -146,12 +156,12 @@ impl World {
                 task: id,
                 fence,
                 counter,
-                retriable: op.flags & 128 != 0,
+                retriable: op.flags & 1 != 0,
             },
             12 => release(id, fence),
             13 => Action::Requeue {
                 task: id,
-                cause: if op.flags & 128 == 0 {
+                cause: if op.flags & 1 == 0 {
                     Cause::Operator
                 } else {
                     Cause::LeaseEnded {
@@ -171,7 +181,7 @@ impl World {
         let rows = ops
             .iter()
             .map(|op| {
-                let verdict = match op.verdict % 8 {
+                let verdict = match op.verdict % 16 {
                     0 => Verdict::Late,
                     1 => Verdict::Rejected(Reason::Fenced),
                     _ => Verdict::Granted,
@@ -201,7 +211,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn random_histories_keep_every_invariant_and_snapshots_replay(steps in prop::collection::vec(step(), 1..14)) {
+    fn random_histories_keep_every_invariant_and_snapshots_replay(steps in prop::collection::vec(step(), 1..20)) {
         let mut world = World::new();
         let genesis = world.ledger.fleet.genesis.clone();
         let mut twin = GlobalQueue::genesis(&genesis);
