@@ -62,7 +62,6 @@ pub enum Stop {
 
 impl Stop {
     /// A failure of the disk while doing `what`.
-    #[must_use]
     pub fn storage(what: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Storage { what, source }
     }

@@ -296,10 +296,11 @@ impl Intake {
         let mut batches = Vec::new();
         let refs = blocks.iter().flat_map(|block| block.block.refs.iter());
         for name in refs.filter(|name| name.cluster != follow.cluster) {
+            // Final before it came here, or referred to in vain: the follower asks by digest.
             let Some(bytes) = self.batches.bytes(&name.digest)? else {
                 continue;
             };
-            // In order and without gaps as far as they go: the follower applies them as it reads.
+            // In order as far as they go: the follower applies them as it reads.
             if bytes.len() > room || batches.len() == 1024 {
                 break;
             }

@@ -150,8 +150,25 @@ async fn random_crashes(seed: u64) {
     for label in V {
         net.executed(label, C1, acknowledged).await;
     }
-    net.grow(2).await;
+    net.grow(3).await;
     net.assert_no_fork();
+    for label in V {
+        for number in 1..=acknowledged {
+            let entry = net
+                .fleet
+                .submit("op1", C1, number, Scope::Fleet, &task(&format!("k{number}")));
+            let task = entry.id(&net.fleet.chain).into();
+            let OpAnswer::Proof(proof) = net.ask(label, &OpRequest::Prove { task }).await else {
+                panic!("seed {seed}: {label} has no proof of task {number}")
+            };
+            let report = common::proof::verify(&proof, &net.fleet.genesis).unwrap();
+            assert_eq!(
+                report.state,
+                Some(TaskState::Assigned),
+                "seed {seed}: {label}, task {number}"
+            );
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -228,11 +228,13 @@ impl Driver {
         let now = self.now();
         let core = GlobalCore::new(self.config.clone(), ledger, recovered, now, &mut effects);
         tracing::info!(view = %core.view(), height = %core.tip().height, "voting");
-        Ok(Running {
+        let running = Running {
             core,
             timer: None,
             effects,
-        })
+        };
+        self.note_executed(&running, 0);
+        Ok(running)
     }
 
     fn recovered(&self) -> Result<Recovered, Stop> {
@@ -263,7 +265,30 @@ impl Driver {
     }
 
     fn step(&self, running: &mut Running, input: Input) {
+        let noted = running.effects.len();
         running.core.step(self.now(), input, &mut running.effects);
+        self.note_executed(running, noted);
+    }
+
+    fn execute(&self, running: &mut Running, block: &Block) -> Result<(), Stop> {
+        let gathered = self.gather(block)?;
+        let noted = running.effects.len();
+        let (now, digest) = (self.now(), block.digest());
+        running.core.execute(now, &digest, &gathered, &mut running.effects);
+        self.note_executed(running, noted);
+        Ok(())
+    }
+
+    /// Keeps the outcomes of final blocks that the last step reported as executed: the core may drop
+    /// their states in the next one.
+    fn note_executed(&self, running: &Running, noted: usize) {
+        for effect in &running.effects[noted..] {
+            if let Effect::Executed { height, digest } = effect {
+                let state = running.core.ledger().state_of(digest);
+                let state = state.expect("the state of an executed block stays until the next step");
+                self.outcomes.record(*height, state.outcomes().clone());
+            }
+        }
     }
 
     fn take_round(&mut self, running: &mut Running, first: Event) -> Result<(), Stop> {

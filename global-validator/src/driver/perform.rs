@@ -39,11 +39,7 @@ impl Driver {
                 self.step(running, input);
             }
             for block in round.execute {
-                let gathered = self.gather(&block)?;
-                let now = self.now();
-                running
-                    .core
-                    .execute(now, &block.digest(), &gathered, &mut running.effects);
+                self.execute(running, &block)?;
             }
             if let Some(last) = round.finalized.last() {
                 let header = &last.block.header;
@@ -78,11 +74,8 @@ impl Driver {
             Effect::RequestSync { to, from } => self.request_sync(to, from),
             Effect::Execute(block) => round.execute.push(*block),
             Effect::Finalized(blocks) => round.finalized.extend(blocks),
-            Effect::Executed { height, digest } => {
-                if let Some(state) = running.core.ledger().state_of(&digest) {
-                    self.outcomes.record(height, state.outcomes().clone());
-                }
-            }
+            // Noted right after the step.
+            Effect::Executed { .. } => {}
             Effect::Evidence(evidence) => tracing::warn!(?evidence, "a validator contradicted itself"),
             Effect::Halt(reason) => return Err(Stop::Diverged(reason.to_string())),
         }
