@@ -18,13 +18,14 @@ use common::{
     wire::{
         cluster::WriteOutcome,
         frame::RefusalCode,
-        op::{Mode, OpAnswer, OpRequest, WriteRefusal},
+        op::{AgentStatus, Mode, OpAnswer, OpRequest, WriteRefusal},
     },
 };
+use futures::{StreamExt, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep};
 use transport::{identity::KeyFile, ports::CallError};
 
-use super::{AskError, Client, Peer, numbers::NumberFile};
+use super::{AskError, Client, Peer, STATUS_DEADLINE, numbers::NumberFile};
 use crate::{
     exit::{Exit, Failure, Outcome, failure_of_reason, failure_of_refusal},
     files,
@@ -99,24 +100,24 @@ impl<'a> Author<'a> {
         let mut fallback = None;
         for cluster in clusters {
             let agents = context.agents(Some(*cluster));
-            let statuses = self.client.agent_status(&agents).await;
+            let statuses = self.statuses(&agents).await;
             let mut ranked: Vec<(u8, Peer)> = Vec::new();
             let (mut height, mut is_writable) = (Height(0), false);
             for (peer, status) in agents.iter().zip(&statuses) {
                 let rank = match status {
                     _ if via == Some(peer.label.as_str()) => 0,
-                    Ok(status) if status.is_leader => 1,
-                    Ok(status) if matches!(status.context.mode, Mode::Normal | Mode::Island) => 2,
-                    Ok(_) => 3,
-                    Err(_) => 4,
+                    Some(status) if status.is_leader => 1,
+                    Some(status) if matches!(status.context.mode, Mode::Normal | Mode::Island) => 2,
+                    Some(_) => 3,
+                    None => 4,
                 };
-                if let Ok(status) = status {
+                if let Some(status) = status {
                     height = height.max(status.context.global_height);
                     is_writable |= matches!(status.context.mode, Mode::Normal | Mode::Island);
                 }
                 ranked.push((rank, (*peer).clone()));
             }
-            let answered = statuses.iter().any(Result::is_ok);
+            let answered = statuses.iter().any(Option::is_some);
             ranked.sort_by_key(|(rank, _)| *rank);
             let route = Route {
                 cluster: *cluster,
@@ -131,6 +132,23 @@ impl<'a> Author<'a> {
             }
         }
         fallback.ok_or_else(|| Failure::new(Exit::NoConnection, "no agent of the clusters asked answers"))
+    }
+
+    /// Status of the agents of one cluster; those that are slower than its leader are not waited for.
+    async fn statuses(&self, agents: &[&Peer]) -> Vec<Option<AgentStatus>> {
+        let mut statuses: Vec<Option<AgentStatus>> = vec![None; agents.len()];
+        let ask = |(at, peer)| async move { (at, self.client.ask(peer, &OpRequest::Status, STATUS_DEADLINE).await) };
+        let mut asked: FuturesUnordered<_> = agents.iter().copied().enumerate().map(ask).collect();
+        while let Some((at, answer)) = asked.next().await {
+            if let Ok(OpAnswer::Agent(status)) = answer {
+                let is_leader = status.is_leader;
+                statuses[at] = Some(status);
+                if is_leader {
+                    break;
+                }
+            }
+        }
+        statuses
     }
 
     /// Marks `count` numbers of the stream through `route` as used and returns the first.

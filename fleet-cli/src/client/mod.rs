@@ -26,7 +26,11 @@ use common::{
         op::{AgentStatus, OpAnswer, OpRequest, ValidatorStatus},
     },
 };
-use futures::{FutureExt, future::join_all};
+use futures::{
+    FutureExt, StreamExt,
+    future::{Either, join_all, select},
+    stream::FuturesUnordered,
+};
 use transport::ports::{BoxFuture, CallError, Transport};
 
 pub use context::{Context, Peer};
@@ -50,6 +54,12 @@ pub struct Client {
 
 /// Says for people why the last connection to a device failed.
 type Explain = Box<dyn Fn(&DeviceId) -> Option<String> + Send + Sync>;
+
+/// How long a process may take to say how it is.
+pub const STATUS_DEADLINE: Duration = Duration::from_millis(2_500);
+
+/// How long one process is waited for before the next is asked too.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Closes the connections of a client.
 type Close = Box<dyn Fn() -> BoxFuture<()> + Send + Sync>;
@@ -140,10 +150,21 @@ impl Client {
 
     /// Asks several processes at once; answers stand in the order of `peers`.
     pub async fn ask_all(&self, peers: &[&Peer], request: &OpRequest) -> Vec<Result<OpAnswer, AskError>> {
-        join_all(peers.iter().map(|peer| self.ask(peer, request, READ_DEADLINE))).await
+        self.ask_all_within(peers, request, STATUS_DEADLINE).await
     }
 
-    /// Asks one after another until `accept` takes an answer.
+    /// The same with a deadline of the caller's.
+    pub async fn ask_all_within(
+        &self,
+        peers: &[&Peer],
+        request: &OpRequest,
+        deadline: Duration,
+    ) -> Vec<Result<OpAnswer, AskError>> {
+        join_all(peers.iter().map(|peer| self.ask(peer, request, deadline))).await
+    }
+
+    /// Asks one after another until `accept` takes an answer. One that is slow is waited for while the
+    /// next is asked.
     ///
     /// # Errors
     /// The most telling failure: a process that answered and could not says more than one that is silent.
@@ -154,8 +175,23 @@ impl Client {
         mut accept: impl FnMut(&Peer, OpAnswer) -> Option<T>,
     ) -> Outcome<T> {
         let mut best: Option<Failure> = None;
-        for peer in peers {
-            let failure = match self.ask(peer, request, READ_DEADLINE).await {
+        let mut waiting = peers.iter();
+        let mut asked = FuturesUnordered::new();
+        loop {
+            if asked.is_empty() {
+                let Some(peer) = waiting.next() else { break };
+                asked.push(self.ask_one(peer, request));
+            }
+            let patience = tokio::time::sleep(PATIENCE);
+            let (peer, answer) = match select(asked.next(), std::pin::pin!(patience)).await {
+                Either::Left((Some(answered), _)) => answered,
+                Either::Left((None, _)) => continue,
+                Either::Right(_) => {
+                    asked.extend(waiting.next().map(|peer| self.ask_one(peer, request)));
+                    continue;
+                }
+            };
+            let failure = match answer {
                 Ok(answer) => match failure_of_answer(&peer.label, &answer) {
                     Some(failure) => failure,
                     None => match accept(peer, answer) {
@@ -170,6 +206,10 @@ impl Client {
             }
         }
         Err(best.unwrap_or_else(|| Failure::new(Exit::NoConnection, "the context names no such process")))
+    }
+
+    async fn ask_one<'a>(&self, peer: &'a Peer, request: &OpRequest) -> (&'a Peer, Result<OpAnswer, AskError>) {
+        (peer, self.ask(peer, request, READ_DEADLINE).await)
     }
 
     /// Status of agents, in the order of `peers`.

@@ -4,6 +4,7 @@
 //! * It speaks to nothing but its own agent's local socket. While the agent is down it finishes what it
 //!   may still do, keeps the result, and reports it when the agent is back.
 //! * It begins to work on a task only if the lease outlasts the work, and stops when the lease ends.
+//! * A claim whose answer was lost may stand all the same: a row that says "mine" is taken up.
 //! * A claim that was granted is not permission: the row's `may_run_until_us` is.
 
 use std::{
@@ -28,7 +29,7 @@ use super::journal::{Event, Journal};
 use crate::clock;
 
 /// Tasks in hand at one time: parcels on one tour.
-const TASKS_IN_HAND_MAX: usize = 6;
+const TASKS_IN_HAND_MAX: usize = 16;
 /// Longest wait for the agent's answer.
 const CALL_DEADLINE: Duration = Duration::from_secs(8);
 /// Pause of a round in which nothing was to be done.
@@ -81,6 +82,18 @@ struct InHand {
     lease_end: Instant,
 }
 
+impl InHand {
+    fn claimed(fence: Fence, now: Instant, work: Duration) -> Self {
+        Self {
+            fence,
+            phase: Phase::Claimed,
+            since: now,
+            work,
+            lease_end: now,
+        }
+    }
+}
+
 /// The agent is gone or did not answer: connect anew.
 struct Disconnected;
 
@@ -118,6 +131,12 @@ impl Drone {
 }
 
 impl Onboard {
+    /// Forgets a task, and leaves it alone for a moment: its row may lag behind what was just said.
+    fn let_go(&mut self, task: TaskId) {
+        self.in_hand.remove(&task);
+        self.refused_until.insert(task, Instant::now() + REFUSED_PAUSE);
+    }
+
     /// Work that has ended by itself or must end because the lease does; needs no agent.
     fn finish_work(&mut self) {
         let now = Instant::now();
@@ -138,7 +157,7 @@ impl Onboard {
         }
         for task in stopped {
             // Not done in time: nothing to report. Whoever holds it next does it.
-            self.in_hand.remove(&task);
+            self.let_go(task);
         }
     }
 
@@ -175,8 +194,21 @@ impl Onboard {
             self.finish_work();
             did_something |= self.go_on(task, by_id.get(&task).copied(), now_us).await?;
         }
+        self.take_up(&by_id);
         did_something |= self.claim_more(&by_id).await?;
         Ok(did_something)
+    }
+
+    /// Takes up claims that stand in the queue and are not in hand: their answers were lost.
+    fn take_up(&mut self, rows: &BTreeMap<TaskId, &TaskRow>) {
+        let now = Instant::now();
+        for (task, row) in rows {
+            let is_known = self.in_hand.contains_key(task) || self.refused_until.contains_key(task);
+            if let Some(fence) = row.fence.filter(|_| row.is_mine && row.state.is_held() && !is_known) {
+                self.in_hand
+                    .insert(*task, InHand::claimed(fence.into(), now, work_of(row)));
+            }
+        }
     }
 
     /// Open tasks of this cluster, and the agent's clock.
@@ -230,7 +262,7 @@ impl Onboard {
             Phase::Claimed if !is_mine => {
                 // Somebody else's, ended, or not shown yet after the claim.
                 if held.since.elapsed() > REFUSED_PAUSE {
-                    self.in_hand.remove(&task);
+                    self.let_go(task);
                 }
                 Ok(false)
             }
@@ -242,7 +274,7 @@ impl Onboard {
                 };
                 if let Ok(reply) = self.call(&request).await? {
                     self.acknowledged("release", task, &reply);
-                    self.in_hand.remove(&task);
+                    self.let_go(task);
                 }
                 Ok(true)
             }
@@ -259,7 +291,7 @@ impl Onboard {
         match self.call(&request).await? {
             Ok(reply) => self.acknowledged("start", task, &reply),
             Err(ErrorCode::Rejected | ErrorCode::Denied | ErrorCode::Invalid | ErrorCode::NotFound) => {
-                self.in_hand.remove(&task);
+                self.let_go(task);
                 return Ok(true);
             }
             // Not written, or perhaps written: the lease holds either way, and the work says nothing new.
@@ -287,7 +319,7 @@ impl Onboard {
         match self.call(&request).await? {
             Ok(reply) => {
                 self.acknowledged("complete", task, &reply);
-                self.in_hand.remove(&task);
+                self.let_go(task);
             }
             Err(
                 ErrorCode::Rejected
@@ -296,7 +328,7 @@ impl Onboard {
                 | ErrorCode::NotFound
                 | ErrorCode::Conflict,
             ) => {
-                self.in_hand.remove(&task);
+                self.let_go(task);
             }
             // Asked again in a later round, with the same fence.
             Err(_) => return Ok(false),
@@ -340,17 +372,8 @@ impl Onboard {
             Ok(reply) => {
                 self.acknowledged("claim", task, &reply);
                 let Some(fence) = reply.fence else { return Ok(true) };
-                let now = Instant::now();
-                self.in_hand.insert(
-                    task,
-                    InHand {
-                        fence: fence.into(),
-                        phase: Phase::Claimed,
-                        since: now,
-                        work: work_of(row),
-                        lease_end: now,
-                    },
-                );
+                self.in_hand
+                    .insert(task, InHand::claimed(fence.into(), Instant::now(), work_of(row)));
                 Ok(true)
             }
             Err(_) => {

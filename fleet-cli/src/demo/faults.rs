@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use common::ids::ClusterId;
+use common::{ids::ClusterId, wire::op::OpRequest};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
@@ -26,6 +26,8 @@ const LASTS_MIN: Duration = Duration::from_secs(4);
 const LASTS_MAX: Duration = Duration::from_secs(9);
 /// Longest wait for a restart.
 const HEAL_DEADLINE: Duration = Duration::from_secs(45);
+/// A process that does not answer for this long is silent.
+const SILENCE: Duration = Duration::from_millis(600);
 /// How often the fleet is looked at during a fault.
 const LOOK_EVERY: Duration = Duration::from_millis(150);
 
@@ -72,7 +74,7 @@ pub async fn play(
     for (fault, (percent, target)) in SCHEDULE.into_iter().enumerate() {
         sleep_until(begin + Duration::from_millis(seconds * 10 * percent)).await;
         let names = targets(fleet, client, target).await?;
-        let before = Picture::take(client, target, &names).await;
+        let before = Picture::take(client, target, &[]).await;
         note(&format!("killing {} {}", target.word(), names.join(", ")));
         journal.record(Event::Killed {
             fault,
@@ -102,7 +104,7 @@ async fn targets(fleet: &DevFleet, client: &Client, target: Target) -> Outcome<V
         Target::Leader(cluster) => {
             let end = Instant::now() + HEAL_DEADLINE;
             loop {
-                if let Some((label, _)) = leader(client, cluster).await {
+                if let Some((label, _)) = leader(client, cluster, &[]).await {
                     return Ok(vec![label]);
                 }
                 if Instant::now() > end {
@@ -117,9 +119,10 @@ async fn targets(fleet: &DevFleet, client: &Client, target: Target) -> Outcome<V
     }
 }
 
-/// The leader of a cluster, by its own word, and its term.
-async fn leader(client: &Client, cluster: ClusterId) -> Option<(String, u64)> {
-    let agents = client.context.agents(Some(cluster));
+/// The leader of a cluster, by its own word, and its term. `down` are not asked: they would be waited for.
+async fn leader(client: &Client, cluster: ClusterId, down: &[String]) -> Option<(String, u64)> {
+    let mut agents = client.context.agents(Some(cluster));
+    agents.retain(|peer| !down.contains(&peer.label));
     let statuses = client.agent_status(&agents).await;
     let leads = agents
         .iter()
@@ -136,16 +139,16 @@ async fn leader(client: &Client, cluster: ClusterId) -> Option<(String, u64)> {
 struct Picture {
     leader: Option<(String, u64)>,
     height: u64,
-    answering: usize,
 }
 
 impl Picture {
-    async fn take(client: &Client, target: Target, names: &[String]) -> Self {
+    async fn take(client: &Client, target: Target, down: &[String]) -> Self {
         let leader = match target {
-            Target::Leader(cluster) | Target::Cluster(cluster) => leader(client, cluster).await,
+            Target::Leader(cluster) | Target::Cluster(cluster) => leader(client, cluster, down).await,
             Target::Validator => None,
         };
-        let validators = client.context.validators();
+        let mut validators = client.context.validators();
+        validators.retain(|peer| !down.contains(&peer.label));
         let statuses = client.validator_status(&validators).await;
         let height = statuses
             .iter()
@@ -153,18 +156,7 @@ impl Picture {
             .map(|status| status.height.0)
             .max()
             .unwrap_or(0);
-        let hit: Vec<_> = client
-            .context
-            .peers
-            .iter()
-            .filter(|peer| names.contains(&peer.label))
-            .collect();
-        let answers = client.ask_all(&hit, &common::wire::op::OpRequest::Status).await;
-        Self {
-            leader,
-            height,
-            answering: answers.iter().flatten().count(),
-        }
+        Self { leader, height }
     }
 }
 
@@ -189,6 +181,14 @@ async fn watch(client: &Client, journal: &Journal, target: Target, names: &[Stri
         }
         sleep(LOOK_EVERY).await;
     }
+    let hit: Vec<_> = client
+        .context
+        .peers
+        .iter()
+        .filter(|peer| names.contains(&peer.label))
+        .collect();
+    let answers = client.ask_all_within(&hit, &OpRequest::Status, SILENCE).await;
+    let is_silent = answers.iter().all(Result::is_err);
     let writes = journal.totals().acknowledged - acknowledged.acknowledged;
     let blocks = last.height.saturating_sub(before.height);
     let rest = format!("{writes} writes acknowledged and {blocks} blocks finalized meanwhile");
@@ -202,7 +202,7 @@ async fn watch(client: &Client, journal: &Journal, target: Target, names: &[Stri
             }
             _ => format!("NO NEW LEADER in {} ms; {rest}", begin.elapsed().as_millis()),
         },
-        Target::Validator if last.answering == 0 && blocks > 0 => {
+        Target::Validator if is_silent && blocks > 0 => {
             format!(
                 "it did not answer, the others finalized from height {} to {}; {rest}",
                 before.height, last.height
@@ -210,8 +210,8 @@ async fn watch(client: &Client, journal: &Journal, target: Target, names: &[Stri
         }
         Target::Validator => format!("heights {} to {}; {rest}", before.height, last.height),
         Target::Cluster(_) => {
-            let silent = if last.leader.is_none() {
-                "it had no leader"
+            let silent = if is_silent {
+                "none of it answered"
             } else {
                 "IT STILL ANSWERED"
             };

@@ -150,7 +150,8 @@ pub fn is_alive(layout: &Layout, started: &Started) -> bool {
     };
     let config: OsString = layout.config(&started.name).into_os_string();
     let config = config.as_encoded_bytes();
-    command_line.split(|byte| *byte == 0).any(|argument| argument == config)
+    // Empty while the new program is being loaded: the pid and its start time are ours already.
+    command_line.is_empty() || command_line.split(|byte| *byte == 0).any(|argument| argument == config)
 }
 
 /// Signals the process if it is ours and runs. Returns whether it did.
