@@ -278,13 +278,63 @@ struct Parts {
     clone_watch: Duration,
 }
 
+/// What doors and driver share.
+struct Rooms {
+    set: Arc<ValidatorSet>,
+    peers: Peers,
+    events: EventSender,
+    executed: ExecutedWatch,
+    block_clock: BlockClock,
+    intake: Intake,
+    stores: Stores,
+}
+
 impl Parts {
     fn run(self, guard: SigningGuard, stores: Stores, door: &Door) -> Validator {
-        let set = Arc::new(self.config.set.clone());
-        let chain = *self.registry.chain();
-        let peers = Peers::new(&self.registry, &set, self.me);
         let (sender, events) = mpsc::channel(EVENTS_WAITING_MAX);
-        self.spawn_senders(&peers, &sender);
+        let rooms = self.rooms(stores, sender);
+        self.spawn_senders(&rooms);
+        let shutdown = Watch::new(false);
+        door.open(self.doors(&rooms));
+        let validator = Validator {
+            executed: rooms.executed.clone(),
+            blocks: rooms.stores.blocks.clone(),
+            halt: self.halt.clone(),
+            shutdown: shutdown.clone(),
+        };
+        let chain = *self.registry.chain();
+        let driver = Driver {
+            fetcher: Fetcher::new(
+                rooms.peers.clone(),
+                self.ports.transport.clone(),
+                chain,
+                self.config.set.clone(),
+            ),
+            config: self.config,
+            clone_watch: self.clone_watch,
+            guard,
+            ledger: rooms.stores.ledger,
+            peers: rooms.peers,
+            intake: rooms.intake,
+            blocks: rooms.stores.blocks,
+            batches: rooms.stores.batches,
+            verified: rooms.stores.verified,
+            outcomes: rooms.stores.outcomes,
+            executed: rooms.executed,
+            block_clock: rooms.block_clock,
+            events,
+            sender: rooms.events,
+            shutdown,
+            halt: self.halt,
+            ports: self.ports.clone(),
+        };
+        self.ports.spawner.spawn("driver", Box::pin(driver.run()));
+        validator
+    }
+
+    fn rooms(&self, stores: Stores, events: EventSender) -> Rooms {
+        let set = Arc::new(self.config.set.clone());
+        let peers = Peers::new(&self.registry, &set, self.me);
         let executed = Watch::new(Arc::new(Executed {
             queue: Arc::new(stores.ledger.executed_state().queue().clone()),
             epoch: set.epoch(),
@@ -292,7 +342,7 @@ impl Parts {
             is_listening: true,
         }));
         let announcer = Announcer {
-            events: sender.clone(),
+            events: events.clone(),
             peers: peers.clone(),
         };
         let intake = Intake::new(
@@ -304,47 +354,20 @@ impl Parts {
             Arc::new(announcer),
             self.halt.clone(),
         );
-        let block_clock = BlockClock::start(self.ports.clock.clone());
-        let shutdown = Watch::new(false);
-        door.open(self.doors(&intake, &stores, &executed, &peers, &sender, &block_clock, &set));
-        let validator = Validator {
-            executed: executed.clone(),
-            blocks: stores.blocks.clone(),
-            halt: self.halt.clone(),
-            shutdown: shutdown.clone(),
-        };
-        let driver = Driver {
-            fetcher: Fetcher::new(
-                peers.clone(),
-                self.ports.transport.clone(),
-                chain,
-                self.config.set.clone(),
-            ),
-            config: self.config,
-            clone_watch: self.clone_watch,
-            guard,
-            ledger: stores.ledger,
+        Rooms {
+            set,
             peers,
-            intake,
-            blocks: stores.blocks,
-            batches: stores.batches,
-            verified: stores.verified,
-            outcomes: stores.outcomes,
-            executed,
-            block_clock,
             events,
-            sender,
-            shutdown,
-            halt: self.halt,
-            ports: self.ports.clone(),
-        };
-        self.ports.spawner.spawn("driver", Box::pin(driver.run()));
-        validator
+            executed,
+            block_clock: BlockClock::start(self.ports.clock.clone()),
+            intake,
+            stores,
+        }
     }
 
-    fn spawn_senders(&self, peers: &Peers, events: &EventSender) {
-        for link in peers.iter() {
-            let (events, idx) = (events.clone(), link.idx);
+    fn spawn_senders(&self, rooms: &Rooms) {
+        for link in rooms.peers.iter() {
+            let (events, idx) = (rooms.events.clone(), link.idx);
             // If the queue is full the core is busy, and sends again by its own timers.
             let came_back = move || drop(events.try_send(Event::Connected(idx)));
             let sending = link
@@ -355,47 +378,39 @@ impl Parts {
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn doors(
-        &self,
-        intake: &Intake,
-        stores: &Stores,
-        executed: &ExecutedWatch,
-        peers: &Peers,
-        events: &EventSender,
-        block_clock: &BlockClock,
-        set: &Arc<ValidatorSet>,
-    ) -> Doors {
-        let verifier = Verifier::new(*self.registry.chain(), (**set).clone());
-        Doors {
-            bft: PeerDoor::new(
-                verifier,
-                events.clone(),
-                executed.clone(),
-                intake.clone(),
-                stores.blocks.clone(),
-                self.halt.clone(),
-            ),
-            op: Api::new(ApiParts {
-                registry: self.registry.clone(),
-                device: self.device,
-                label: self.setup.label.clone(),
-                set: set.clone(),
-                executed: executed.clone(),
+    fn doors(&self, rooms: &Rooms) -> Doors {
+        let stores = &rooms.stores;
+        let bft = PeerDoor::new(
+            Verifier::new(*self.registry.chain(), self.config.set.clone()),
+            rooms.events.clone(),
+            rooms.executed.clone(),
+            rooms.intake.clone(),
+            stores.blocks.clone(),
+            self.halt.clone(),
+        );
+        let op = Api::new(ApiParts {
+            registry: self.registry.clone(),
+            device: self.device,
+            label: self.setup.label.clone(),
+            set: rooms.set.clone(),
+            executed: rooms.executed.clone(),
+            blocks: stores.blocks.clone(),
+            batches: stores.batches.clone(),
+            prover: Prover {
                 blocks: stores.blocks.clone(),
                 batches: stores.batches.clone(),
-                prover: Prover {
-                    blocks: stores.blocks.clone(),
-                    batches: stores.batches.clone(),
-                    outcomes: stores.outcomes.clone(),
-                },
-                peers: peers.clone(),
-                transport: self.ports.transport.clone(),
-                clock: self.ports.clock.clone(),
-                block_clock: block_clock.clone(),
-                halt: self.halt.clone(),
-            }),
-            feed: intake.clone(),
+                outcomes: stores.outcomes.clone(),
+            },
+            peers: rooms.peers.clone(),
+            transport: self.ports.transport.clone(),
+            clock: self.ports.clock.clone(),
+            block_clock: rooms.block_clock.clone(),
+            halt: self.halt.clone(),
+        });
+        Doors {
+            feed: rooms.intake.clone(),
+            bft,
+            op,
         }
     }
 }

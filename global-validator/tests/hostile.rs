@@ -3,22 +3,28 @@
 
 mod support;
 
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+};
+
+use bytes::Bytes;
 use common::{
     block::{Block, BlockHeader, ParentProof, Proposal, genesis_digest},
     certificate::{Ballot, CertificateError, Notarization, SignedVote, Signers, Vote},
-    codec::{BoundedVec, Wire, encode},
+    codec::{BoundedVec, Wire, decode, encode},
     ids::{ClusterId, Digest, Epoch, Height, View},
     task::Scope,
     testing::{BlockChain, ClusterLog, Fleet, task},
     wire::{
-        bft::{BatchNotice, Certificate},
-        frame::{FrameKind, RefusalCode},
+        bft::{BatchNotice, Certificate, SyncAnswer, SyncRequest},
+        frame::{FrameKind, Refusal, RefusalCode},
         op::{Consistency, OpAnswer, OpRequest},
     },
 };
 use global_validator::exit::{EXIT_FATAL, EXIT_REFUSED_FOR_SAFETY};
 use support::{Net, V};
-use transport::ports::CallError;
+use transport::ports::{BoxFuture, CallError, Peer, Service};
 
 const C1: ClusterId = ClusterId(0);
 
@@ -339,4 +345,62 @@ async fn reads_say_how_old_they_are_and_need_the_role() {
     assert!(matches!(answer, OpAnswer::Unsupported(_)));
     let denied = push(&net, "c1-1", "v1", FrameKind::Operate, &OpRequest::Status).await;
     assert_eq!(denied, Err(RefusalCode::Denied));
+}
+
+/// Answers every question of a validator with something else than was asked for.
+struct Liar {
+    fleet: Fleet,
+    asked: Arc<Mutex<BTreeSet<FrameKind>>>,
+}
+
+impl Service for Liar {
+    fn handle(&self, _peer: Peer, kind: FrameKind, body: Bytes) -> BoxFuture<Result<Bytes, Refusal>> {
+        self.asked.lock().unwrap().insert(kind);
+        let fleet = &self.fleet;
+        let block = BlockChain::new(fleet, Digest([9; 32])).block(fleet, &[], 1);
+        let answer: Bytes = match kind {
+            FrameKind::Sync => {
+                let request: SyncRequest = decode(&body).unwrap();
+                let mut finalized = fleet.finalize(block);
+                // Right height, signed by too few.
+                finalized.block.header.height = request.from;
+                let blocks = vec![finalized].try_into().unwrap();
+                encode(&SyncAnswer { blocks }).into()
+            }
+            FrameKind::FetchBlock => encode(&block).into(),
+            FrameKind::FetchBatch => encode(&ClusterLog::new(fleet, C1).beat(fleet)).into(),
+            _ => Bytes::new(),
+        };
+        Box::pin(async { Ok(answer) })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn validator_catches_up_although_one_it_asks_lies() {
+    let mut net = Net::started(Fleet::new(1, 3, 4)).await;
+    net.grow(1).await;
+    net.crash("v2");
+    let mut log = ClusterLog::new(&net.fleet, C1);
+    for number in 1..=8 {
+        let entry = net
+            .fleet
+            .submit("op1", C1, number, Scope::Fleet, &task(&format!("k{number}")));
+        let batch = log.granted(&net.fleet, vec![entry]);
+        net.submit("c1-1", "v1", &batch).await.unwrap();
+        net.executed("v1", C1, number).await;
+    }
+    net.grow(10).await;
+    net.crash("v4");
+    let asked = Arc::<Mutex<BTreeSet<FrameKind>>>::default();
+    let liar = Liar {
+        fleet: net.fleet.clone(),
+        asked: asked.clone(),
+    };
+    let hello = transport::quic::hello_of(net.fleet.chain, net.fleet.id("v4"));
+    net.network.join(net.fleet.idx("v4"), hello, Arc::new(liar));
+    net.start("v2").await;
+    net.executed("v2", C1, 8).await;
+    net.grow(2).await;
+    net.assert_no_fork();
+    assert!(asked.lock().unwrap().contains(&FrameKind::Sync), "the liar was asked");
 }

@@ -3,10 +3,15 @@
 mod support;
 
 use common::{
+    codec::{decode, encode},
     ids::{ClusterId, Height},
     task::{Scope, TaskState},
     testing::{ClusterLog, Fleet, task},
-    wire::{feed::BatchReceipt, op::OpAnswer, op::OpRequest},
+    wire::{
+        feed::{BatchReceipt, FetchByDigest, Follow, Followed},
+        frame::FrameKind,
+        op::{OpAnswer, OpRequest},
+    },
 };
 use support::{Net, V};
 
@@ -40,6 +45,42 @@ async fn four_validators_finalize_a_batch_and_agree_on_the_state() {
         };
         assert_eq!(view.state, TaskState::Assigned);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn follower_gets_blocks_with_the_batches_of_other_clusters_and_the_rest_by_digest() {
+    let net = Net::started(Fleet::new(2, 3, 4)).await;
+    let mut log = ClusterLog::new(&net.fleet, C1);
+    let entry = net.fleet.submit("op1", C1, 1, Scope::Fleet, &task("k"));
+    let batch = log.granted(&net.fleet, vec![entry]);
+    net.submit("c1-1", "v1", &batch).await.unwrap();
+    net.executed("v2", C1, 1).await;
+    let follow = async |device: &str, cluster, from| -> Followed {
+        let follow = Follow {
+            cluster,
+            from: Height(from),
+            wait_ms: 5_000,
+        };
+        let answer = net.call(device, "v2", FrameKind::Follow, encode(&follow)).await;
+        decode(&answer.unwrap()).unwrap()
+    };
+    let other = follow("c2-1", ClusterId(1), 1).await;
+    assert_eq!(other.batches[..], [batch.clone()]);
+    assert_eq!(other.next_seq.0, 1);
+    let own = follow("c1-1", C1, 1).await;
+    assert!(own.batches.is_empty());
+    assert_eq!(own.next_seq.0, 2);
+    assert_eq!(own.blocks.first().unwrap().block.header.height, Height(1));
+    // The next block is waited for, and it comes with its proof.
+    let next = follow("c1-1", C1, own.tip.0 + 1).await;
+    let first = next.blocks.first().unwrap().clone();
+    assert_eq!(first.block.header.height, own.tip.next());
+    assert!(first.verify(&net.fleet.chain, &net.fleet.set).is_ok());
+    let digest = batch.digest(&net.fleet.chain);
+    let by_digest = net
+        .call("c2-1", "v3", FrameKind::FeedBatch, encode(&FetchByDigest { digest }))
+        .await;
+    assert_eq!(by_digest.unwrap(), batch.encoded());
 }
 
 #[tokio::test(start_paused = true)]
