@@ -36,6 +36,9 @@ pub enum StaleReason {
     /// A global height that its cluster cannot have seen, or below that of the batch before.
     #[error("names a global height that its log cannot have stood at")]
     ImpossibleHeight,
+    /// The digest is that of a batch with another cluster, founding or number.
+    #[error("names a batch otherwise than its header does")]
+    Misnamed,
 }
 
 /// A decision of the machinery about a task.

@@ -230,8 +230,17 @@ impl GlobalQueue {
             return Ok(Err(StaleReason::NotNext));
         }
         let batch = batch.ok_or(ApplyError::MissingBatch(at))?;
-        let ids = self.check_body(reference, &batch).ok_or(ApplyError::OtherBatch(at))?;
         let header = batch.header;
+        if header.digest(self.registry.chain()) != reference.digest {
+            return Err(ApplyError::OtherBatch(at));
+        }
+        // A leader can write any name before a digest that is held: that must stop nobody.
+        if header.version != BATCH_VERSION
+            || (header.cluster, header.founding, header.seq) != (reference.cluster, reference.founding, reference.seq)
+        {
+            return Ok(Err(StaleReason::Misnamed));
+        }
+        let ids = self.check_rows(&batch).ok_or(ApplyError::OtherBatch(at))?;
         if header.prev_digest != next.last_digest {
             return Ok(Err(StaleReason::OtherPredecessor));
         }
@@ -257,20 +266,15 @@ impl GlobalQueue {
         }))
     }
 
-    /// The rows' identities, if header and rows are those that `reference` names.
-    fn check_body(&self, reference: &BatchRef, batch: &OrderedBatch<'_>) -> Option<Vec<EntryId>> {
-        let chain = self.registry.chain();
-        let header = batch.header;
-        let is_named = header.version == BATCH_VERSION
-            && (header.cluster, header.founding, header.seq) == (reference.cluster, reference.founding, reference.seq)
-            && header.count as usize == batch.entries.len()
-            && header.digest(chain) == reference.digest;
-        if !is_named {
+    /// The rows' identities, if they are those under the header's root.
+    fn check_rows(&self, batch: &OrderedBatch<'_>) -> Option<Vec<EntryId>> {
+        if batch.header.count as usize != batch.entries.len() {
             return None;
         }
+        let chain = self.registry.chain();
         let ids: Vec<EntryId> = batch.entries.iter().map(|row| row.id(chain)).collect();
         let leaves: Vec<Digest> = batch.entries.iter().zip(&ids).map(|(row, id)| leaf(row, *id)).collect();
-        (merkle::root(&leaves) == header.entries_root).then_some(ids)
+        (merkle::root(&leaves) == batch.header.entries_root).then_some(ids)
     }
 }
 

@@ -391,6 +391,7 @@ fn outcomes_and_proof(all: &mut impl Samples) {
         Some(StaleReason::OtherRoster),
         Some(StaleReason::OtherNextRoster),
         Some(StaleReason::ImpossibleHeight),
+        Some(StaleReason::Misnamed),
     ];
     for (i, stale) in (0u32..).zip(stale) {
         all.add(&format!("outcome_batch_{i}"), Outcome::Batch { reference: i, stale });

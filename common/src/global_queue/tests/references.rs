@@ -89,6 +89,27 @@ fn batch_of_another_founding_or_cluster_changes_nothing() {
 }
 
 #[test]
+fn name_that_does_not_fit_the_digest_changes_nothing_and_stops_nobody() {
+    let mut ledger = ledger();
+    let beat = ledger.beat(C2);
+    let batch_of_two = BatchRef::to(&beat, &ledger.fleet.chain);
+    ledger.batches.insert(batch_of_two.digest, beat);
+    let misnamed = BatchRef {
+        cluster: C1,
+        ..batch_of_two
+    };
+    assert_eq!(
+        ledger.queue.next_batch(C1),
+        Some((misnamed.founding, misnamed.seq)),
+        "the name is that of the next batch"
+    );
+    let block = ledger.chain.block_of(&ledger.fleet, vec![misnamed, batch_of_two], 100);
+    let outcome = ledger.execute(block);
+    assert_eq!(stale(&outcome), [Some(StaleReason::Misnamed), None]);
+    assert_eq!(ledger.queue.next_batch(C1), Some((misnamed.founding, misnamed.seq)));
+}
+
+#[test]
 fn batch_that_stood_at_an_impossible_height_changes_nothing() {
     let mut ledger = ledger();
     contact(&mut ledger, &[C1]);
