@@ -393,3 +393,97 @@ async fn island_goes_on_in_its_cluster_and_hands_over_when_the_ground_is_back() 
     })
     .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn task_submitted_twice_by_a_drone_is_one_task() {
+    use common::task::TaskKind;
+    use transport::local::TaskSpec;
+    let net = Net::started().await;
+    let label = net.follower().await;
+    let spec = TaskSpec::new("inspect-mast-7", TaskKind::Survey);
+    let submit = || Request::Submit {
+        spec: Box::new(spec.clone()),
+        scope: Scope::Cluster,
+    };
+    let first = net.agent(&label).answer_local(submit()).await.expect("it is queued");
+    let again = net.agent(&label).answer_local(submit()).await.expect("the same answer");
+    assert!(first.task.is_some() && first.task == again.task, "{first:?} {again:?}");
+    let mut other = spec.clone();
+    other.priority = 7;
+    let conflict = Request::Submit {
+        spec: Box::new(other),
+        scope: Scope::Cluster,
+    };
+    let error = net
+        .agent(&label)
+        .answer_local(conflict)
+        .await
+        .expect_err("other content");
+    assert_eq!(error.code, ErrorCode::Conflict);
+}
+
+#[tokio::test(start_paused = true)]
+async fn drone_whose_agent_restarted_wins_its_lease_back_and_reports_under_its_old_fence() {
+    let mut net = Net::started().await;
+    let holder = net.follower().await;
+    let task = net.submit(&holder, Scope::Cluster).await;
+    let claimed = net
+        .agent(&holder)
+        .answer_local(Request::Claim { task })
+        .await
+        .expect("granted");
+    net.crash(&holder).await;
+    net.start(&holder).await;
+    let row = loop {
+        let reply = net.agent(&holder).answer_local(Request::Task { task }).await;
+        if let Some(row) = reply.ok().and_then(|reply| reply.row().cloned())
+            && row.may_run_until_us.is_some()
+        {
+            break row;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert_eq!((row.is_mine, row.fence), (true, claimed.fence));
+    let complete = Request::Complete {
+        task,
+        fence: claimed.fence.map(Fence::from),
+        reason: String::new(),
+    };
+    let done = net
+        .agent(&holder)
+        .answer_local(complete)
+        .await
+        .expect("the result counts");
+    assert_eq!(done.verdict.as_deref(), Some("granted"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn agent_that_was_away_longer_than_the_log_is_kept_comes_back_by_snapshot() {
+    let mut net = Net::new();
+    net.raft.snapshot_entries = 40;
+    net.raft.snapshot_entries_kept = 5;
+    for label in AGENTS {
+        net.start(label).await;
+    }
+    let away = net.follower().await;
+    net.submit(&away, Scope::Cluster).await;
+    net.crash(&away).await;
+    let through = net.leader().await;
+    let mut tasks = Vec::new();
+    for _ in 0..120 {
+        tasks.push(net.submit(&through, Scope::Cluster).await);
+    }
+    net.eventually("the log is purged", || {
+        (net.agent(&through).raft().status().purged.index.0 > 40).then_some(())
+    })
+    .await;
+    net.start(&away).await;
+    for task in tasks {
+        let view = net.task(&away, task, Consistency::Linearizable).await;
+        assert_eq!(view.expect("it came by snapshot or log").state, TaskState::Queued);
+    }
+    let (restored, other) = (net.agent(&away).status(), net.agent(&through).status());
+    if restored.context.applied == other.context.applied {
+        assert_eq!(restored.queue_digest, other.queue_digest);
+    }
+}

@@ -12,7 +12,7 @@ use std::{sync::Arc, time::Duration};
 
 use common::{
     entry::{Action, Fence, Payload, SignedEntry},
-    ids::{Assignment, DeviceId, TaskId},
+    ids::{Assignment, DeviceId, EntryId, LogIndex, TaskId},
     registry::Registry,
     task::{Scope, TaskState},
     verdict::{Answer as Decision, Reason, Verdict},
@@ -255,6 +255,10 @@ impl Shell {
         };
         let decision = match self.enter(entry).await {
             WriteOutcome::Committed(decision) => decision,
+            WriteOutcome::Refused(WriteRefusal::Rejected {
+                verdict: Verdict::Rejected(Reason::DuplicateOf(first)),
+                ..
+            }) => return Ok(duplicate(id, first)),
             WriteOutcome::Refused(refusal) => return Err(with_id(refused(refusal))),
             WriteOutcome::Unknown => {
                 return Err(with_id(error(
@@ -267,6 +271,7 @@ impl Shell {
         let word = match decision.verdict {
             Verdict::Granted => "granted",
             Verdict::Late => "late",
+            Verdict::Rejected(Reason::DuplicateOf(first)) => return Ok(duplicate(id, first)),
             Verdict::Rejected(reason) => return Err(with_id(rejected(reason))),
         };
         let reply = Reply {
@@ -313,6 +318,7 @@ impl Shell {
         Reply {
             tasks: Some(rows),
             more: Some(more),
+            position: Some(state.queue.applied().0.index.0),
             now_us: Some(now_us),
             ..Reply::default()
         }
@@ -394,6 +400,21 @@ fn tasks_in_scope(
             return (found, more || is_cut);
         }
     }
+}
+
+/// The same key with the same content was submitted before: that task is the answer, as it was then.
+fn duplicate(entry: EntryId, first: TaskId) -> (Reply, Decision) {
+    let reply = Reply {
+        entry: Some(entry.to_hex()),
+        verdict: Some("granted".to_owned()),
+        task: Some(first.to_hex()),
+        ..Reply::default()
+    };
+    let decision = Decision {
+        index: LogIndex(0),
+        verdict: Verdict::Granted,
+    };
+    (reply, decision)
 }
 
 fn ending() -> LocalError {

@@ -132,3 +132,16 @@ fn missing_or_damaged_genesis_is_named() {
     fs::remove_file(dir.0.path().join("genesis.bin")).unwrap();
     assert!(dir.problems(GOOD)[0].contains("cannot be read"));
 }
+
+#[test]
+fn shipped_example_is_valid_and_says_the_defaults() {
+    let dir = Dir::new();
+    let example = include_str!("../../../configs/agent.toml");
+    let config = dir.load(example).unwrap();
+    let defaults = RaftConfig {
+        cluster_name: "c1-1".into(),
+        ..RaftConfig::for_profile(crate::raft::LinkProfile::Mesh)
+    };
+    assert_eq!(config.raft, defaults);
+    assert_eq!(config.limits, Limits::for_raft(&defaults));
+}
