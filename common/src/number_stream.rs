@@ -9,6 +9,8 @@
 //! * A number above the highest moves the window, however far (below 2^63).
 //! * What falls below the window is refused.
 
+use std::collections::VecDeque;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -46,8 +48,8 @@ pub enum Lookup {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct NumberStream {
     highest: EntryNumber,
-    /// Ascending by number; at most [`NUMBER_WINDOW`].
-    recent: Vec<(EntryNumber, ContentTag, Answer)>,
+    /// Ascending by number; at most [`NUMBER_WINDOW`]. Grows at one end and shrinks at the other.
+    recent: VecDeque<(EntryNumber, ContentTag, Answer)>,
 }
 
 impl NumberStream {
