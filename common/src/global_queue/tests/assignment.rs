@@ -252,6 +252,9 @@ fn clusters_own_task_expires_when_its_log_has_applied_the_block_past_the_deadlin
         TaskState::Queued,
         "its log has not seen a new block since"
     );
+    let at_the_same_height = ledger.logs[0].beat(&ledger.fleet);
+    ledger.block(vec![at_the_same_height], 100);
+    assert_eq!(state(&ledger, &id), TaskState::Queued, "nor for this batch");
     contact(&mut ledger, &[C1]);
     assert_eq!(state(&ledger, &id), TaskState::Expired);
 }
