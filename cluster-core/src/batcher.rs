@@ -164,6 +164,12 @@ impl Batcher {
         &self.roster
     }
 
+    /// The roster in force before the first open row: it attests the open batch.
+    #[must_use]
+    pub fn roster_before(&self) -> &Roster {
+        &self.roster_before
+    }
+
     /// Adds a row. `before` is the position applied before the row's own; a full batch closes there.
     /// Returns the batch that closed.
     pub fn add(

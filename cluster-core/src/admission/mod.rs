@@ -313,7 +313,7 @@ impl Admission {
         oracle: &mut impl SignatureOracle,
         now_us: u64,
     ) -> Result<Admitted, AdmitError> {
-        // Cheap checks first: whoever floods pays for a signature check only within its rate.
+        // Cheap checks first. The signature comes before the rate, so that nobody uses up another's.
         entry.check_shape()?;
         if entry.header.cluster != queue.cluster() {
             return Err(AdmitError::Rejected(Reason::WrongCluster));

@@ -5,7 +5,7 @@
 //!
 //! # Rules
 //! * Upon an author-signed entry: static verdict under the keys of the state at this position, then
-//!   the number stream, then the dynamic rules ([`decide`]). Whoever fails is a no-op with a reason.
+//!   the number stream, then the dynamic rules (room `decide`). Whoever fails is a no-op with a reason.
 //! * A repeated number with the same content gets the same answer and enters no batch. A row of a
 //!   batch is exactly an entry that used up its number.
 //! * `Renew` is in no number stream and in no batch: the holder's counter orders it.

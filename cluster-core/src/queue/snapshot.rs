@@ -197,6 +197,7 @@ impl ClusterQueue {
         let check = |holds: bool, what| if holds { Ok(()) } else { Err(what) };
         let state = &self.state;
         state.batcher.check_invariants(&state.chain_id)?;
+        self.check_cursors()?;
         check(
             self.derived == Derived::of(state.cluster, &state.rows),
             "what is derived from the rows differs from them",
@@ -244,5 +245,29 @@ impl ClusterQueue {
             .filter(|task| !state.rows.contains_key(*task))
             .count();
         check(waits == 0, "a task key names no row")
+    }
+
+    /// The outbox begins where the global queue ends.
+    fn check_cursors(&self) -> Result<(), &'static str> {
+        let check = |holds: bool, what| if holds { Ok(()) } else { Err(what) };
+        let batcher = &self.state.batcher;
+        let cursor = self
+            .global
+            .cursor(self.state.cluster)
+            .ok_or("the global queue does not know this cluster")?;
+        let last = batcher.last_final();
+        check(
+            cursor.founding == self.state.founding,
+            "the global queue is of another founding",
+        )?;
+        check(
+            (cursor.next_seq, cursor.last_digest, cursor.cut.index) == (last.seq.next(), last.digest, last.cut),
+            "the outbox does not begin where the global queue ends",
+        )?;
+        let first = batcher.outbox().next().map(|batch| batch.header.roster);
+        check(
+            first.unwrap_or_else(|| batcher.roster_before().digest()) == cursor.roster_digest,
+            "the first batch that is not final is under another roster than the global queue's",
+        )
     }
 }

@@ -72,3 +72,22 @@ fn snapshot_of_another_fleet_or_cluster_or_with_a_flipped_bit_is_refused() {
     assert!(ClusterQueue::from_bytes(genesis.clone(), OWN, &trailing).is_err());
     assert!(ClusterQueue::from_bytes(genesis, OWN, &bytes[..bytes.len() / 2]).is_err());
 }
+
+#[test]
+fn snapshot_whose_outbox_does_not_begin_where_its_global_queue_ends_is_refused() {
+    let mut c = TestCluster::new();
+    c.submit("op1", Scope::Cluster, &task("k"));
+    c.cut();
+    let before = c.queue.clone();
+    c.finalize(20);
+    let mixed = ClusterQueue {
+        global: c.queue.global.clone(),
+        ..before.clone()
+    };
+    let genesis = c.queue.genesis_file().clone();
+    assert!(ClusterQueue::from_bytes(genesis.clone(), OWN, &before.to_bytes()).is_ok());
+    assert!(matches!(
+        ClusterQueue::from_bytes(genesis, OWN, &mixed.to_bytes()),
+        Err(SnapshotError::Invariant(_))
+    ));
+}
