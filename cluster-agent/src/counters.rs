@@ -128,3 +128,49 @@ impl Counters {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use transport::memory::MemoryDisk;
+
+    use super::*;
+
+    async fn open(disk: &MemoryDisk, is_new: bool) -> Counters {
+        Counters::open(Arc::new(disk.clone()), is_new).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn no_number_is_used_twice_over_crashes() {
+        let disk = MemoryDisk::new();
+        let (mut last_number, mut last_counter) = (EntryNumber(0), HolderCounter(0));
+        for life in 0..5 {
+            let mut counters = open(&disk, life == 0).await;
+            for _ in 0..BLOCK + 3 {
+                let number = counters.next_number().await.unwrap();
+                let counter = counters.next_holder_counter().await.unwrap();
+                assert!(number > last_number && counter > last_counter);
+                (last_number, last_counter) = (number, counter);
+            }
+            disk.crash();
+        }
+        assert!(last_number.0 < 5 * (2 * BLOCK + 8), "a restart skips at most a block");
+    }
+
+    #[tokio::test]
+    async fn number_is_not_handed_out_if_its_reservation_fails() {
+        let disk = MemoryDisk::new();
+        let mut counters = open(&disk, true).await;
+        disk.fail();
+        assert!(counters.next_number().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn missing_and_damaged_files_are_refused() {
+        let disk = MemoryDisk::new();
+        let missing = Counters::open(Arc::new(disk.clone()), false).await;
+        assert!(matches!(missing, Err(CountersError::Missing)));
+        disk.replace(FILE, vec![1, 2]).await.unwrap();
+        let damaged = Counters::open(Arc::new(disk), true).await;
+        assert!(matches!(damaged, Err(CountersError::Damaged(_))));
+    }
+}

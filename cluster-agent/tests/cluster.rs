@@ -487,3 +487,58 @@ async fn agent_that_was_away_longer_than_the_log_is_kept_comes_back_by_snapshot(
         assert_eq!(restored.queue_digest, other.queue_digest);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn member_whose_guard_holds_another_digest_stops_as_voter_and_the_others_go_on() {
+    use cluster_core::attestation::GuardRecord;
+    use common::{codec::encode, crypto::Signature, ids::BatchSeq, ids::Digest};
+    let mut net = Net::new();
+    net.start("c1-1").await;
+    net.start("c1-3").await;
+    net.leader().await;
+    let record = GuardRecord::Signed {
+        founding: Founding(0),
+        seq: BatchSeq(1),
+        digest: Digest([9; 32]),
+        signature: Signature::default(),
+    };
+    let files = net.disks["c1-2"].files.clone();
+    let (mut journal, _) = transport::ports::Disk::open_journal(&files, "attest-guard").unwrap();
+    journal.append(vec![encode(&record)]).await.unwrap();
+    net.set_ground(false);
+    net.start("c1-2").await;
+    net.submit("c1-1", Scope::Cluster).await;
+    net.eventually("it stops as voter", || {
+        net.agent("c1-2").raft().status().is_quarantined.then_some(())
+    })
+    .await;
+    net.set_ground(true);
+    let task = net.submit("c1-3", Scope::Cluster).await;
+    let entry = EntryId(task.0);
+    net.eventually("the other two certify", || {
+        net.ground.entries().contains(&entry).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn final_batch_that_this_log_did_not_build_stops_its_members_with_the_proof() {
+    let mut net = Net::started().await;
+    // A quorum of the roster lied: another batch 1 is certified and final.
+    let entry = net.signed_task(Scope::Cluster);
+    let forged = common::testing::ClusterLog::new(&net.fleet, support::C1).granted(&net.fleet, vec![entry]);
+    net.set_ground(false);
+    net.ground.take(&forged).expect("it is certified");
+    net.submit("c1-1", Scope::Cluster).await;
+    net.set_ground(true);
+    net.eventually("a member stops as voter", || {
+        let is_stopped = |label: &&str| net.agent(label).raft().status().is_quarantined;
+        AGENTS.iter().any(is_stopped).then_some(())
+    })
+    .await;
+    let conflict = AGENTS
+        .iter()
+        .find_map(|label| net.agent(label).machine().with(|state| state.queue.conflict().copied()));
+    let conflict = conflict.expect("the proof is kept");
+    assert_eq!(conflict.final_digest, forged.digest(&net.fleet.chain));
+}

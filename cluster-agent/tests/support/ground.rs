@@ -94,6 +94,11 @@ impl Ground {
         self.state.lock().unwrap().submissions
     }
 
+    /// Takes a batch as if a member had submitted it.
+    pub fn take(&self, batch: &CertifiedBatch) -> Result<BatchReceipt, String> {
+        self.submit(&encode(batch))
+    }
+
     fn submit(&self, body: &[u8]) -> Result<BatchReceipt, String> {
         let batch: CertifiedBatch = decode(body).map_err(|error| error.to_string())?;
         let mut state = self.state.lock().unwrap();
