@@ -76,7 +76,7 @@ impl Config {
             set,
             me,
             timing,
-            mutant: Mutant::default(),
+            mutant: Mutant::NONE,
         }
     }
 }

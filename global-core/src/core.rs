@@ -11,7 +11,7 @@
 //! * Upon a batch, an owed root, an unfinalized block with references, or `idle_block_interval`
 //!   without a block: the leader proposes. At most [`ROOT_LAG`](common::limits::ROOT_LAG) empty blocks in a row
 //!   are owed.
-//! * A block refers to batches only up to [`UNFINALIZED_BLOCKS_MAX`] above the last final one. Above it a
+//! * A block refers to batches only up to [`UNFINALIZED_BLOCKS_MAX`](consensus::UNFINALIZED_BLOCKS_MAX) above the last final one. Above it a
 //!   leader proposes a block without references, after half its leader timer, never nothing: only a
 //!   new finalized view finalizes those below.
 //! * Time t of a block is right if parent < t and clock - b <= t <= clock + b; parent + 1 us is right as
@@ -19,26 +19,25 @@
 //! * Upon a notarized block whose roots differ from those computed here, and upon a final block that
 //!   does not descend from mine: halt.
 
+mod settle;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use common::{
-    block::{BatchRef, Block, FinalizedBlock, Link, ProofOfFinality, Proposal},
+    block::{BatchRef, Block, FinalizedBlock, Proposal},
     certificate::{Finalization, SignedVote},
     ids::{Digest, Height, NodeIdx, View},
-    limits::{HEADERS_PER_FINALITY_PROOF_MAX, ROOT_LAG},
     wire::bft::Certificate,
 };
 
 use crate::{
-    batch_pool::{Admission, BatchPool, StoredBatch, WantedBatch},
-    block_builder,
+    batch_pool::{Admission, BatchPool, StoredBatch},
     clock::{Instant, Now},
     config::Config,
-    consensus::{self, Core, UNFINALIZED_BLOCKS_MAX},
+    consensus::{self, Core},
     effect::{Effect, HaltReason},
     guard::Guard,
-    ledger::{Execution, Judgement, Ledger, NoPath, Tip},
-    mutant::has_fault,
+    ledger::{Execution, Ledger, Tip},
     sync::Sync,
     verify::{Checked, CheckedMessage},
 };
@@ -353,388 +352,11 @@ impl<E: Execution> GlobalCore<E> {
         self.tell(now, consensus::Input::Finalized(self.ledger.tip()), effects);
     }
 
-    /// Does all that can be done now, and asks for what is missing.
-    fn settle(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        self.pool.forget_heard(now.at);
-        let (mut wanted, mut look_again);
-        loop {
-            (wanted, look_again) = (Wanted::default(), None);
-            let agreed: Vec<Digest> = self.consensus.agreed().map(|ballot| ballot.digest).collect();
-            for digest in &agreed {
-                self.ledger.mark_agreed(digest);
-            }
-            if self.settle_finality(now, &mut wanted, effects) {
-                continue;
-            }
-            if self.is_halted {
-                return;
-            }
-            if !self.settle_proposal(now, &mut wanted, &mut look_again, effects)
-                && !self.settle_turn(now, &mut wanted, &mut look_again, effects)
-            {
-                break;
-            }
-        }
-        self.settle_execution(&mut wanted, effects);
-        self.settle_work(now, effects);
-        self.settle_fetches(now, wanted, effects);
-        self.settle_timer(now, look_again, effects);
-    }
-
-    /// Finalizes what has a finalization and all its ancestors here. Returns whether it did.
-    fn settle_finality(&mut self, now: Now, wanted: &mut Wanted, effects: &mut Vec<Effect>) -> bool {
-        let finalizations: Vec<Finalization> = self.consensus.finalizations().cloned().collect();
-        for finalization in finalizations {
-            self.learn_heights(&finalization);
-            let (tip, ballot) = (self.ledger.tip(), finalization.ballot);
-            if ballot.height <= tip.height {
-                // Final in a later view than my last final block, and not above it.
-                let (block, height) = (ballot.digest, ballot.height);
-                self.halt(
-                    HaltReason::Fork {
-                        block,
-                        height,
-                        tip: tip.digest,
-                    },
-                    effects,
-                );
-                return false;
-            }
-            match self.ledger.path_to(&finalization.ballot.digest) {
-                Ok(path) if path.is_empty() => {}
-                Ok(path) => {
-                    self.finalize(now, &path, &finalization, effects);
-                    return true;
-                }
-                Err(NoPath::Missing(digest)) => wanted.block(digest),
-                Err(NoPath::Fork { block, height }) => {
-                    self.halt(
-                        HaltReason::Fork {
-                            block,
-                            height,
-                            tip: tip.digest,
-                        },
-                        effects,
-                    );
-                    return false;
-                }
-            }
-        }
-        false
-    }
-
-    fn finalize(&mut self, now: Now, path: &[Digest], finalization: &Finalization, effects: &mut Vec<Effect>) {
-        let blocks: Vec<Block> = path
-            .iter()
-            .map(|digest| self.ledger.block(digest).expect("a path holds blocks").clone())
-            .collect();
-        let headers: Vec<Link> = blocks.iter().map(|block| Link::Header(block.header.clone())).collect();
-        let finalized = blocks.into_iter().enumerate().map(|(i, block)| FinalizedBlock {
-            block,
-            proof: ProofOfFinality {
-                above: headers[i + 1..]
-                    .to_vec()
-                    .try_into()
-                    .expect("nobody votes above the bound"),
-                finalization: finalization.clone(),
-            },
-        });
-        effects.push(Effect::Finalized(finalized.collect()));
-        for digest in path {
-            self.ledger.finalize(digest);
-        }
-        self.tell(now, consensus::Input::Finalized(self.ledger.tip()), effects);
-    }
-
-    /// Judges the proposal of this view, if I may still notarize it. Returns whether it was decided.
-    fn settle_proposal(
-        &mut self,
-        now: Now,
-        wanted: &mut Wanted,
-        look_again: &mut Option<Instant>,
-        effects: &mut Vec<Effect>,
-    ) -> bool {
-        let Some(held) = self.consensus.open_proposal() else {
-            return false;
-        };
-        let (block, is_too_old) = (held.digest, held.is_too_old);
-        let proposed = held.proposal.block.clone();
-        let mutant = self.consensus.config().mutant;
-        let judgement = match self.ledger.judge(&proposed, &self.pool) {
-            Judgement::MissingBatches(_) if has_fault!(mutant, BatchesUnchecked) => Judgement::Valid,
-            Judgement::Invalid(crate::ledger::Flaw::Roots { .. }) if has_fault!(mutant, RootsUnchecked) => {
-                Judgement::Valid
-            }
-            judgement => judgement,
-        };
-        // Too early, missing or not executed: not yet.
-        let is_valid = match judgement {
-            Judgement::Invalid(_) => false,
-            // Too old: nullify.
-            _ if is_too_old => false,
-            Judgement::Valid => {
-                if !self.is_within_depth(&proposed) {
-                    return false;
-                }
-                if let Some(at) = self.early_until(now, &proposed) {
-                    *look_again = Some(look_again.map_or(at, |before| before.min(at)));
-                    return false;
-                }
-                true
-            }
-            Judgement::MissingBlock(digest) => {
-                wanted.block(digest);
-                self.tell(now, consensus::Input::Fetching, effects);
-                return false;
-            }
-            Judgement::MissingBatches(batches) => {
-                // First from the proposer, then from whoever voted for it.
-                let mut from = vec![self.leader()];
-                from.extend(self.consensus.likely_holders(&block));
-                for batch in batches {
-                    let from = from.clone();
-                    wanted.batch(WantedBatch { batch, from });
-                }
-                self.tell(now, consensus::Input::Fetching, effects);
-                return false;
-            }
-            Judgement::NotExecuted => return false,
-        };
-        self.tell(now, consensus::Input::Judged { block, is_valid }, effects);
-        true
-    }
-
-    /// Whether a voter takes a block so far above its last final one.
-    fn is_within_depth(&self, block: &Block) -> bool {
-        let depth = self.depth_of(block.header.height);
-        if block.refs.is_empty() {
-            depth <= HEADERS_PER_FINALITY_PROOF_MAX as u64
-        } else {
-            depth <= UNFINALIZED_BLOCKS_MAX
-        }
-    }
-
-    fn depth_of(&self, height: Height) -> u64 {
-        height.0.saturating_sub(self.ledger.tip().height.0)
-    }
-
-    /// When the time of a block stops being too far ahead of my clock, if it is.
-    fn early_until(&self, now: Now, block: &Block) -> Option<Instant> {
-        let header = &block.header;
-        let parent = self.ledger.time_of(&header.parent)?;
-        let latest = now
-            .clock
-            .0
-            .saturating_add(self.consensus.config().timing.block_time_bound_us);
-        let is_least_step = parent > now.clock && header.time.0 == parent.0.saturating_add(1);
-        (header.time.0 > latest && !is_least_step).then(|| now.at.plus_us(header.time.0 - latest))
-    }
-
-    /// Proposes if it is my turn and something waits. Returns whether it did.
-    fn settle_turn(
-        &mut self,
-        now: Now,
-        wanted: &mut Wanted,
-        look_again: &mut Option<Instant>,
-        effects: &mut Vec<Effect>,
-    ) -> bool {
-        let Some(turn) = self.consensus.open_turn() else {
-            return false;
-        };
-        if !self.ledger.contains(&turn.parent) {
-            wanted.block(turn.parent);
-            return false;
-        }
-        let epoch = self.consensus.config().set.epoch();
-        let site = self.ledger.site_on(&turn.parent, epoch, turn.view);
-        let (Some(site), Some(cursors)) = (site, self.ledger.cursors_on(&turn.parent)) else {
-            // Not executed here yet, or an ancestor is missing.
-            if let Err(NoPath::Missing(digest)) = self.ledger.path_to(&turn.parent) {
-                wanted.block(digest);
-            }
-            return false;
-        };
-        let height = site.parent_height.next();
-        let depth = self.depth_of(height);
-        let is_capped = depth > UNFINALIZED_BLOCKS_MAX;
-        if depth > HEADERS_PER_FINALITY_PROOF_MAX as u64 {
-            return false;
-        }
-        let refs = if is_capped {
-            let at = self.consensus.capped_leader_at();
-            if now.at < at {
-                *look_again = Some(look_again.map_or(at, |before| before.min(at)));
-                return false;
-            }
-            if has_fault!(self.consensus.config().mutant, SilentAtDepthCap) {
-                return false;
-            }
-            Vec::new()
-        } else {
-            block_builder::pick_refs(&self.pool, &cursors, height)
-        };
-        let is_root_owed = self
-            .ledger
-            .empty_blocks_in_a_row(&turn.parent)
-            .is_some_and(|empty| empty < ROOT_LAG);
-        let is_due = !refs.is_empty()
-            || is_capped
-            || is_root_owed
-            || self.ledger.has_unfinalized_refs()
-            || self.consensus.is_idle_over(now.at);
-        if !is_due {
-            return false;
-        }
-        let block = block_builder::build(&site, refs, now.clock);
-        self.tell(now, consensus::Input::Built(block), effects);
-        true
-    }
-
-    /// Asks for the execution of agreed blocks whose batches are all here, and for the batches of others.
-    fn settle_execution(&mut self, wanted: &mut Wanted, effects: &mut Vec<Effect>) {
-        while let Some((height, digest)) = self.ledger.advance_executed() {
-            effects.push(Effect::Executed { height, digest });
-            self.pool.prune(&self.ledger.executed_state().cursors());
-        }
-        for (digest, block) in self.ledger.executable() {
-            if self.executing.contains(&digest) {
-                continue;
-            }
-            let missing = block.refs.iter().filter(|batch| !self.pool.holds(batch));
-            let missing: Vec<BatchRef> = missing.copied().collect();
-            if missing.is_empty() {
-                self.executing.insert(digest);
-                effects.push(Effect::Execute(Box::new(block.clone())));
-                continue;
-            }
-            let from = self.consensus.likely_holders(&digest);
-            for batch in missing {
-                let from = from.clone();
-                wanted.batch(WantedBatch { batch, from });
-            }
-        }
-        self.executing.retain(|digest| self.ledger.contains(digest));
-    }
-
-    /// Timers that rest start when something waits.
-    fn settle_work(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        let best = self.consensus.highest_agreed();
-        let cursors = self.ledger.cursors_on(&best);
-        let cursors = cursors.unwrap_or_else(|| self.ledger.executed_state().cursors());
-        if self.pool.has_next(&cursors) || self.ledger.has_unfinalized_refs() {
-            self.tell(now, consensus::Input::WorkWaits, effects);
-        }
-    }
-
-    fn settle_fetches(&mut self, now: Now, mut wanted: Wanted, effects: &mut Vec<Effect>) {
-        // What a quorum agreed on is needed for execution and as a parent.
-        let tip = self.ledger.tip();
-        for ballot in self.consensus.agreed().filter(|ballot| ballot.height > tip.height) {
-            if let Err(NoPath::Missing(digest)) = self.ledger.path_to(&ballot.digest) {
-                wanted.block(digest);
-            }
-        }
-        for batch in self.pool.missing(&self.ledger.executed_state().cursors()) {
-            wanted.batch(batch);
-        }
-        self.settle_sync(now, &mut wanted, effects);
-
-        let retry_at = now.at.plus_us(self.consensus.fetch_timer_us());
-        let is_off = has_fault!(self.consensus.config().mutant, NoFetch);
-        self.block_fetches.retain(|digest, _| wanted.blocks.contains(digest));
-        for digest in wanted.blocks {
-            let is_under_way = self.block_fetches.get(&digest).is_some_and(|at| *at > now.at);
-            let is_room = self.block_fetches.contains_key(&digest) || self.block_fetches.len() < FETCHES_MAX;
-            if is_under_way || !is_room || is_off {
-                continue;
-            }
-            self.block_fetches.insert(digest, retry_at);
-            let from = self.consensus.likely_holders(&digest);
-            effects.push(Effect::FetchBlock { digest, from });
-        }
-        let pool = &self.pool;
-        self.batch_fetches
-            .retain(|batch, _| wanted.batches.contains_key(batch) && !pool.holds(batch));
-        for (batch, from) in wanted.batches {
-            if !self.pool.holds(&batch) {
-                self.fetch_batch(now, WantedBatch { batch, from }, effects);
-            }
-        }
-    }
-
-    fn fetch_batch(&mut self, now: Now, wanted: WantedBatch, effects: &mut Vec<Effect>) {
-        let batch = wanted.batch;
-        let is_under_way = self.batch_fetches.get(&batch).is_some_and(|at| *at > now.at);
-        let is_room = self.batch_fetches.contains_key(&batch) || self.batch_fetches.len() < FETCHES_MAX;
-        if is_room && !is_under_way && !has_fault!(self.consensus.config().mutant, NoFetch) {
-            let retry_at = now.at.plus_us(self.consensus.fetch_timer_us());
-            self.batch_fetches.insert(batch, retry_at);
-            effects.push(Effect::FetchBatch(wanted));
-        }
-    }
-
-    /// Far behind, blocks are asked for by height; there is no point in walking there one by one.
-    fn settle_sync(&mut self, now: Now, wanted: &mut Wanted, effects: &mut Vec<Effect>) {
-        let (tip, executed) = (self.ledger.tip().height, self.ledger.executed_height());
-        if !self.sync.is_far_behind(tip) {
-            self.sync_until = None;
-            return;
-        }
-        if self.sync_until.is_some_and(|until| until <= now.at) {
-            self.sync.retry();
-            self.sync_until = None;
-        }
-        if let Some(to) = self.sync.poll(tip, executed) {
-            let patience_us = 4 * self.consensus.fetch_timer_us();
-            self.sync_until = Some(now.at.plus_us(patience_us));
-            effects.push(Effect::RequestSync { to, from: tip.next() });
-        } else if self.sync_until.is_none() {
-            // Everybody was dropped: after a while everybody gets another chance.
-            let patience_us = 4 * self.consensus.fetch_timer_us();
-            self.sync_until = Some(now.at.plus_us(patience_us));
-        }
-        wanted.blocks.clear();
-    }
-
-    fn settle_timer(&mut self, now: Now, look_again: Option<Instant>, effects: &mut Vec<Effect>) {
-        let next = [
-            Some(self.consensus.next_deadline()),
-            look_again,
-            self.pool.next_expiry(),
-            self.sync_until,
-            self.block_fetches.values().min().copied(),
-            self.batch_fetches.values().min().copied(),
-        ];
-        // A deadline in the past would be one that this step should have acted on.
-        let next = next.into_iter().flatten().min().map(|at| at.max(now.at.plus_us(1)));
-        if next != self.timer {
-            self.timer = next;
-            effects.push(Effect::SetTimer(next));
-        }
-    }
-
     fn halt(&mut self, reason: HaltReason, effects: &mut Vec<Effect>) {
         self.is_halted = true;
         effects.push(Effect::Halt(reason));
     }
 }
 
-/// What is missing at the end of a step.
-#[derive(Default)]
-struct Wanted {
-    blocks: BTreeSet<Digest>,
-    batches: BTreeMap<BatchRef, Vec<NodeIdx>>,
-}
-
-impl Wanted {
-    fn block(&mut self, digest: Digest) {
-        self.blocks.insert(digest);
-    }
-
-    fn batch(&mut self, wanted: WantedBatch) {
-        let from = self.batches.entry(wanted.batch).or_default();
-        if from.is_empty() {
-            *from = wanted.from;
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

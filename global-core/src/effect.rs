@@ -59,6 +59,7 @@ impl Draft {
 
 /// Two signed statements of one validator that no honest validator makes both of.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[allow(clippy::large_enum_variant)]
 pub enum Evidence {
     /// Two votes of one kind and view with different content, or a nullify and a finalize of one view.
     Votes(SignedVote, SignedVote),

@@ -259,3 +259,119 @@ impl Guard {
             .map(|(turn, _)| *turn)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::ids::Height;
+
+    fn ballot(view: u64, block: u8) -> Ballot {
+        Ballot {
+            epoch: Epoch(0),
+            view: View(view),
+            height: Height(view),
+            digest: Digest([block; 32]),
+        }
+    }
+
+    fn proposal(view: u64, block: u8) -> GuardRecord {
+        GuardRecord::Proposal(ballot(view, block))
+    }
+
+    fn notarize(view: u64, block: u8) -> GuardRecord {
+        GuardRecord::Vote(Vote::Notarize(ballot(view, block)))
+    }
+
+    fn finalize(view: u64, block: u8) -> GuardRecord {
+        GuardRecord::Vote(Vote::Finalize(ballot(view, block)))
+    }
+
+    fn nullify(view: u64) -> GuardRecord {
+        let epoch = Epoch(0);
+        GuardRecord::Vote(Vote::Nullify(NullifyBallot {
+            epoch,
+            view: View(view),
+        }))
+    }
+
+    fn guard(records: &[GuardRecord]) -> Guard {
+        Guard::recover(None, records.iter().copied()).unwrap()
+    }
+
+    #[test]
+    fn a_second_proposal_or_notarize_with_other_content_is_refused() {
+        let mut guard = guard(&[proposal(3, 1), notarize(3, 1)]);
+        let other = GuardRefusal::OtherBlock {
+            got: Digest([2; 32]),
+            signed: Digest([1; 32]),
+        };
+        assert_eq!(guard.admit(proposal(3, 2)), Err(other));
+        assert_eq!(guard.admit(notarize(3, 2)), Err(other));
+        assert_eq!(guard.admit(notarize(3, 1)), Ok(Admitted::Again));
+        assert_eq!(guard.admit(proposal(3, 1)), Ok(Admitted::Again));
+    }
+
+    #[test]
+    fn finalize_after_nullify_and_nullify_after_finalize_are_refused() {
+        let turn = (Epoch(0), View(3));
+        assert_eq!(
+            guard(&[nullify(3)]).admit(finalize(3, 1)),
+            Err(GuardRefusal::Nullified(turn))
+        );
+        assert_eq!(
+            guard(&[finalize(3, 1)]).admit(nullify(3)),
+            Err(GuardRefusal::Finalized(turn))
+        );
+        assert!(guard(&[finalize(3, 1)]).admit(finalize(3, 2)).is_err());
+        assert_eq!(guard(&[nullify(3)]).admit(nullify(3)), Ok(Admitted::Again));
+    }
+
+    #[test]
+    fn notarize_below_the_highest_vote_is_refused_and_an_older_finalize_is_not() {
+        let mut guard = guard(&[notarize(3, 1), nullify(5)]);
+        assert_eq!(
+            guard.admit(notarize(4, 1)),
+            Err(GuardRefusal::BelowHighest {
+                got: (Epoch(0), View(4)),
+                highest: (Epoch(0), View(5)),
+            })
+        );
+        assert_eq!(guard.admit(notarize(3, 1)), Ok(Admitted::Again));
+        assert_eq!(guard.admit(finalize(3, 1)), Ok(Admitted::New));
+    }
+
+    #[test]
+    fn at_or_below_the_compacted_finalization_everything_is_refused() {
+        let mut guard = guard(&[notarize(3, 1), finalize(3, 1), nullify(5)]);
+        assert!(guard.compact((Epoch(0), View(3))));
+        assert!(!guard.compact((Epoch(0), View(2))), "the floor only rises");
+        for record in [notarize(3, 1), finalize(3, 1), nullify(2), proposal(1, 1)] {
+            assert!(
+                matches!(guard.admit(record), Err(GuardRefusal::Compacted { .. })),
+                "{record:?}"
+            );
+        }
+        assert_eq!(guard.records(), [nullify(5)]);
+        assert!(guard.holds(&nullify(5)) && !guard.holds(&nullify(6)));
+    }
+
+    #[test]
+    fn a_later_epoch_is_above_every_view_of_an_earlier_one() {
+        let mut guard = guard(&[notarize(9, 1)]);
+        guard.compact((Epoch(0), View(9)));
+        let mut first = ballot(1, 1);
+        first.epoch = Epoch(1);
+        assert_eq!(guard.admit(GuardRecord::Vote(Vote::Notarize(first))), Ok(Admitted::New));
+    }
+
+    #[test]
+    fn a_recovered_guard_refuses_what_the_lost_one_refused() {
+        let before = guard(&[notarize(3, 1), finalize(3, 1), nullify(4), proposal(6, 2)]);
+        let after = Guard::recover(None, before.records()).unwrap();
+        assert_eq!(after, before);
+        assert!(
+            Guard::recover(None, [nullify(4), finalize(4, 1)]).is_err(),
+            "a corrupt journal"
+        );
+    }
+}

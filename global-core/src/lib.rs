@@ -12,6 +12,8 @@
 //! validator that was down comes back), [`guard`] (what a key never signs), [`verify`] (who may speak),
 //! [`core`] (all of them together).
 #![forbid(unsafe_code)]
+// An error here is a block refused or a machine stopped: rare, so its size is of no matter.
+#![allow(clippy::result_large_err)]
 
 pub mod batch_pool;
 pub mod block_builder;

@@ -29,6 +29,11 @@ mod without_faults {
     /// A core without a fault.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
     pub struct Mutant;
+
+    impl Mutant {
+        /// The only value.
+        pub const NONE: Self = Self;
+    }
 }
 
 #[cfg(test)]
@@ -69,4 +74,9 @@ mod with_faults {
     /// A core with at most one fault.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
     pub struct Mutant(pub Option<Fault>);
+
+    impl Mutant {
+        /// Keeps every rule.
+        pub const NONE: Self = Self(None);
+    }
 }

@@ -278,3 +278,6 @@ fn check_parent_proof(proposal: &Proposal, chain: &ChainId) -> Result<(), Verify
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

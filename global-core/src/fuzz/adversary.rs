@@ -15,7 +15,7 @@ use common::{
 
 use super::{
     fixture::{CHAIN, Chained, GENESIS_TIME},
-    network::Plan,
+    plan::Plan,
     rng::Rng,
 };
 use crate::{

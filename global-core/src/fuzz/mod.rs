@@ -4,8 +4,10 @@
 //! A failure prints its seed, and the seed is enough to repeat it.
 
 mod adversary;
+pub mod bench;
 pub mod fixture;
 mod network;
+mod plan;
 mod rng;
 
 mod tests;

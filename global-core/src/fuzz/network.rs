@@ -4,105 +4,40 @@
 //! Nobody signs: the network knows who said what, and takes a certificate for what it is only if its
 //! signers did say it. (Signatures are the business of `verify`, which has its own tests.)
 
+mod shell;
+
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque},
+    collections::{BTreeMap, BTreeSet, BinaryHeap},
 };
 
 use common::{
-    block::{BatchRef, Block, FinalizedBlock, Proposal},
-    certificate::{SignedVote, Vote},
-    crypto::{Signature, sha256},
-    ids::{BatchSeq, BlockTime, ClusterId, Digest, Founding, Height, NodeIdx, View},
+    block::{BatchRef, Block, FinalizedBlock},
+    certificate::Vote,
+    crypto::sha256,
+    ids::{BatchSeq, BlockTime, ClusterId, Digest, Founding, Height, NodeIdx},
     validator_set::ValidatorSet,
-    wire::bft::{BftMessage, Certificate},
+    wire::bft::BftMessage,
 };
 
+use self::shell::{Disk, Node};
 use super::{
     adversary::Adversary,
-    fixture::{CHAIN, CLUSTERS, Chained, GENESIS_TIME, config, timing, validator_set},
+    fixture::{CLUSTERS, GENESIS_TIME, timing, validator_set},
+    plan::{Failure, Plan},
     rng::Rng,
 };
 use crate::{
     batch_pool::StoredBatch,
     clock::{Instant, Now},
     config::Timing,
-    core::{GlobalCore, Input, Recovered},
-    effect::{Effect, Recipient, Record},
-    guard::{Guard, GuardRecord},
-    mutant::{Fault, Mutant},
+    core::Input,
+    mutant::Mutant,
     verify::{Checked, CheckedMessage},
 };
 
 /// A schedule that needs more events than this goes round in circles.
 const EVENTS_MAX: u64 = 2_000_000;
-
-/// One schedule.
-#[derive(Clone, Debug)]
-pub struct Plan {
-    pub seed: u64,
-    pub weights: Vec<u64>,
-    /// Positions of validators that are in the adversary's hands.
-    pub byzantine: Vec<usize>,
-    /// Positions that never start.
-    pub down: Vec<usize>,
-    pub delay_us: u64,
-    pub jitter_us: u64,
-    /// Before this the network does as it likes.
-    pub heals_at_us: u64,
-    pub loss_percent: u64,
-    /// How much of what crosses a partition is lost.
-    pub cut_percent: u64,
-    pub crashes_per_validator: u64,
-    pub batches_per_cluster: u64,
-    /// Everybody stores one batch of each cluster this often; otherwise at random.
-    pub feed_us: Option<u64>,
-    /// When everybody stops and starts again at once.
-    pub power_cuts_us: Vec<u64>,
-    /// Until then no finalize vote arrives.
-    pub finalize_votes_lost_until_us: u64,
-    /// Whether a refusal of the guard is a failure. Without it only agreement and liveness are checked.
-    pub is_guarded: bool,
-    /// Blocks that everybody finalizes after the network healed.
-    pub blocks_after: u64,
-    pub mutant: Mutant,
-}
-
-impl Plan {
-    /// A calm network of equals.
-    pub fn calm(n: usize, delay_us: u64) -> Self {
-        Self {
-            seed: 1,
-            weights: vec![1; n],
-            byzantine: vec![],
-            down: vec![],
-            delay_us,
-            jitter_us: 0,
-            heals_at_us: 0,
-            loss_percent: 0,
-            cut_percent: 0,
-            crashes_per_validator: 0,
-            batches_per_cluster: 0,
-            feed_us: None,
-            power_cuts_us: vec![],
-            finalize_votes_lost_until_us: 0,
-            is_guarded: true,
-            blocks_after: 10,
-            mutant: Mutant::default(),
-        }
-    }
-}
-
-/// What a checker found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// Two validators finalized different blocks at one height, or one saw that it happened.
-    Fork(String),
-    /// The network healed, and finality did not come.
-    Stall(String),
-    /// The core asked its guard for something that must never be signed.
-    Guard(String),
-}
 
 #[derive(Clone, Debug)]
 pub enum Packet {
@@ -126,33 +61,6 @@ enum Event {
     Start { of: usize },
     Adversary,
     Heal,
-}
-
-/// What survives a crash.
-#[derive(Clone, Debug, Default)]
-struct Disk {
-    guard: Guard,
-    certificates: Vec<Certificate>,
-    proposals: BTreeMap<View, Proposal>,
-    finalized: Vec<FinalizedBlock>,
-    batches: BTreeMap<BatchRef, StoredBatch>,
-    /// Written, and not yet synced: lost in a crash.
-    unsynced: Vec<Unsynced>,
-}
-
-#[derive(Clone, Debug)]
-enum Unsynced {
-    Record(Record),
-    Finalized(Vec<FinalizedBlock>),
-}
-
-struct Node {
-    core: Option<GlobalCore<Chained>>,
-    disk: Disk,
-    boot: u64,
-    timer: Option<Instant>,
-    /// Clock minus virtual time.
-    clock_offset_us: u64,
 }
 
 /// When a block was proposed first, and when validators finalized it.
@@ -539,223 +447,6 @@ impl Network {
         self.step(to, Input::BatchStored(batch));
     }
 
-    // The shell of one validator.
-
-    fn start(&mut self, of: usize) {
-        if self.nodes[of].core.is_some() {
-            return;
-        }
-        let mut config = config(&self.set, of as u32, self.timing);
-        config.mutant = self.plan.mutant;
-        let disk = &self.nodes[of].disk;
-        let mut ledger = Chained::ledger();
-        for finalized in &disk.finalized {
-            if let Err(error) = ledger.replay(finalized, &()) {
-                let failure = Failure::Fork(format!("validator {of} cannot start: {error}"));
-                self.failure.get_or_insert(failure);
-                return;
-            }
-        }
-        let mut certificates = disk.certificates.clone();
-        let last = disk.finalized.last();
-        certificates.extend(last.map(|f| Certificate::Finalization(f.proof.finalization.clone())));
-        if self.plan.mutant.0 == Some(Fault::CertificatesNotPersisted) {
-            certificates.clear();
-        }
-        let recovered = Recovered {
-            guard: disk.guard.clone(),
-            certificates,
-            proposals: disk.proposals.values().cloned().collect(),
-            batches: disk.batches.values().copied().collect(),
-        };
-        self.nodes[of].boot += 1;
-        self.nodes[of].timer = None;
-        let (now, mut effects) = (self.now_of(of), Vec::new());
-        let core = GlobalCore::new(config, ledger, recovered, now, &mut effects);
-        self.nodes[of].core = Some(core);
-        let mut feedback = VecDeque::new();
-        self.perform(of, effects, &mut feedback);
-        let round_trip_us = 2 * (self.plan.delay_us + self.plan.jitter_us);
-        for peer in 0..self.nodes.len() as u32 {
-            let peer = NodeIdx(peer);
-            feedback.push_back(Input::RoundTrip {
-                peer,
-                us: round_trip_us,
-            });
-        }
-        self.give(of, feedback);
-        for peer in 0..self.nodes.len() {
-            if self.is_honest(peer) && peer != of {
-                self.step(peer, Input::PeerConnected(NodeIdx(of as u32)));
-            }
-        }
-    }
-
-    fn crash(&mut self, of: usize) {
-        let node = &mut self.nodes[of];
-        node.core = None;
-        node.boot += 1;
-        node.disk.unsynced.clear();
-    }
-
-    fn step(&mut self, of: usize, input: Input) {
-        self.give(of, [input].into());
-    }
-
-    fn give(&mut self, of: usize, mut inputs: VecDeque<Input>) {
-        while let Some(input) = inputs.pop_front() {
-            let (now, mut effects) = (self.now_of(of), Vec::new());
-            let Some(core) = self.nodes[of].core.as_mut() else {
-                return;
-            };
-            core.step(now, input, &mut effects);
-            core.check_invariants();
-            self.perform(of, effects, &mut inputs);
-        }
-    }
-
-    fn drive(&mut self, of: usize, act: impl FnOnce(&mut GlobalCore<Chained>, Now, &mut Vec<Effect>)) {
-        let (now, mut effects, mut feedback) = (self.now_of(of), Vec::new(), VecDeque::new());
-        let Some(core) = self.nodes[of].core.as_mut() else {
-            return;
-        };
-        act(core, now, &mut effects);
-        self.perform(of, effects, &mut feedback);
-        self.give(of, feedback);
-    }
-
-    /// Performs effects in order. Now and then the machine stops in the middle.
-    fn perform(&mut self, of: usize, effects: Vec<Effect>, feedback: &mut VecDeque<Input>) {
-        for effect in effects {
-            let is_unlucky = self.plan.crashes_per_validator > 0
-                && self.now_us < self.plan.heals_at_us
-                && self.rng.below(2_000) == 0;
-            if is_unlucky {
-                let up_at = self.now_us + self.rng.below(30 * self.plan.delay_us);
-                self.crash(of);
-                self.at(up_at, Event::Start { of });
-                feedback.clear();
-                return;
-            }
-            self.perform_one(of, effect, feedback);
-        }
-    }
-
-    fn perform_one(&mut self, of: usize, effect: Effect, feedback: &mut VecDeque<Input>) {
-        let me = NodeIdx(of as u32);
-        match effect {
-            Effect::Persist(record) => self.nodes[of].disk.unsynced.push(Unsynced::Record(record)),
-            Effect::Finalized(blocks) => {
-                self.note_finalized(of, &blocks);
-                self.nodes[of].disk.unsynced.push(Unsynced::Finalized(blocks));
-            }
-            Effect::Vote(vote) => {
-                self.guard(of, GuardRecord::Vote(vote));
-                self.sync_disk(of);
-                let signed = SignedVote {
-                    vote,
-                    voter: me,
-                    signature: Signature::default(),
-                };
-                self.adversary.overhear_vote(of, vote);
-                self.broadcast(of, Packet::Message(BftMessage::Vote(signed)));
-                feedback.push_back(Input::OwnVote(signed));
-            }
-            Effect::Propose(draft) => {
-                let ballot = draft.block.header.ballot();
-                self.guard(of, GuardRecord::Proposal(ballot));
-                let proposal = Box::new(draft.sign(Signature::default()));
-                self.nodes[of]
-                    .disk
-                    .unsynced
-                    .push(Unsynced::Record(Record::Proposal(proposal.clone())));
-                self.sync_disk(of);
-                self.seen.proposed.entry(ballot.digest).or_insert(self.now_us);
-                for batch in &proposal.block.refs {
-                    self.seen.refs.entry(*batch).or_insert(ballot.digest);
-                }
-                self.adversary.overhear_block(&proposal.block);
-                self.broadcast(of, Packet::Message(BftMessage::Proposal(proposal.clone())));
-                feedback.push_back(Input::OwnProposal(proposal));
-            }
-            Effect::Send { to, message } => {
-                self.sync_disk(of);
-                match to {
-                    Recipient::All => self.broadcast(of, Packet::Message(message)),
-                    Recipient::One(peer) => self.send(of, peer.0 as usize, Packet::Message(message)),
-                }
-            }
-            Effect::SetTimer(at) => {
-                self.nodes[of].timer = at;
-                if let Some(at) = at {
-                    let boot = self.nodes[of].boot;
-                    self.at(at.0, Event::Tick { to: of, boot, at });
-                }
-            }
-            Effect::FetchBlock { digest, from } => self.ask(of, from, &Packet::AskBlock(digest)),
-            Effect::FetchBatch(wanted) => self.ask(of, wanted.from, &Packet::AskBatch(wanted.batch)),
-            Effect::RequestSync { to, from } => self.send(of, to.0 as usize, Packet::AskSync(from)),
-            Effect::Execute(block) => {
-                let (boot, digest) = (self.nodes[of].boot, block.digest());
-                let pause = self.rng.below(self.plan.jitter_us + 1);
-                self.at(self.now_us + pause, Event::Execute { to: of, boot, digest });
-            }
-            Effect::Executed { .. } => {}
-            Effect::Evidence(evidence) => {
-                let who = match *evidence {
-                    crate::effect::Evidence::Votes(a, _) => a.voter,
-                    crate::effect::Evidence::Proposals(a, _) => self.set.leader(a.block.header.view),
-                };
-                self.seen.evidence.insert(who);
-            }
-            Effect::Halt(reason) => self.fail(Failure::Fork(format!("validator {of} halts: {reason}"))),
-        }
-    }
-
-    /// Asks the likely holders, and one more.
-    fn ask(&mut self, of: usize, from: Vec<NodeIdx>, packet: &Packet) {
-        let anybody = self.rng.below(self.nodes.len() as u64) as usize;
-        let mut asked: Vec<usize> = from.iter().take(3).map(|peer| peer.0 as usize).collect();
-        asked.push(anybody);
-        for to in asked {
-            if to != of {
-                self.send(of, to, packet.clone());
-            }
-        }
-    }
-
-    fn guard(&mut self, of: usize, record: GuardRecord) {
-        if let Err(refusal) = self.nodes[of].disk.guard.admit(record)
-            && self.plan.is_guarded
-        {
-            self.fail(Failure::Guard(format!("validator {of}: {refusal}")));
-        }
-    }
-
-    fn sync_disk(&mut self, of: usize) {
-        let disk = &mut self.nodes[of].disk;
-        for unsynced in std::mem::take(&mut disk.unsynced) {
-            match unsynced {
-                Unsynced::Record(Record::Certificate(certificate)) => disk.certificates.push(certificate),
-                Unsynced::Record(Record::Proposal(proposal)) => {
-                    disk.proposals.insert(proposal.block.header.view, *proposal);
-                }
-                Unsynced::Finalized(blocks) => {
-                    let last = &blocks.last().expect("never empty").block.header;
-                    let (epoch, view) = (last.epoch, last.view);
-                    disk.finalized.extend(blocks);
-                    disk.guard.compact((epoch, view));
-                    disk.proposals = disk.proposals.split_off(&view.next());
-                    disk.certificates.retain(|c| match c {
-                        Certificate::Notarization(n) => n.ballot.view > view,
-                        Certificate::Nullification(n) => n.ballot.view > view,
-                        Certificate::Finalization(f) => f.ballot.view > view,
-                    });
-                }
-            }
-        }
-    }
-
     // Checkers.
 
     /// Agreement: one block per height, each the child of the one below.
@@ -801,11 +492,6 @@ impl Network {
 
     fn fail(&mut self, failure: Failure) {
         self.failure.get_or_insert(failure);
-    }
-
-    /// Highest final height.
-    pub fn height(&self) -> u64 {
-        self.chain.keys().next_back().map_or(0, |height| height.0)
     }
 
     /// Virtual time, in microseconds.

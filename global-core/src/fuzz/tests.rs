@@ -4,7 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::ids::Height;
 
-use super::network::{Failure, Network, Plan};
+use super::{
+    network::Network,
+    plan::{Failure, Plan},
+};
 use crate::{
     consensus::UNFINALIZED_BLOCKS_MAX,
     mutant::{Fault, Mutant},

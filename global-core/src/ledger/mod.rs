@@ -145,6 +145,7 @@ impl<E: Execution> Ledger<E> {
         self.finalize(&digest);
         self.execute(&digest, batches)?;
         while self.advance_executed().is_some() {}
+        self.prune();
         Ok(())
     }
 
@@ -372,18 +373,18 @@ impl<E: Execution> Ledger<E> {
         Ok(())
     }
 
-    /// Takes the next final height that was executed, if there is one.
+    /// Takes the next final height that was executed, if there is one. Its state stays until
+    /// [`prune`](Self::prune).
     pub fn advance_executed(&mut self) -> Option<(Height, Digest)> {
         let next = self.executed.next();
         let digest = *self.final_blocks.get(&next)?;
         self.entries[&digest].state.as_ref()?;
         self.executed = next;
-        self.prune();
         Some((next, digest))
     }
 
     /// Drops final blocks that nothing needs any more, and blocks on other chains.
-    fn prune(&mut self) {
+    pub fn prune(&mut self) {
         // A child of the tip needs the state of the tip's parent; the next execution needs the parent's
         // state and, for its roots, the one before.
         let floor = Height(self.executed.0.min(self.tip.height.0).saturating_sub(ROOT_LAG - 1));
@@ -409,3 +410,6 @@ impl<E: Execution> Ledger<E> {
         self.entries.retain(|digest, _| kept.contains(digest));
     }
 }
+
+#[cfg(test)]
+mod tests;
