@@ -65,7 +65,7 @@ async fn follower_gets_blocks_with_the_batches_of_other_clusters_and_the_rest_by
         decode(&answer.unwrap()).unwrap()
     };
     let other = follow("c2-1", ClusterId(1), 1).await;
-    assert_eq!(other.batches[..], [batch.clone()]);
+    assert_eq!(other.batches[..], *std::slice::from_ref(&batch));
     assert_eq!(other.next_seq.0, 1);
     let own = follow("c1-1", C1, 1).await;
     assert!(own.batches.is_empty());
