@@ -281,6 +281,17 @@ impl Leases {
             .collect()
     }
 
+    /// Claims that were ended here and that the queue still shows. Their `Release`, `Fail` or `Complete`
+    /// is on its way or was refused (a `Renew` with a higher counter overtook it); since a `Renew` for
+    /// other tasks covers them too, somebody must sign a `Release` again after a while.
+    #[must_use]
+    pub fn unreleased(&self, queue: &ClusterQueue) -> Vec<(TaskId, Fence)> {
+        let ended = queue.held_by(&self.device).map(|held| (held.task, held.fence));
+        ended
+            .filter(|(task, fence)| self.ended.get(task) == Some(fence))
+            .collect()
+    }
+
     /// Ends a lease for good, before `Release`, `Fail` or `Complete` is signed under `fence`.
     /// `is_stopped`: the vehicle side confirmed that it stopped. A claim that was made before this
     /// process started ends only so, since the deadlines given under it are not known.

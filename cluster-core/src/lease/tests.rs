@@ -154,7 +154,9 @@ fn claim_that_was_ended_is_never_counted_on_again() {
     renew(&mut c, &mut leases, 3 * SECOND);
     assert_eq!(leases.may_run(&id, 3 * SECOND), None, "its release may be on the way");
     assert_eq!(leases.lost(&c.queue), []);
+    assert_eq!(leases.unreleased(&c.queue), [(id, fence)]);
     c.release("c1-2", id, fence);
+    assert_eq!(leases.unreleased(&c.queue), []);
     claim(&mut c, &mut leases, id, 5 * SECOND);
     assert_eq!(
         leases.may_run(&id, 5 * SECOND),
