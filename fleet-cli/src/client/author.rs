@@ -165,12 +165,15 @@ impl<'a> Author<'a> {
                 cluster: route.cluster,
             };
             let agents: Vec<&Peer> = route.agents.iter().collect();
-            let answers = self.client.ask_all(&agents, &request).await;
-            let number = |answer| match answer {
-                Ok(OpAnswer::HighestNumber(number)) => Some(number),
+            let number = self.client.ask_until(&agents, &request, |_, answer| match answer {
+                OpAnswer::HighestNumber(number) => Some(number),
                 _ => None,
-            };
-            answers.into_iter().filter_map(number).max()
+            });
+            Some(
+                number
+                    .await
+                    .map_err(|failure| failure.means("the numbers used before are not known; nothing was sent"))?,
+            )
         };
         self.numbers.reserve(self.version, route.cluster, count, highest)
     }
