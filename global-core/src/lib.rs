@@ -1,7 +1,7 @@
 //! Tier 2, pure: the BFT core, block building, execution with lagging roots, sync.
 //!
-//! A validator gives [`GlobalCore`](core::GlobalCore) what came in ([`Input`](core::Input)) and performs what comes out
-//! ([`Effect`](effect::Effect)). No clock, no IO, no randomness, no threads: time is an argument,
+//! A validator gives [`GlobalCore`] what came in ([`Input`]) and performs what comes out
+//! ([`Effect`]). No clock, no IO, no randomness, no threads: time is an argument,
 //! effects are data. The dependency list in `Cargo.toml` is the proof.
 //!
 //! **The contract of effects:** they are performed in order; a `Persist` is durable before any later
@@ -26,7 +26,7 @@ pub mod effect;
 mod fuzz;
 pub mod guard;
 pub mod ledger;
-pub mod mutant;
+mod mutant;
 pub mod sync;
 pub mod verify;
 

@@ -1,6 +1,6 @@
 //! Deliberate faults of the core, for tests that show that the checkers see them.
 //!
-//! Outside of this crate's own tests there is one value, [`Mutant`] without a fault, and every
+//! Outside of this crate's own tests there is one value, a mutant without a fault, and every
 //! question about it is answered with a constant `false`.
 
 #[cfg(test)]

@@ -186,7 +186,7 @@ impl Core {
         self.pacemaker.fetch_timer_us()
     }
 
-    /// When to give [`Input::Tick`] at the latest.
+    /// When to give [`Input::Tick`](super::Input::Tick) at the latest.
     #[must_use]
     pub fn next_deadline(&self) -> Instant {
         self.pacemaker.next_deadline()

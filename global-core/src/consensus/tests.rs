@@ -298,6 +298,38 @@ fn a_contradiction_is_reported_once_and_another_signature_is_none() {
 }
 
 #[test]
+fn a_message_given_twice_changes_nothing_the_second_time() {
+    let mut bench = Bench::follower_of(&[1, 2]);
+    let one = bench.block(1, bench.genesis(), vec![]);
+    let two = bench.block(2, one.digest(), vec![]);
+    let voter = (0..4).find(|d| NodeIdx(*d) != bench.me).unwrap();
+    let messages = [
+        bench.proposal(&one),
+        Input::Message(CheckedMessage::Vote(Checked::assumed(signed(voter, notarize(&one))))),
+        Input::Message(CheckedMessage::Certificate(Checked::assumed(
+            Certificate::Notarization(bench.notarization(&one.header.ballot())),
+        ))),
+        bench.proposal(&two),
+        Input::Message(CheckedMessage::Certificate(Checked::assumed(
+            Certificate::Nullification(bench.nullification(2)),
+        ))),
+        Input::Message(CheckedMessage::Certificate(Checked::assumed(
+            Certificate::Finalization(bench.finalization(&two.header.ballot())),
+        ))),
+    ];
+    for (i, message) in messages.iter().enumerate() {
+        let before = bench.core.clone();
+        bench.give(message.clone());
+        assert_ne!(bench.core, before, "message {i} does something");
+        // What was executed is kept for one step.
+        bench.give(Input::Tick);
+        let before = bench.core.clone();
+        assert_eq!(bench.give(message.clone()), [], "message {i}");
+        assert_eq!(bench.core, before, "message {i}");
+    }
+}
+
+#[test]
 fn quorums_are_of_weight() {
     // 3 of 10, twice, and mine of 2: 8 of 10 are more than two thirds, 6 are not.
     let mut bench = Bench::new(&[2, 3, 3, 2], NodeIdx(0));

@@ -19,6 +19,7 @@ use crate::{
     effect::{Effect, HaltReason},
     ledger::{Execution, Flaw, Judgement, NoPath},
     mutant::has_fault,
+    sync::Sync,
 };
 
 impl<E: Execution> GlobalCore<E> {
@@ -345,7 +346,15 @@ impl<E: Execution> GlobalCore<E> {
     /// Far behind, blocks are asked for by height; there is no point in walking there one by one.
     fn settle_sync(&mut self, now: Now, wanted: &mut Wanted, effects: &mut Vec<Effect>) {
         let (tip, executed) = (self.ledger.tip().height, self.ledger.executed_height());
-        if !self.sync.is_far_behind(tip) {
+        // Only what a quorum signed keeps blocks from being fetched; a peer's word does not.
+        if self
+            .consensus
+            .finalizations()
+            .any(|f| Sync::is_far(f.ballot.height, tip))
+        {
+            wanted.blocks.clear();
+        }
+        if !self.sync.has_somebody_to_ask(tip) {
             self.sync_until = None;
             return;
         }
@@ -353,16 +362,14 @@ impl<E: Execution> GlobalCore<E> {
             self.sync.retry();
             self.sync_until = None;
         }
-        if let Some(to) = self.sync.poll(tip, executed) {
-            let patience_us = 4 * self.consensus.fetch_timer_us();
-            self.sync_until = Some(now.at.plus_us(patience_us));
+        let asked = self.sync.poll(tip, executed);
+        if let Some(to) = asked {
             effects.push(Effect::RequestSync { to, from: tip.next() });
-        } else if self.sync_until.is_none() {
-            // Everybody was dropped: after a while everybody gets another chance.
-            let patience_us = 4 * self.consensus.fetch_timer_us();
-            self.sync_until = Some(now.at.plus_us(patience_us));
         }
-        wanted.blocks.clear();
+        if asked.is_some() || self.sync_until.is_none() {
+            // By then an answer is lost; or everybody was dropped, and everybody gets another chance.
+            self.sync_until = Some(now.at.plus_us(4 * self.consensus.fetch_timer_us()));
+        }
     }
 
     fn settle_timer(&mut self, now: Now, look_again: Option<Instant>, effects: &mut Vec<Effect>) {

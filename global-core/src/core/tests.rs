@@ -291,6 +291,22 @@ fn a_peer_that_does_not_deliver_is_not_asked_again_while_there_are_others() {
 }
 
 #[test]
+fn a_peer_that_claims_any_height_keeps_nobody_from_fetching_blocks() {
+    let mut bench = Bench::follower_of(&[1, 2]);
+    let (peer, height) = (NodeIdx(3), Height(u64::MAX));
+    let effects = bench.give(Input::PeerHeight { peer, height });
+    assert_eq!(asked_for(&effects), [(peer, Height(1))], "it is asked to deliver");
+    assert_eq!(asked_for(&answer(&mut bench, peer, &[])), []);
+    let one = bench.block(1, bench.genesis(), vec![]);
+    let two = bench.block(2, one.digest(), vec![]);
+    let effects = bench.give(bench.proposal(&two));
+    assert!(
+        effects.iter().any(|e| matches!(e, Effect::FetchBlock { .. })),
+        "{effects:?}"
+    );
+}
+
+#[test]
 fn a_synced_block_on_another_chain_halts() {
     let mut bench = Bench::follower_of(&[1, 2]);
     let one = bench.block(1, bench.genesis(), vec![]);

@@ -180,6 +180,16 @@ fn all_four_restart_at_once_at_any_moment_and_continue() {
     }
 }
 
+#[test]
+fn one_validator_alone_is_its_own_quorum() {
+    let plan = Plan {
+        power_cuts_us: (1..40).map(|cut| cut * 7_300).collect(),
+        heals_at_us: 400_000,
+        ..busy(1, 10_000)
+    };
+    Network::new(plan).run().unwrap();
+}
+
 /// No finalize vote arrives for a while, and batches never end.
 fn unfinalized(mutant: Mutant) -> Plan {
     Plan {

@@ -66,22 +66,25 @@ impl Sync {
         if self.asked.is_some() || finalized.0 - executed.0 > UNEXECUTED_MAX {
             return None;
         }
-        let worth_it = Height(finalized.0.saturating_add(FETCHED_HEIGHTS_MAX));
         let candidates = self
             .heights
             .iter()
-            .filter(|(peer, height)| **height > worth_it && !self.dropped.contains(peer));
+            .filter(|(peer, height)| Self::is_far(**height, finalized) && !self.dropped.contains(peer));
         let (peer, _) = candidates.max_by_key(|(peer, height)| (**height, std::cmp::Reverse(**peer)))?;
         self.asked = Some(*peer);
         self.asked
     }
 
-    /// Whether a height is known so far above `finalized` that it is not worth walking there block by block.
+    /// Whether `height` is so far above `finalized` that it is not worth walking there block by block.
     #[must_use]
-    pub fn is_far_behind(&self, finalized: Height) -> bool {
-        self.heights
-            .values()
-            .any(|height| height.0 > finalized.0.saturating_add(FETCHED_HEIGHTS_MAX))
+    pub fn is_far(height: Height, finalized: Height) -> bool {
+        height.0 > finalized.0.saturating_add(FETCHED_HEIGHTS_MAX)
+    }
+
+    /// Whether anybody is known, or says, to be that far ahead.
+    #[must_use]
+    pub fn has_somebody_to_ask(&self, finalized: Height) -> bool {
+        self.heights.values().any(|height| Self::is_far(*height, finalized))
     }
 }
 
