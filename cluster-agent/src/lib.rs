@@ -17,7 +17,7 @@ pub mod agent;
 pub mod api;
 pub mod config;
 mod counters;
-mod downlink;
+pub mod downlink;
 mod durable;
 mod evidence;
 mod keeper;

@@ -23,6 +23,7 @@ use common::{
     ids::{ClusterId, DeviceId, NodeIdx},
     registry::{Member, Registry},
 };
+use transport::quic::limits::SERVICE_DEADLINE;
 
 pub use file::LogFormat;
 use file::{ConfigFile, LinkTable};
@@ -35,6 +36,10 @@ pub const EXIT_INVALID: u8 = 6;
 
 /// Bytes of signed entries that may wait in the outbox, unless the file says otherwise.
 pub const OUTBOX_BYTES_DEFAULT: u64 = 16 * 1024 * 1024;
+
+/// A write ends before the transport gives its answer up.
+const WRITE_DEADLINE_MAX: Duration = Duration::from_secs(25);
+const _: () = assert!(WRITE_DEADLINE_MAX.as_secs() < SERVICE_DEADLINE.as_secs());
 
 /// Everything that is wrong with a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -300,6 +305,13 @@ impl Checker {
                 limits.write_deadline.as_millis()
             ));
         }
+        if limits.write_deadline > WRITE_DEADLINE_MAX {
+            self.problem(format!(
+                "link.write_deadline {} ms must be at most {} ms, after which no answer is waited for",
+                limits.write_deadline.as_millis(),
+                WRITE_DEADLINE_MAX.as_millis()
+            ));
+        }
         let least = 4 * common::limits::BATCH_BYTES_MAX as u64;
         if limits.outbox_bytes_max < least {
             self.problem(format!(
@@ -318,7 +330,8 @@ impl Limits {
         Self {
             outbox_bytes_max: OUTBOX_BYTES_DEFAULT,
             // A leader may die once under a write, and its successor needs an election and a half.
-            write_deadline: Duration::from_millis((5 * raft.election_timeout_ms_max).max(2_000)),
+            write_deadline: Duration::from_millis((5 * raft.election_timeout_ms_max).max(2_000))
+                .min(WRITE_DEADLINE_MAX),
             batch_interval: Duration::from_millis(20),
         }
     }

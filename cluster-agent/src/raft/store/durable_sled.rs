@@ -7,7 +7,7 @@
 //!   [`GROUP_BYTES_MAX`]), applies it as one batch, flushes once, acknowledges in order.
 //! * After any error or panic the store is poisoned: everything fails from then on.
 //! * Values are so small that sled never writes a leaf into a file of its own, which it would not
-//!   flush ([`sled_entries`](super::sled_entries)). Should one appear, the store is poisoned.
+//!   flush (`sled_entries`). Should one appear, the store is poisoned.
 //! * At most 64 removals per batch: sled keeps each touched leaf until a batch ends.
 //! * Purging removes later, in small batches; the marker is durable first, and records under it that
 //!   a crash left behind are removed at the next start.
