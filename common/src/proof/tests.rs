@@ -290,6 +290,56 @@ fn parts_of_another_tasks_proof_do_not_fit() {
 }
 
 #[test]
+fn genuine_parts_of_two_events_of_one_task_cannot_be_exchanged() {
+    let mut ledger = Ledger::new(Fleet::new(1, 1, 1));
+    let beat = ledger.beat(C1);
+    ledger.block(vec![beat], 100);
+    let entry = ledger.submit("op1", C1, Scope::Fleet, &task("a"));
+    let id = TaskId::from(entry.id(&ledger.fleet.chain));
+    let batch = ledger.granted(C1, vec![entry]);
+    ledger.block(vec![batch], 100);
+    // Both about the task, in one batch: the first is granted, the second comes too late.
+    let cancels = [1, 2].map(|_| ledger.entry("op1", C1, Scope::Fleet, Action::Cancel { task: id }));
+    let batch = ledger.granted(C1, cancels.to_vec());
+    ledger.block(vec![batch], 100);
+    for _ in 0..2 {
+        ledger.block(vec![], 100);
+    }
+    let genesis = &ledger.fleet.genesis;
+    let proof = built(&ledger, &id);
+    assert!(verify_proof(&proof, genesis).is_ok());
+    let exchanged = |change: fn(&mut EventProof, &mut EventProof)| {
+        let mut events = proof.events.to_vec();
+        let (before, last) = events.split_at_mut(3);
+        change(&mut before[2], &mut last[0]);
+        let events = events.try_into().unwrap();
+        verify_proof(
+            &TaskProof {
+                events,
+                ..proof.clone()
+            },
+            genesis,
+        )
+    };
+    let signatures = exchanged(|a, b| match (a, b) {
+        (EventProof::Entry { signed: a, .. }, EventProof::Entry { signed: b, .. }) => core::mem::swap(a, b),
+        _ => panic!("both are entries"),
+    });
+    assert_eq!(
+        signatures,
+        Err(ProofError::Mismatch(2, "the place is that of another entry"))
+    );
+    let outcomes = exchanged(|a, b| match (a, b) {
+        (EventProof::Entry { outcome: a, .. }, EventProof::Entry { outcome: b, .. }) => core::mem::swap(a, b),
+        _ => panic!("both are entries"),
+    });
+    assert_eq!(
+        outcomes,
+        Err(ProofError::Mismatch(2, "the outcome is that of another entry"))
+    );
+}
+
+#[test]
 fn events_that_descend_are_refused() {
     let (ledger, id) = history(1, 2);
     let mut proof = built(&ledger, &id);
