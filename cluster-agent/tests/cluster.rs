@@ -558,7 +558,7 @@ async fn entry_is_final_everywhere_soon_after_it_was_acknowledged() {
                 let view = net.agent(label).machine().with(|state| state.queue.task_view(&task));
                 view.is_some_and(|view| matches!(view.finality, Finality::Final { .. }))
             };
-            AGENTS.iter().all(|label| is_final(label)).then_some(())
+            AGENTS.iter().all(is_final).then_some(())
         })
         .await;
         slowest = slowest.max(acknowledged.elapsed());
