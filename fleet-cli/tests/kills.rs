@@ -6,6 +6,7 @@ mod support;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -17,6 +18,8 @@ use serde_json::Value;
 use support::{DevFleet, fleet};
 
 const ROUNDS: u64 = 20;
+/// Command lines that submit at one time.
+const SUBMITTERS: usize = 3;
 
 fn from_env(name: &str, default: u64) -> u64 {
     std::env::var(name)
@@ -65,25 +68,12 @@ fn nothing_acknowledged_is_lost_or_doubled_whatever_is_killed() {
     let dev = DevFleet::up(&[]);
     let acknowledged: Arc<Mutex<BTreeMap<String, String>>> = Arc::default();
     let is_over = Arc::new(AtomicBool::new(false));
-    let submitter = {
-        let (home, acknowledged, is_over) = (dev.home.path().to_owned(), acknowledged.clone(), is_over.clone());
-        std::thread::spawn(move || {
-            for n in 0.. {
-                if is_over.load(Ordering::Relaxed) {
-                    return;
-                }
-                let (key, place) = (format!("k{n}"), format!("{},1", n % 5_000));
-                let arguments = ["task", "submit", "--kind", "survey", "--timeout", "3s", "-o", "json"];
-                let done = fleet(&home, &[&arguments[..], &["--key", &key, "--local", &place]].concat());
-                if done.code == 0 {
-                    let task = done.json()["task"].as_str().expect("an id").to_owned();
-                    acknowledged.lock().unwrap().insert(key, task);
-                } else {
-                    assert!([4, 7, 8].contains(&done.code), "exit {}: {}", done.code, done.err);
-                }
-            }
+    let submitters: Vec<_> = (0..SUBMITTERS)
+        .map(|nth| {
+            let (home, acknowledged, is_over) = (dev.home.path().to_owned(), acknowledged.clone(), is_over.clone());
+            std::thread::spawn(move || submit_until(&is_over, nth, &home, &acknowledged))
         })
-    };
+        .collect();
     for round in 0..rounds {
         std::thread::sleep(Duration::from_millis(random.below(1_500)));
         let names = targets(&mut random, round, &dev);
@@ -95,7 +85,9 @@ fn nothing_acknowledged_is_lost_or_doubled_whatever_is_killed() {
         println!("round {round}: killed {names:?}, {before} acknowledged before");
     }
     is_over.store(true, Ordering::Relaxed);
-    submitter.join().expect("the submitter asserts on its own");
+    for submitter in submitters {
+        submitter.join().expect("a submitter asserts on its own");
+    }
     let acknowledged = acknowledged.lock().unwrap().clone();
     assert!(
         acknowledged.len() as u64 >= rounds,
@@ -103,6 +95,24 @@ fn nothing_acknowledged_is_lost_or_doubled_whatever_is_killed() {
         acknowledged.len()
     );
     judge(&dev, &acknowledged);
+}
+
+/// Submits tasks one after another, and writes down what is acknowledged.
+fn submit_until(is_over: &AtomicBool, nth: usize, home: &Path, acknowledged: &Mutex<BTreeMap<String, String>>) {
+    for n in 0.. {
+        if is_over.load(Ordering::Relaxed) {
+            return;
+        }
+        let (key, place) = (format!("k{nth}-{n}"), format!("{},1", (n * 1_234) % 5_000));
+        let arguments = ["task", "submit", "--kind", "survey", "--timeout", "3s", "-o", "json"];
+        let done = fleet(home, &[&arguments[..], &["--key", &key, "--local", &place]].concat());
+        if done.code == 0 {
+            let task = done.json()["task"].as_str().expect("an id").to_owned();
+            acknowledged.lock().unwrap().insert(key, task);
+        } else {
+            assert!([4, 7, 8].contains(&done.code), "exit {}: {}", done.code, done.err);
+        }
+    }
 }
 
 fn judge(dev: &DevFleet, acknowledged: &BTreeMap<String, String>) {
