@@ -171,12 +171,13 @@ async fn up(layout: Layout, plan: Plan, deadline: Duration, printer: &Printer) -
     Ok(())
 }
 
-/// Listens for Ctrl-C and SIGTERM from its creation on: make it before anything is started that must
+/// Listens for Ctrl-C, SIGTERM and the end of the terminal from its creation on: make it before anything is started that must
 /// not stay behind.
 #[derive(Debug)]
 pub struct Interrupt {
     interrupt: Signal,
     terminate: Signal,
+    hang_up: Signal,
 }
 
 impl Interrupt {
@@ -189,6 +190,7 @@ impl Interrupt {
         Ok(Self {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
+            hang_up: listen(SignalKind::hangup())?,
         })
     }
 
@@ -198,7 +200,8 @@ impl Interrupt {
     /// Of `work`, or the interruption.
     pub async fn or<T>(&mut self, work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
         let (interrupt, terminate) = (pin!(self.interrupt.recv()), pin!(self.terminate.recv()));
-        let stop = futures::future::select(interrupt, terminate);
+        let hang_up = pin!(self.hang_up.recv());
+        let stop = futures::future::select(futures::future::select(interrupt, terminate), hang_up);
         match futures::future::select(pin!(work), stop).await {
             Either::Left((outcome, _)) => outcome,
             Either::Right(_) => Err(Failure::new(Exit::Failed, "interrupted")
