@@ -439,6 +439,13 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn example_that_operators_copy_is_a_draft() {
+        let draft: Draft = toml::from_str(include_str!("../../configs/fleet-dev.toml")).unwrap();
+        assert_eq!(draft.devices.len(), 5);
+        assert_eq!(draft.clusters.len(), 1);
+    }
+
     fn hex(seed: u8) -> String {
         common::ids::to_hex(&KeyFile::from_seed(&[seed; 32]).public())
     }

@@ -309,6 +309,13 @@ format = "json"
     }
 
     #[test]
+    fn example_that_operators_copy_is_taken() {
+        let config = parse(include_str!("../../../configs/validator.toml")).unwrap();
+        assert_eq!(config.clone_watch, CLONE_WATCH_DEFAULT);
+        assert_eq!(config.peers.len(), 3);
+    }
+
+    #[test]
     fn good_file_is_taken_and_relative_paths_count_from_it() {
         let config = parse(GOOD).unwrap();
         assert_eq!(config.genesis, Path::new("/etc/muster/genesis.bin"));
