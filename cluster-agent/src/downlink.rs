@@ -5,8 +5,9 @@
 //! # Rules
 //! * One member of a cluster follows, its leader; the others get the blocks by their log. One link to
 //!   the ground is enough.
-//! * Upon a block: verify its proof, find the bytes of every batch it refers to (the own cluster's are
-//!   in the outbox), split, propose the parts in order. One block at a time, a block per batch interval.
+//! * Upon blocks: verify their proofs, find the bytes of every batch they refer to (the own cluster's
+//!   are in the outbox), split, propose the parts in order. A group of blocks per batch interval: one
+//!   by one, a cluster would fall behind a chain that grows faster than its log commits.
 //! * Upon a validator that fails, lags or is silent: the next one.
 //! * Nothing here is trusted: every member checks the same again before it appends and when it applies.
 //!
@@ -27,6 +28,7 @@ use common::{
         frame::FrameKind,
     },
 };
+use futures::{StreamExt, stream::FuturesOrdered};
 
 use crate::{
     raft::ProposeOutcome,
@@ -40,6 +42,9 @@ const FOLLOW_WAIT_MS_MAX: u32 = 10_000;
 const FOLLOW_SLACK: Duration = Duration::from_millis(1_500);
 /// A batch by digest must be answered within this time.
 const FETCH_DEADLINE: Duration = Duration::from_secs(5);
+/// Blocks proposed together, and bytes after which no further one joins them.
+const GROUP_BLOCKS_MAX: usize = 16;
+const GROUP_BYTES_MAX: usize = 512 * 1024;
 /// How often a member that does not lead looks whether it does.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -117,15 +122,19 @@ impl Shell {
             at_hand.insert(batch.digest(&self.chain), batch);
         }
         let mut entered = 0;
-        for (next, finalized) in (from.0..).map(Height).zip(blocks.into_inner()) {
+        let mut blocks = (from.0..).map(Height).zip(blocks.into_inner()).peekable();
+        while blocks.peek().is_some() {
             let begun = tokio::time::Instant::now();
-            let parts = self.parts_of(device, next, finalized, &mut at_hand).await?;
-            for part in parts {
-                self.propose_part(part).await?;
+            let mut group = Group::default();
+            while !group.is_full()
+                && let Some((next, finalized)) = blocks.next()
+            {
+                group.add(next, self.parts_of(device, next, finalized, &mut at_hand).await?);
             }
-            entered += 1;
-            // Others may have brought in more meanwhile, or a leader before us half of this one.
-            if self.machine.pulse().get().height != next {
+            self.propose_in_order(group.parts).await?;
+            entered += group.blocks;
+            // Others may have brought in more meanwhile, or a leader before us half of one.
+            if self.machine.pulse().get().height != group.last {
                 return Ok(entered);
             }
             let rest = self.limits.batch_interval.saturating_sub(begun.elapsed());
@@ -204,14 +213,43 @@ impl Shell {
         call.await.map_err(|error| Obstacle::Source(error.to_string()))
     }
 
-    async fn propose_part(&self, part: AdvancePart) -> Result<(), Obstacle> {
-        match self
-            .propose(&LogEntry::GlobalAdvance(part), self.limits.write_deadline)
-            .await
-        {
-            ProposeOutcome::Committed { .. } => Ok(()),
-            ProposeOutcome::Refused(refusal) => Err(Obstacle::Log(refusal.to_string())),
-            ProposeOutcome::Unknown => Err(Obstacle::Log("the outcome is not known".into())),
+    /// Proposes all parts at once, in their order: the log takes them in the order in which they are
+    /// handed over, and what comes after a part that was not taken is a no-op.
+    async fn propose_in_order(&self, parts: Vec<AdvancePart>) -> Result<(), Obstacle> {
+        let proposals = parts.into_iter().map(LogEntry::GlobalAdvance).map(|entry| async move {
+            match self.propose(&entry, self.limits.write_deadline).await {
+                ProposeOutcome::Committed { .. } => Ok(()),
+                ProposeOutcome::Refused(refusal) => Err(Obstacle::Log(refusal.to_string())),
+                ProposeOutcome::Unknown => Err(Obstacle::Log("the outcome is not known".into())),
+            }
+        });
+        // Polled in order for the first time, which is when a proposal is handed over.
+        let mut proposals: FuturesOrdered<_> = proposals.collect();
+        while let Some(outcome) = proposals.next().await {
+            outcome?;
         }
+        Ok(())
+    }
+}
+
+/// Blocks that enter the log together: while one commits, a fleet at work finalizes several.
+#[derive(Default)]
+struct Group {
+    parts: Vec<AdvancePart>,
+    blocks: usize,
+    bytes: usize,
+    last: Height,
+}
+
+impl Group {
+    fn add(&mut self, height: Height, parts: Vec<AdvancePart>) {
+        self.bytes += parts.iter().map(|part| part.bytes.len()).sum::<usize>();
+        self.parts.extend(parts);
+        self.blocks += 1;
+        self.last = height;
+    }
+
+    fn is_full(&self) -> bool {
+        self.blocks >= GROUP_BLOCKS_MAX || self.bytes >= GROUP_BYTES_MAX
     }
 }
