@@ -4,6 +4,8 @@
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    sync::Once,
+    time::SystemTime,
 };
 
 use serde_json::Value;
@@ -11,29 +13,70 @@ use serde_json::Value;
 /// The `fleet` binary under test.
 pub const FLEET: &str = env!("CARGO_BIN_EXE_fleet");
 
-/// Builds the programs beside `fleet`: cargo builds another package's programs only when asked.
+/// Builds the programs beside `fleet` unless they are newer than every source: cargo builds another
+/// package's programs only when asked, and a build of two packages alone chooses other features.
 pub fn build_siblings() {
-    let directory = Path::new(FLEET).parent().expect("a binary lies in a directory");
-    let target = directory.parent().expect("a profile lies in a target directory");
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args([
-        "build",
-        "--quiet",
-        "--bins",
-        "-p",
-        "cluster-agent",
-        "-p",
-        "global-validator",
-    ]);
-    if !cfg!(debug_assertions) {
-        cargo.arg("--release");
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let directory = Path::new(FLEET).parent().expect("a binary lies in a directory");
+        let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        let sources = [
+            "common",
+            "transport",
+            "cluster-core",
+            "cluster-agent",
+            "global-core",
+            "global-validator",
+        ];
+        let newest = sources.iter().map(|package| newest_under(&root.join(package))).max();
+        let is_fresh = |name: &str| newest.is_some_and(|newest| modified(&directory.join(name)) >= newest);
+        if is_fresh("cluster-agent") && is_fresh("global-validator") {
+            return;
+        }
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args([
+            "build",
+            "--quiet",
+            "--bins",
+            "-p",
+            "cluster-agent",
+            "-p",
+            "global-validator",
+        ]);
+        if !cfg!(debug_assertions) {
+            cargo.arg("--release");
+        }
+        let target = directory.parent().expect("a profile lies in a target directory");
+        let status = cargo
+            .env("CARGO_TARGET_DIR", target)
+            .current_dir(root)
+            .status()
+            .expect("cargo runs");
+        assert!(status.success(), "the programs beside fleet do not build");
+    });
+}
+
+fn modified(path: &Path) -> SystemTime {
+    std::fs::metadata(path)
+        .and_then(|found| found.modified())
+        .unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+/// When the newest file of a package's `src`, or its manifest, was changed.
+fn newest_under(package: &Path) -> SystemTime {
+    let mut newest = modified(&package.join("Cargo.toml"));
+    let mut directories = vec![package.join("src")];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).expect("a source directory").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                directories.push(path);
+            } else {
+                newest = newest.max(modified(&path));
+            }
+        }
     }
-    let status = cargo
-        .env("CARGO_TARGET_DIR", target)
-        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
-        .status()
-        .expect("cargo runs");
-    assert!(status.success(), "the programs beside fleet do not build");
+    newest
 }
 
 /// What a command did.
