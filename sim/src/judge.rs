@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use common::ids::{ClusterId, Digest, Height, LogIndex};
+use common::{
+    ids::{ClusterId, Digest, Height, LogIndex},
+    task::TaskState,
+};
 
 use crate::{fleet::SimFleet, workload::Journal};
 
@@ -17,7 +20,7 @@ pub struct Verdict {
     pub lost: u64,
     /// Tasks whose completion was granted to more than one drone.
     pub doubled: u64,
-    /// Tasks whose completion was granted.
+    /// Of these, tasks that every validator's final state says are completed.
     pub completed: u64,
     /// Heights at which two processes hold different states, and indexes at which two members do.
     pub forks: u64,
@@ -45,20 +48,20 @@ pub fn judge(fleet: &SimFleet, journal: &Journal) -> Verdict {
         .iter()
         .map(|validator| validator.executed().get().queue.clone())
         .collect();
-    let holders = |task| states.iter().filter(|state| state.task(task).is_some()).count();
     let mut verdict = Verdict {
         acknowledged: journal.acknowledged.len() as u64,
-        completed: journal.completed.len() as u64,
         doubled: journal.completed.values().filter(|by| by.len() > 1).count() as u64,
         forks: forks(fleet),
         height: states.iter().map(|state| state.height()).min().unwrap_or_default(),
         ..Verdict::default()
     };
     for task in journal.acknowledged.keys() {
-        match holders(task) {
-            0 => verdict.lost += 1,
-            some if some == states.len() => verdict.finalized += 1,
-            _ => {}
+        let rows: Vec<_> = states.iter().filter_map(|state| state.task(task)).collect();
+        verdict.lost += u64::from(rows.is_empty());
+        if rows.len() == states.len() {
+            verdict.finalized += 1;
+            // The drone may not have heard that its completion was taken: the state says so.
+            verdict.completed += u64::from(rows.iter().all(|row| row.state() == TaskState::Completed));
         }
     }
     verdict
