@@ -439,13 +439,6 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn example_that_operators_copy_is_a_draft() {
-        let draft: Draft = toml::from_str(include_str!("../../configs/fleet-dev.toml")).unwrap();
-        assert_eq!(draft.devices.len(), 5);
-        assert_eq!(draft.clusters.len(), 1);
-    }
-
     fn hex(seed: u8) -> String {
         common::ids::to_hex(&KeyFile::from_seed(&[seed; 32]).public())
     }
@@ -481,6 +474,17 @@ mod tests {
         assert_eq!(genesis.clusters[0].roster.to_vec(), vec![NodeIdx(0)]);
         assert_eq!(genesis.validators[0].device, NodeIdx(1));
         assert!(genesis.devices[2].roles.contains(RoleSet::OP_READ));
+    }
+
+    #[test]
+    fn example_that_operators_copy_becomes_a_genesis_file() {
+        let text = include_str!("../../configs/fleet-dev.toml");
+        let mut draft: Draft = toml::from_str(text).unwrap();
+        assert_eq!((draft.clusters.len(), draft.devices.len()), (1, 5));
+        draft.ca_keys = vec![hex(1)];
+        let dir = tempfile::tempdir().unwrap();
+        let genesis = draft.build(dir.path(), true).unwrap();
+        assert_eq!(decode::<Genesis>(&encode(&genesis)), Ok(genesis));
     }
 
     #[test]

@@ -177,7 +177,7 @@ impl Request {
     /// Reads one line.
     ///
     /// # Errors
-    /// [`SpecError`] names the field; answer with [`ErrorCode::Invalid`].
+    /// [`SpecError`] names the field; answer with [`ErrorCode::Invalid`](super::ErrorCode::Invalid).
     pub fn from_line(line: &str) -> Result<Self, SpecError> {
         let raw: RawRequest =
             serde_json::from_str(&quote_non_numbers(line)).map_err(|e| SpecError::new("request", e))?;
