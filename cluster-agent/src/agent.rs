@@ -139,7 +139,7 @@ impl Agent {
         let counters = Counters::open(ports.disk.clone(), is_new).await?;
         let attester = Attester::open(&*ports.disk, is_new)?;
         let log = DurableLog::new(ports.log.clone())?;
-        let durable = log.durable();
+        let (durable, failed) = (log.durable(), log.failed());
         let signatures = Signatures::default();
         let machine = Arc::new(Machine::new(
             settings.genesis.clone(),
@@ -195,6 +195,7 @@ impl Agent {
         };
         door.open(membership, Arc::new(Inside(shell.clone())));
         start_rooms(&shell, attester, durable);
+        shell.spawn("watch-log", shell.clone().watch_log(failed).boxed());
         tracing::info!(label = %shell.me.label, raft = %shell.me.raft, is_new, "agent started");
         Ok(AgentHandle { shell })
     }
@@ -241,6 +242,13 @@ impl Shell {
     async fn watch_raft(self: Arc<Self>) {
         let fatal = self.raft.fatal().await;
         self.fatal(fatal.exit_code, fatal.reason);
+    }
+
+    /// Ends the process at the first failure of the log's disk, even if nothing waits for the operation.
+    async fn watch_log(self: Arc<Self>, failed: Watch<Option<StoreError>>) {
+        if let Some(error) = failed.wait_until(Option::is_some).await {
+            self.fatal(74, error.to_string());
+        }
     }
 
     /// Founds the cluster, if nobody has.

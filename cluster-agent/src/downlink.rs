@@ -28,7 +28,7 @@ use common::{
         frame::FrameKind,
     },
 };
-use futures::{StreamExt, stream::FuturesOrdered};
+use futures::StreamExt;
 
 use crate::{
     raft::ProposeOutcome,
@@ -45,6 +45,8 @@ const FETCH_DEADLINE: Duration = Duration::from_secs(5);
 /// Blocks proposed together, and bytes after which no further one joins them.
 const GROUP_BLOCKS_MAX: usize = 16;
 const GROUP_BYTES_MAX: usize = 512 * 1024;
+/// Parts of blocks handed over and not yet committed.
+const PARTS_IN_FLIGHT_MAX: usize = 8;
 /// How often a member that does not lead looks whether it does.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -213,7 +215,7 @@ impl Shell {
         call.await.map_err(|error| Obstacle::Source(error.to_string()))
     }
 
-    /// Proposes all parts at once, in their order: the log takes them in the order in which they are
+    /// Proposes parts before the ones ahead of them are committed, in their order: the log takes them in the order in which they are
     /// handed over, and what comes after a part that was not taken is a no-op.
     async fn propose_in_order(&self, parts: Vec<AdvancePart>) -> Result<(), Obstacle> {
         let proposals = parts.into_iter().map(LogEntry::GlobalAdvance).map(|entry| async move {
@@ -223,8 +225,9 @@ impl Shell {
                 ProposeOutcome::Unknown => Err(Obstacle::Log("the outcome is not known".into())),
             }
         });
-        // Polled in order for the first time, which is when a proposal is handed over.
-        let mut proposals: FuturesOrdered<_> = proposals.collect();
+        // Polled in order for the first time, which is when a proposal is handed over. Never more than a
+        // few at once: the largest block is larger than what may be in flight.
+        let mut proposals = futures::stream::iter(proposals).buffered(PARTS_IN_FLIGHT_MAX);
         while let Some(outcome) = proposals.next().await {
             outcome?;
         }

@@ -3,17 +3,54 @@
 //! Raft applies an entry once a majority holds it, which may be before this member's own disk does.
 //! An attestation says "I hold this durably", so it waits for this position and not for apply.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use common::ids::LogIndex;
 use transport::watch::Watch;
 
 use crate::raft::store::{Done, LogOp, LogRecord, LogStore, Recovered, StoreError};
 
-/// A log store that tells up to where it is durable.
+/// A log store that tells up to where it is durable, and when it failed.
 pub struct DurableLog {
     inner: Arc<dyn LogStore>,
+    mark: Arc<Mark>,
+    failed: Watch<Option<StoreError>>,
+}
+
+/// The durable position. An append that was queued before a truncation must not raise it afterwards.
+struct Mark {
+    truncations: Mutex<u64>,
     durable: Watch<LogIndex>,
+}
+
+impl Mark {
+    /// Raises the position to `reached`, unless the log was truncated since `truncations` were counted.
+    fn raise(&self, reached: LogIndex, since: Option<u64>) {
+        let truncations = self.truncations.lock().unwrap_or_else(PoisonError::into_inner);
+        if since.is_none_or(|since| since == *truncations) {
+            self.durable.set_if_changed(self.durable.get().max(reached));
+        }
+    }
+
+    /// Lowers it to `below` at once: what follows is not durable any more.
+    fn truncate(&self, below: LogIndex) {
+        let mut truncations = self.truncations.lock().unwrap_or_else(PoisonError::into_inner);
+        *truncations += 1;
+        self.durable.set_if_changed(self.durable.get().min(below));
+    }
+
+    fn truncations(&self) -> u64 {
+        *self.truncations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the end of an operation says about the durable position.
+enum Reached {
+    /// An append, submitted when this many truncations had been.
+    Appended(LogIndex, u64),
+    /// A purge stands for a snapshot, which was made durable before.
+    Purged(LogIndex),
+    Nothing,
 }
 
 impl DurableLog {
@@ -26,13 +63,27 @@ impl DurableLog {
         let purged = recovered.purged.map(|(upto, _)| upto);
         let last = recovered.records.map(|(_, last)| last);
         let durable = Watch::new(last.max(purged).unwrap_or_default());
-        Ok(Self { inner, durable })
+        let mark = Arc::new(Mark {
+            truncations: Mutex::new(0),
+            durable,
+        });
+        Ok(Self {
+            inner,
+            mark,
+            failed: Watch::new(None),
+        })
     }
 
     /// The last index that is durable.
     #[must_use]
     pub fn durable(&self) -> Watch<LogIndex> {
-        self.durable.clone()
+        self.mark.durable.clone()
+    }
+
+    /// The first failure of the store, whichever operation met it. The process must end.
+    #[must_use]
+    pub fn failed(&self) -> Watch<Option<StoreError>> {
+        self.failed.clone()
     }
 }
 
@@ -47,21 +98,24 @@ impl LogStore for DurableLog {
 
     fn submit(&self, op: LogOp, done: Done) {
         let reached = match &op {
-            LogOp::Append(records) => records.last().map(|last| last.index),
-            // What follows is not durable any more, from this moment on.
+            LogOp::Append(records) => records.last().map_or(Reached::Nothing, |last| {
+                Reached::Appended(last.index, self.mark.truncations())
+            }),
             LogOp::Truncate { from } => {
-                let below = from.previous().unwrap_or_default();
-                self.durable.set(self.durable.get().min(below));
-                None
+                self.mark.truncate(from.previous().unwrap_or_default());
+                Reached::Nothing
             }
-            // A purge stands for a snapshot, which was made durable before.
-            LogOp::Purge { upto, .. } => Some(self.durable.get().max(*upto)),
-            LogOp::Vote(_) | LogOp::Committed(_) => None,
+            LogOp::Purge { upto, .. } => Reached::Purged(*upto),
+            LogOp::Vote(_) | LogOp::Committed(_) => Reached::Nothing,
         };
-        let durable = self.durable.clone();
+        let (mark, failed) = (self.mark.clone(), self.failed.clone());
         let watched: Done = Box::new(move |outcome: Result<(), StoreError>| {
-            if let (Ok(()), Some(reached)) = (&outcome, reached) {
-                durable.set_if_changed(reached);
+            match (&outcome, reached) {
+                (Ok(()), Reached::Appended(index, since)) => mark.raise(index, Some(since)),
+                (Ok(()), Reached::Purged(upto)) => mark.raise(upto, None),
+                (Ok(()), Reached::Nothing) | (Err(StoreError::Closed), _) => {}
+                (Err(error), _) if failed.get().is_none() => failed.set(Some(error.clone())),
+                (Err(_), _) => {}
             }
             done(outcome);
         });
@@ -95,8 +149,69 @@ mod tests {
         log.submit(LogOp::Truncate { from: LogIndex(2) }, Box::new(|done| done.unwrap()));
         assert_eq!(durable.get(), LogIndex(1));
         memory.fail("the disk is gone");
+        assert_eq!(log.failed().get(), None);
         log.submit(LogOp::Append(vec![record(2)]), Box::new(|done| assert!(done.is_err())));
         assert_eq!(durable.get(), LogIndex(1));
+        assert!(log.failed().get().is_some());
+    }
+
+    /// A disk that is slow: operations end when the test says so, in order.
+    #[derive(Default)]
+    struct SlowLog(Mutex<std::collections::VecDeque<Done>>);
+
+    impl SlowLog {
+        fn finish_one(&self) {
+            let done = self.0.lock().unwrap().pop_front();
+            done.expect("an operation is in flight")(Ok(()));
+        }
+    }
+
+    impl LogStore for SlowLog {
+        fn recovered(&self) -> Result<Recovered, StoreError> {
+            Ok(Recovered::default())
+        }
+
+        fn read(&self, _: LogIndex, _: LogIndex, _: usize) -> Result<Vec<LogRecord>, StoreError> {
+            Ok(Vec::new())
+        }
+
+        fn submit(&self, _: LogOp, done: Done) {
+            self.0.lock().unwrap().push_back(done);
+        }
+    }
+
+    #[test]
+    fn append_that_ends_after_a_truncation_was_asked_for_does_not_count() {
+        let slow = Arc::new(SlowLog::default());
+        let log = DurableLog::new(slow.clone()).unwrap();
+        let ignore = || Box::new(|_| ()) as Done;
+        log.submit(LogOp::Append(vec![record(1), record(2), record(3)]), ignore());
+        log.submit(LogOp::Truncate { from: LogIndex(2) }, ignore());
+        slow.finish_one();
+        assert_eq!(log.durable().get(), LogIndex(0), "2 and 3 are about to go");
+        slow.finish_one();
+        log.submit(LogOp::Append(vec![record(2)]), ignore());
+        slow.finish_one();
+        assert_eq!(log.durable().get(), LogIndex(2));
+    }
+
+    #[test]
+    fn purge_that_ends_after_an_append_does_not_lower_the_position() {
+        let slow = Arc::new(SlowLog::default());
+        let log = DurableLog::new(slow.clone()).unwrap();
+        let ignore = || Box::new(|_| ()) as Done;
+        log.submit(LogOp::Append(vec![record(1), record(2)]), ignore());
+        let marker = vec![0].into();
+        log.submit(
+            LogOp::Purge {
+                upto: LogIndex(1),
+                marker,
+            },
+            ignore(),
+        );
+        slow.finish_one();
+        slow.finish_one();
+        assert_eq!(log.durable().get(), LogIndex(2));
     }
 
     #[test]

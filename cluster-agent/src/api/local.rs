@@ -174,10 +174,19 @@ impl Shell {
     }
 
     async fn claim(self: &Arc<Self>, task: TaskId) -> Answer {
-        let row = self.machine.with(|state| {
-            let row = state.queue.task_row(&task)?;
-            Some((row.scope, row.assignment))
-        });
+        let find = || {
+            self.machine.with(|state| {
+                let row = state.queue.task_row(&task)?;
+                Some((row.scope, row.assignment))
+            })
+        };
+        let mut row = find();
+        if row.is_none() {
+            // Acknowledged by another member a moment ago, perhaps, and not applied here yet. Without a
+            // quorum the row stays unknown, and so does the claim.
+            let _ = self.linearize().await;
+            row = find();
+        }
         let (scope, assignment) = row.ok_or_else(|| {
             error(
                 ErrorCode::NotFound,

@@ -55,7 +55,10 @@ impl<E: Execution> GlobalCore<E> {
 
     /// Finalizes what has a finalization and all its ancestors here. Returns whether it did.
     fn settle_finality(&mut self, now: Now, wanted: &mut Wanted, effects: &mut Vec<Effect>) -> bool {
-        let finalizations: Vec<Finalization> = self.consensus.finalizations().cloned().collect();
+        // Lowest first: a proof of finality stays short, also when this validator catches up with a chain
+        // that went on meanwhile.
+        let mut finalizations: Vec<Finalization> = self.consensus.finalizations().cloned().collect();
+        finalizations.reverse();
         for finalization in finalizations {
             self.learn_heights(&finalization);
             let (tip, ballot) = (self.ledger.tip(), finalization.ballot);
@@ -74,6 +77,8 @@ impl<E: Execution> GlobalCore<E> {
             }
             match self.ledger.path_to(&finalization.ballot.digest) {
                 Ok(path) if path.is_empty() => {}
+                // No proof can bridge it: what is in between comes by sync, with proofs of its own.
+                Ok(path) if path.len() > HEADERS_PER_FINALITY_PROOF_MAX => {}
                 Ok(path) => {
                     self.finalize(now, &path, &finalization, effects);
                     return true;
@@ -107,7 +112,7 @@ impl<E: Execution> GlobalCore<E> {
                 above: headers[i + 1..]
                     .to_vec()
                     .try_into()
-                    .expect("nobody votes above the bound"),
+                    .expect("longer paths were left to sync"),
                 finalization: finalization.clone(),
             },
         });
