@@ -43,10 +43,12 @@ use transport::{
 use crate::{
     api::local::LocalDoor,
     config::Limits,
+    contact::Contact,
     counters::{Counters, CountersError},
     durable::DurableLog,
     evidence,
     machine::Machine,
+    mode::ModeNow,
     peers::{Door, Membership, PeerLink, Requests},
     ports::{AgentPorts, AsyncRuntime, BoxFuture, Peer},
     raft::{
@@ -182,6 +184,9 @@ impl Agent {
             admission: Mutex::new(Admission::new(limits)),
             collector: Mutex::new(Collector::default()),
             certified: Watch::new(0),
+            contact: Contact::new(ports.clock.now().us),
+            mode: Watch::new(ModeNow::at_start(ports.clock.now().us)),
+            evidence: Watch::new(0),
             validators: Validators::default(),
             counters: tokio::sync::Mutex::new(counters),
             ending: Watch::new(None),
@@ -234,6 +239,8 @@ fn start_rooms(shell: &Arc<Shell>, attester: Attester, durable: Watch<LogIndex>)
     shell.spawn("submit-batches", each().submit_batches().boxed());
     shell.spawn("follow-blocks", each().follow_blocks().boxed());
     shell.spawn("requeue-ended", each().requeue_ended().boxed());
+    shell.spawn("watch-contact", each().watch_contact().boxed());
+    shell.spawn("watch-mode", each().watch_mode().boxed());
     shell.spawn("gather-evidence", each().gather_evidence().boxed());
     shell.spawn("keep-leases", each().keep_leases().boxed());
 }
@@ -322,7 +329,8 @@ impl Requests for Inside {
                 FrameKind::Linearize => {
                     let question: Linearize = decode(&request).map_err(malformed)?;
                     this.of_my_founding(question.cluster, question.founding)?;
-                    Ok(body(&this.0.answer_linearize().await))
+                    let left = this.0.read_deadline() * 3 / 4;
+                    Ok(body(&this.0.answer_linearize(left).await))
                 }
                 FrameKind::Attest => {
                     let attestation: Attestation = decode(&request).map_err(malformed)?;
@@ -372,6 +380,12 @@ impl AgentHandle {
     #[must_use]
     pub fn status(&self) -> AgentStatus {
         self.shell.status()
+    }
+
+    /// The mode and since when; changes with evidence and with its age.
+    #[must_use]
+    pub fn mode(&self) -> Watch<ModeNow> {
+        self.shell.mode.clone()
     }
 
     /// The replicated machine, for checkers of a simulation.

@@ -1,17 +1,18 @@
-//! Gathers the evidence on which mode and ages rest: once a second a linearizable position.
+//! Gathers the evidence on which mode and ages rest: at least once a second a linearizable position.
 //!
 //! # Rules
 //! * Note t0, ask for a linearizable position, note the answer; when it is applied here, the state is
 //!   fresh as of t0. The leader asks like everybody else.
 //! * A heartbeat is no evidence, nor is the arrival of a block.
-//! * The mode is watched and logged when it changes.
+//! * Upon another leader or term, or a first sign after silence: ask at once.
+//! * Upon a leader that says it has no quorum: the quorum is lost, however lively the leader is.
 
 use std::{sync::Arc, time::Duration};
 
 use cluster_core::freshness::FreshnessLimits;
-use common::{genesis::Timing, wire::op::Mode};
+use common::genesis::Timing;
 
-use crate::{raft::RaftConfig, shell::Shell};
+use crate::{api::read::NoPosition, raft::RaftConfig, shell::Shell};
 
 /// Between two questions.
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
@@ -31,22 +32,49 @@ pub fn limits(raft: &RaftConfig, timing: &Timing) -> FreshnessLimits {
 impl Shell {
     /// Runs as long as the agent.
     pub(crate) async fn gather_evidence(self: Arc<Self>) {
-        let mut shown: Option<Mode> = None;
         while !self.is_ending() {
             let t0_us = self.now_us();
             let asked = self.linearizable_position(self.read_deadline()).await;
-            if let Ok(position) = asked {
-                self.machine
-                    .with(|state| state.freshness.answered(t0_us, position.index));
-            }
-            let mode = self.machine.with(|state| state.freshness.mode(self.now_us()));
-            if shown != Some(mode) {
-                tracing::info!(mode = mode.word(), "mode");
-                shown = Some(mode);
+            match asked {
+                Ok(position) => {
+                    self.machine
+                        .with(|state| state.freshness.answered(t0_us, position.index));
+                    self.tell_evidence();
+                    if self.raft.wait_applied(position.index, ASK_INTERVAL).await.is_ok() {
+                        self.tell_evidence();
+                    }
+                }
+                Err(NoPosition::Denied) => {
+                    let now_us = self.now_us();
+                    self.machine.with(|state| state.freshness.quorum_lost(now_us));
+                    self.tell_evidence();
+                }
+                Err(NoPosition::NoAnswer) => {}
             }
             // Sooner after a failure: a leader may just have been elected.
             let pause = if asked.is_ok() { ASK_INTERVAL } else { ASK_INTERVAL / 4 };
-            self.pause(self.jittered(pause)).await;
+            self.pause_unless_led_anew(self.jittered(pause)).await;
+        }
+    }
+
+    fn tell_evidence(&self) {
+        self.evidence.set(self.evidence.get() + 1);
+    }
+
+    /// Waits `time`, or until leader or term change or the silence ends.
+    async fn pause_unless_led_anew(&self, time: Duration) {
+        let look = || {
+            let status = self.raft.status();
+            (status.leader, status.term, self.contact.is_cut_off().get())
+        };
+        let (begun, before) = (tokio::time::Instant::now(), look());
+        let step = Duration::from_millis(self.raft_config.heartbeat_ms);
+        while !self.is_ending() && look() == before {
+            let left = time.saturating_sub(begun.elapsed());
+            if left.is_zero() {
+                return;
+            }
+            self.pause(step.min(left)).await;
         }
     }
 }

@@ -16,12 +16,14 @@
 pub mod agent;
 pub mod api;
 pub mod config;
+pub mod contact;
 mod counters;
 pub mod downlink;
 mod durable;
 mod evidence;
 mod keeper;
 pub mod machine;
+pub mod mode;
 pub mod peers;
 pub mod ports;
 pub mod raft;

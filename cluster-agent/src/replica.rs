@@ -28,6 +28,10 @@ pub trait Replica: Send + Sync + 'static {
     fn wait_applied(&self, index: LogIndex, deadline: Duration) -> BoxFuture<Result<LogPosition, ReadRefusal>>;
     /// State at this instant.
     fn status(&self) -> RaftStatus;
+    /// Time since a quorum acknowledged this leader, or since this follower's leader last wrote.
+    fn contact_age(&self) -> BoxFuture<Option<Duration>>;
+    /// On the leader: hands over to `to`.
+    fn transfer_leader(&self, to: RaftNodeId) -> BoxFuture<()>;
     /// Rises with every change of status or of the applied position.
     fn changes(&self) -> Signal;
     /// Resolves when Raft ended by itself.
@@ -68,6 +72,16 @@ impl<R: AsyncRuntime> Replica for RaftHandle<R> {
 
     fn status(&self) -> RaftStatus {
         RaftHandle::status(self)
+    }
+
+    fn contact_age(&self) -> BoxFuture<Option<Duration>> {
+        let raft = self.clone();
+        async move { RaftHandle::contact_age(&raft).await }.boxed()
+    }
+
+    fn transfer_leader(&self, to: RaftNodeId) -> BoxFuture<()> {
+        let raft = self.clone();
+        async move { RaftHandle::transfer_leader(&raft, to).await }.boxed()
     }
 
     fn changes(&self) -> Signal {

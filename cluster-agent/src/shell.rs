@@ -24,8 +24,10 @@ use transport::watch::Watch;
 
 use crate::{
     config::Limits,
+    contact::Contact,
     counters::Counters,
     machine::Machine,
+    mode::ModeNow,
     ports::{AgentPorts, BoxFuture, Instant},
     raft::{ProposeOutcome, RaftConfig, RaftRole},
     replica::Replica,
@@ -82,6 +84,12 @@ pub struct Shell {
     pub(crate) collector: Mutex<Collector>,
     /// Rises when a batch may have become certified here.
     pub(crate) certified: Watch<u64>,
+    /// When a majority was last heard of.
+    pub(crate) contact: Contact,
+    /// What this agent may do now, and since when.
+    pub(crate) mode: Watch<ModeNow>,
+    /// Rises with every answer to a question for a position.
+    pub(crate) evidence: Watch<u64>,
     pub(crate) validators: Validators,
     pub(crate) counters: tokio::sync::Mutex<Counters>,
     pub(crate) ending: Watch<Option<Ending>>,

@@ -109,7 +109,13 @@ async fn write_without_quorum_is_refused_in_time_and_reads_go_on_with_their_age(
     }
     let too_stale = net.agent(&lonely).answer(request(Some(1_000))).await;
     assert!(
-        matches!(too_stale, OpAnswer::TooStale { staleness_ms: Some(_) }),
+        matches!(
+            too_stale,
+            OpAnswer::TooStale {
+                staleness_ms: Some(_),
+                mode: Mode::ReadOnly
+            }
+        ),
         "{too_stale:?}"
     );
     let linearizable = OpRequest::Task {

@@ -141,7 +141,7 @@ impl Api {
             } => Ok(self
                 .refused(queue, consistency, staleness_ms_max)
                 .unwrap_or_else(|| self.tasks(queue, &states, after, usize::from(limit)))),
-            OpRequest::History { task } => Ok(history(queue, &task)),
+            OpRequest::History { task } => Ok(self.history(queue, &task)),
             OpRequest::Prove { task } => self.prove(queue, &task).await,
             OpRequest::HighestNumber {
                 author,
@@ -184,7 +184,21 @@ impl Api {
         let staleness_ms = self.staleness_ms(queue);
         max.is_some_and(|max| staleness_ms > max).then_some(OpAnswer::TooStale {
             staleness_ms: Some(staleness_ms),
+            mode: Mode::Normal,
         })
+    }
+
+    fn history(&self, queue: &GlobalQueue, task: &TaskId) -> OpAnswer {
+        let events = queue.history(task);
+        if events.is_empty() {
+            return OpAnswer::NotFound;
+        }
+        OpAnswer::History {
+            events: events
+                .try_into()
+                .expect("a row keeps fewer events than an answer holds"),
+            context: self.context(queue),
+        }
     }
 
     fn context(&self, queue: &GlobalQueue) -> ReadContext {
@@ -287,16 +301,4 @@ impl Api {
 
 fn unsupported(why: &str) -> OpAnswer {
     OpAnswer::Unsupported(Label::new(why).expect("our words are short and plain"))
-}
-
-fn history(queue: &GlobalQueue, task: &TaskId) -> OpAnswer {
-    let events = queue.history(task);
-    if events.is_empty() {
-        return OpAnswer::NotFound;
-    }
-    OpAnswer::History {
-        events: events
-            .try_into()
-            .expect("a row keeps fewer events than an answer holds"),
-    }
 }

@@ -340,7 +340,7 @@ async fn reads_say_how_old_they_are_and_need_the_role() {
     };
     assert!(context.staleness_ms.unwrap() >= fresh + 28_000, "{context:?}");
     let answer = net.ask("v1", &read(Consistency::Final, Some(5_000))).await;
-    assert!(matches!(answer, OpAnswer::TooStale { staleness_ms: Some(ms) } if ms > 5_000));
+    assert!(matches!(answer, OpAnswer::TooStale { staleness_ms: Some(ms), .. } if ms > 5_000));
     let answer = net.ask("v1", &read(Consistency::Linearizable, None)).await;
     assert!(matches!(answer, OpAnswer::Unsupported(_)));
     let denied = push(&net, "c1-1", "v1", FrameKind::Operate, &OpRequest::Status).await;

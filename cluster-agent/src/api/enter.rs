@@ -10,7 +10,10 @@
 //! * Every write ends within its deadline: committed with its decision, refused and certainly not in
 //!   the log, or unknown. Whoever hears "unknown" sends the same bytes again and gets the one answer.
 //! * When the leader is lost before anything was sent, the entry waits for the next leader, at most
-//!   two elections; then it is refused with `NoQuorum`.
+//!   two elections; then it is refused with `NoQuorum`. To a leader that has been silent for the longest
+//!   election timeout nothing is sent.
+//! * Upon a member that is cut off: refused with `NoQuorum` without waiting; what is in flight ends as
+//!   unknown then, and not only at its deadline.
 
 use std::{sync::Arc, time::Duration};
 
@@ -42,6 +45,8 @@ enum Attempt {
     Elsewhere,
     /// It may have taken it; ask again with the same bytes.
     Unclear,
+    /// It may have taken it, and this member is cut off: nobody can tell now.
+    CutOff,
 }
 
 fn rejected(verdict: Verdict, detail: &str) -> WriteOutcome {
@@ -62,9 +67,9 @@ impl Shell {
             return fault;
         }
         let (mode, behind) = {
-            let now_us = self.now_us();
+            let status = self.raft.status();
             self.machine
-                .with(|state| (state.freshness.mode(now_us), state.freshness.behind()))
+                .with(|state| (self.mode_of(state, &status).mode, state.freshness.behind()))
         };
         if mode == Mode::CatchingUp && !self.is_leader() {
             return WriteOutcome::Refused(WriteRefusal::CatchingUp { behind });
@@ -77,9 +82,13 @@ impl Shell {
             let now = tokio::time::Instant::now();
             let changes = self.raft.changes();
             let seen = changes.version();
+            if self.is_cut_off().await {
+                break self.no_quorum();
+            }
             match self.attempt(&entry, until.saturating_duration_since(now)).await {
                 Attempt::Ended(WriteOutcome::Refused(_)) if may_be_in_log => break WriteOutcome::Unknown,
                 Attempt::Ended(outcome) => return outcome,
+                Attempt::CutOff => return WriteOutcome::Unknown,
                 Attempt::Elsewhere => {}
                 Attempt::Unclear => may_be_in_log = true,
             }
@@ -132,8 +141,8 @@ impl Shell {
         let status = self.raft.status();
         match status.leader {
             Some(leader) if leader == self.me.raft => self.enter_as_leader(entry, left).await,
-            Some(leader) => self.forward(leader, entry, left).await,
-            None => Attempt::Elsewhere,
+            Some(leader) if !self.is_leader_silent().await => self.forward(leader, entry, left).await,
+            Some(_) | None => Attempt::Elsewhere,
         }
     }
 
@@ -150,7 +159,9 @@ impl Shell {
             .ports
             .transport
             .call(device, FrameKind::Forward, body(&forward), left);
-        match self.unless_led_by_another(leader, call).await {
+        let answer = self.unless_cut_off(self.unless_led_by_another(leader, call)).await;
+        let Some(answer) = answer else { return Attempt::CutOff };
+        match answer {
             Some(Ok(answer)) => decode(&answer).map_or(Attempt::Unclear, |outcome| match outcome {
                 WriteOutcome::Unknown => Attempt::Unclear,
                 outcome => Attempt::Ended(outcome),
@@ -170,7 +181,7 @@ impl Shell {
         match self.enter_as_leader(entry, self.limits.write_deadline * 3 / 4).await {
             Attempt::Ended(outcome) => Some(outcome),
             Attempt::Elsewhere => None,
-            Attempt::Unclear => Some(WriteOutcome::Unknown),
+            Attempt::Unclear | Attempt::CutOff => Some(WriteOutcome::Unknown),
         }
     }
 
@@ -178,12 +189,18 @@ impl Shell {
         if !self.is_leader() {
             return Attempt::Elsewhere;
         }
+        if self.is_cut_off().await {
+            return Attempt::Ended(self.no_quorum());
+        }
         match self.admit(entry) {
             Ok(Admitted::Enter) => {}
             Ok(Admitted::Known(answer)) => return Attempt::Ended(WriteOutcome::Committed(answer)),
             Err(error) => return Attempt::Ended(refusal_of(&error)),
         }
-        let outcome = self.propose(&LogEntry::Author(entry.clone()), left).await;
+        let log_entry = LogEntry::Author(entry.clone());
+        let Some(outcome) = self.unless_cut_off(self.propose(&log_entry, left)).await else {
+            return Attempt::CutOff;
+        };
         match outcome {
             ProposeOutcome::Committed { answer, .. } => match decode::<MachineAnswer>(&answer) {
                 Ok(MachineAnswer(Some(answer))) => Attempt::Ended(WriteOutcome::Committed(answer)),

@@ -21,7 +21,10 @@ use common::{
         op::{Consistency, Finality, TaskView, WriteRefusal},
     },
 };
-use futures::FutureExt;
+use futures::{
+    FutureExt,
+    future::{Either, select},
+};
 use transport::local::{
     Answer, ErrorCode, FenceJson, LocalError, Reply, Request, TaskRow, base64,
     message::{PlaceJson, StatusRow},
@@ -65,8 +68,26 @@ fn error(code: ErrorCode, reason: impl std::fmt::Display) -> LocalError {
 }
 
 impl Shell {
-    /// Answers one request of the drone's own software.
+    /// Answers one request of the drone's own software. Every answer says the mode and the age.
     pub async fn answer_local(self: &Arc<Self>, request: Request) -> Answer {
+        let answer = self.answer_request(request).await;
+        let mode = Some(self.look_at_mode().0.mode.word().to_owned());
+        match answer {
+            Ok(reply) => {
+                let now_us = self.now_us();
+                let staleness_us = self.machine.with(|state| state.freshness.staleness_us(now_us));
+                let staleness_ms = staleness_us.map(|age_us| age_us.div_ceil(1_000));
+                Ok(Reply {
+                    mode,
+                    staleness_ms,
+                    ..reply
+                })
+            }
+            Err(error) => Err(LocalError { mode, ..error }),
+        }
+    }
+
+    async fn answer_request(self: &Arc<Self>, request: Request) -> Answer {
         match request {
             Request::Submit { spec, scope } => {
                 let task = spec
@@ -158,9 +179,25 @@ impl Shell {
             }),
             Request::Status => Ok(self.local_status()),
             Request::Watch { since } => {
-                let is_news = |pulse: &crate::machine::Pulse| pulse.applied.index.0 != since;
-                let _ = self.within(WATCH_WAIT, self.machine.pulse().wait_until(is_news)).await;
+                let _ = self.within(WATCH_WAIT, self.position_other_than(since)).await;
                 Ok(self.local_status())
+            }
+        }
+    }
+
+    /// Grows with every applied entry and every change of mode.
+    fn position_at(&self, applied: LogIndex) -> u64 {
+        applied.0.saturating_add(self.mode.get().changes)
+    }
+
+    async fn position_other_than(&self, since: u64) {
+        let applied = self.machine.pulse();
+        loop {
+            let changes = self.mode.get().changes;
+            let applies = applied.wait_until(|pulse| pulse.applied.index.0.saturating_add(changes) != since);
+            let turns = self.mode.wait_until(|now| now.changes != changes);
+            if let Either::Left(_) = select(Box::pin(applies), Box::pin(turns)).await {
+                return;
             }
         }
     }
@@ -182,10 +219,18 @@ impl Shell {
         };
         let mut row = find();
         if row.is_none() {
-            // Acknowledged by another member a moment ago, perhaps, and not applied here yet. Without a
-            // quorum the row stays unknown, and so does the claim.
-            let _ = self.linearize().await;
+            // Acknowledged by another member a moment ago, perhaps, and not applied here yet.
+            let asked = self.linearize().await;
             row = find();
+            if let (None, Err(none)) = (row, asked) {
+                return Err(LocalError {
+                    retry_after_ms: Some(none.retry_after_ms),
+                    ..error(
+                        ErrorCode::NoQuorum,
+                        "the task is not known here, and the cluster has no majority",
+                    )
+                });
+            }
         }
         let (scope, assignment) = row.ok_or_else(|| {
             error(
@@ -292,10 +337,9 @@ impl Shell {
 
     fn local_status(&self) -> Reply {
         let raft = self.raft.status();
-        let (context, position) = self.machine.with(|state| {
+        let (context, now) = self.machine.with(|state| {
             let context = self.context(state, &raft, Consistency::Local);
-            let position = context.applied.0;
-            (context, position)
+            (context, self.mode.get())
         });
         let cluster = &self.genesis.clusters[self.me.cluster.0 as usize];
         let leader = raft.leader.and_then(|leader| self.registry.by_idx(leader.idx()));
@@ -303,7 +347,9 @@ impl Shell {
             label: self.me.label.as_str().to_owned(),
             device: self.me.device.to_hex(),
             cluster: cluster.label.as_str().to_owned(),
-            mode: context.mode.word().to_owned(),
+            mode: now.mode.word().to_owned(),
+            mode_since_us: now.since_us,
+            mode_before: now.before.map(|mode| mode.word().to_owned()),
             is_leader: raft.leader == Some(self.me.raft),
             leader: leader.map(|member| member.label.as_str().to_owned()),
             applied: context.applied.0,
@@ -311,7 +357,7 @@ impl Shell {
         };
         Reply {
             status: Some(status),
-            position: Some(position),
+            position: Some(self.position_at(context.applied)),
             now_us: Some(self.now_us()),
             ..Reply::default()
         }
@@ -327,7 +373,7 @@ impl Shell {
         Reply {
             tasks: Some(rows),
             more: Some(more),
-            position: Some(state.queue.applied().0.index.0),
+            position: Some(self.position_at(state.queue.applied().0.index)),
             now_us: Some(now_us),
             ..Reply::default()
         }

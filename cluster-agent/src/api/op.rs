@@ -61,10 +61,9 @@ impl Shell {
         match request {
             OpRequest::Enter(entry) => {
                 let id = entry.id(&self.chain);
-                OpAnswer::Write {
-                    id,
-                    outcome: self.enter(entry).await,
-                }
+                let outcome = self.enter(entry).await;
+                let mode = self.look_at_mode().0.mode;
+                OpAnswer::Write { id, outcome, mode }
             }
             OpRequest::Task {
                 task,
@@ -98,16 +97,18 @@ impl Shell {
                 };
                 self.read(consistency, staleness_ms_max, look).await
             }
-            OpRequest::History { task } => self.machine.with(|state| {
-                let mut events = state.queue.history(&task);
-                if events.is_empty() {
-                    return OpAnswer::NotFound;
-                }
-                events.truncate(1_024);
-                OpAnswer::History {
-                    events: BoundedVec::try_from(events).expect("it was cut at the bound"),
-                }
-            }),
+            OpRequest::History { task } => {
+                let look = move |state: &State, context| {
+                    let mut events = state.queue.history(&task);
+                    if events.is_empty() {
+                        return OpAnswer::NotFound;
+                    }
+                    events.truncate(1_024);
+                    let events = BoundedVec::try_from(events).expect("it was cut at the bound");
+                    OpAnswer::History { events, context }
+                };
+                self.read(Consistency::Local, None, look).await
+            }
             OpRequest::HighestNumber {
                 author,
                 key_version,
@@ -151,6 +152,7 @@ impl Shell {
             if is_too_stale {
                 return OpAnswer::TooStale {
                     staleness_ms: context.staleness_ms,
+                    mode: context.mode,
                 };
             }
             look(state, context)

@@ -5,6 +5,7 @@
 //!   waited for here. Without a quorum the read fails.
 //! * Local: what was applied here, with the age that the evidence supports, or "unknown".
 //! * Final: what finalized blocks say.
+//! * Upon a member that is cut off, or a leader that says it has no quorum: refused without waiting.
 //! * Upon an age above what the caller allows: `TooStale`, with the age.
 
 use std::time::Duration;
@@ -35,19 +36,34 @@ pub struct NoQuorum {
     pub retry_after_ms: u64,
 }
 
+/// Why there is no linearizable position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoPosition {
+    /// The leader itself says that it has lost its quorum.
+    Denied,
+    /// No leader is known, or it did not answer in time.
+    NoAnswer,
+}
+
 impl Shell {
-    /// A position that includes every write acknowledged before this call, not yet waited for.
-    pub(crate) async fn linearizable_position(&self, left: Duration) -> Result<LogPosition, NoQuorum> {
-        let status = self.raft.status();
-        let none = NoQuorum {
-            leader: status.leader,
+    fn no_position(&self) -> NoQuorum {
+        NoQuorum {
+            leader: self.raft.status().leader,
             retry_after_ms: self.raft_config.retry_after_ms(),
-        };
-        let leader = status.leader.ok_or(none)?;
-        if leader == self.me.raft {
-            return self.raft.linearizable_position(left).await.map_err(|_| none);
         }
-        let device = self.device_of(leader).ok_or(none)?;
+    }
+
+    /// A position that includes every write acknowledged before this call, not yet waited for.
+    pub(crate) async fn linearizable_position(&self, left: Duration) -> Result<LogPosition, NoPosition> {
+        let leader = self.raft.status().leader.ok_or(NoPosition::NoAnswer)?;
+        if leader == self.me.raft {
+            return match self.answer_linearize(left).await {
+                Linearized::At { term, index } => Ok(LogPosition { term, index }),
+                Linearized::NoQuorum => Err(NoPosition::Denied),
+                Linearized::NotLeader { .. } => Err(NoPosition::NoAnswer),
+            };
+        }
+        let device = self.device_of(leader).ok_or(NoPosition::NoAnswer)?;
         let question = Linearize {
             cluster: self.me.cluster,
             founding: self.me.founding,
@@ -59,19 +75,31 @@ impl Shell {
         let answer = self.unless_led_by_another(leader, call).await;
         match answer.and_then(Result::ok).and_then(|answer| decode(&answer).ok()) {
             Some(Linearized::At { term, index }) => Ok(LogPosition { term, index }),
-            Some(Linearized::NotLeader { .. } | Linearized::NoQuorum) | None => Err(none),
+            Some(Linearized::NoQuorum) => Err(NoPosition::Denied),
+            Some(Linearized::NotLeader { .. }) | None => Err(NoPosition::NoAnswer),
         }
     }
 
-    /// Answers a member that asks this one as leader.
-    pub(crate) async fn answer_linearize(&self) -> Linearized {
-        match self.raft.linearizable_position(self.read_deadline() * 3 / 4).await {
+    /// Answers a member that asks this one as leader, within `left`.
+    ///
+    /// "No quorum" is said only by a leader that had one and was left without an acknowledgement for
+    /// [`lost_after_ms`](crate::contact::lost_after_ms): one that was elected a moment ago, or waits for a slow answer, knows nothing yet.
+    pub(crate) async fn answer_linearize(&self, left: Duration) -> Linearized {
+        if self.is_leader() && self.is_cut_off().await {
+            return Linearized::NoQuorum;
+        }
+        match self.raft.linearizable_position(left).await {
             Ok(position) => Linearized::At {
                 term: position.term,
                 index: position.index,
             },
             Err(ReadRefusal::NotLeader { leader }) => Linearized::NotLeader { leader },
-            Err(ReadRefusal::NoQuorum | ReadRefusal::Deadline | ReadRefusal::Stopped) => Linearized::NoQuorum,
+            Err(ReadRefusal::NoQuorum | ReadRefusal::Deadline | ReadRefusal::Stopped) => {
+                if self.is_leader() && self.is_cut_off().await {
+                    return Linearized::NoQuorum;
+                }
+                Linearized::NotLeader { leader: None }
+            }
         }
     }
 
@@ -88,26 +116,24 @@ impl Shell {
     pub async fn linearize(&self) -> Result<(), NoQuorum> {
         let until = tokio::time::Instant::now() + self.read_deadline();
         loop {
+            if self.is_cut_off().await {
+                return Err(self.no_position());
+            }
             let t0_us = self.now_us();
             let left = until.saturating_duration_since(tokio::time::Instant::now());
-            let error = match self.linearizable_position(left).await {
-                Ok(position) => {
-                    self.machine
-                        .with(|state| state.freshness.answered(t0_us, position.index));
-                    let left = until.saturating_duration_since(tokio::time::Instant::now());
-                    if self.raft.wait_applied(position.index, left).await.is_ok() {
-                        return Ok(());
-                    }
-                    NoQuorum {
-                        leader: self.raft.status().leader,
-                        retry_after_ms: self.raft_config.retry_after_ms(),
-                    }
+            let asked = self.linearizable_position(left).await;
+            if let Ok(position) = asked {
+                self.machine
+                    .with(|state| state.freshness.answered(t0_us, position.index));
+                let left = until.saturating_duration_since(tokio::time::Instant::now());
+                if self.raft.wait_applied(position.index, left).await.is_ok() {
+                    return Ok(());
                 }
-                Err(error) => error,
-            };
+            }
             let pause = self.jittered(Duration::from_millis(self.raft_config.heartbeat_ms / 2));
-            if tokio::time::Instant::now() + pause >= until || self.is_ending() {
-                return Err(error);
+            let is_over = tokio::time::Instant::now() + pause >= until || self.is_ending();
+            if is_over || asked == Err(NoPosition::Denied) {
+                return Err(self.no_position());
             }
             self.pause(pause).await;
         }
@@ -123,7 +149,7 @@ impl Shell {
             applied: state.queue.applied().0.index,
             term: status.term,
             leader: status.leader,
-            mode: state.freshness.mode(now_us),
+            mode: self.mode_of(state, status).mode,
             staleness_ms: match consistency {
                 Consistency::Final => global_age_ms,
                 Consistency::Linearizable | Consistency::Local => in_ms(state.freshness.staleness_us(now_us)),
@@ -149,6 +175,7 @@ impl Shell {
                 raft: self.me.raft,
                 is_leader: raft.leader == Some(self.me.raft),
                 context: self.context(state, &raft, Consistency::Local),
+                mode_age_ms: self.now_us().saturating_sub(self.mode.get().since_us) / 1_000,
                 last_index: raft.last_index,
                 voters: BoundedVec::try_from(voters).expect("it was cut at the bound"),
                 outbox_batches: u32::try_from(batcher.outbox().len()).unwrap_or(u32::MAX),

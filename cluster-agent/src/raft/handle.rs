@@ -17,7 +17,7 @@ use openraft::{
     metrics::RaftMetrics,
     type_config::alias::WatchReceiverOf,
 };
-use openraft_rt::AsyncRuntime;
+use openraft_rt::{AsyncRuntime, Instant};
 
 use super::{
     alarm::AlarmSink,
@@ -29,7 +29,7 @@ use super::{
     propose::InFlight,
     server::{AppendCheck, Raft, RpcRefusal, Server},
     signal::Signal,
-    status::{FatalReason, RaftStatus, fatal_reason, from_metrics},
+    status::{FatalReason, RaftRole, RaftStatus, fatal_reason, from_metrics},
     store::{LogStore, StoreError, snapshot::SnapshotStore},
     types::{Member, TypeConfig, position},
 };
@@ -264,6 +264,24 @@ impl<R: AsyncRuntime> RaftHandle<R> {
     /// On the leader: hands over to `to`, a voter that holds the whole log.
     pub async fn transfer_leader(&self, to: RaftNodeId) {
         let _ = self.inner.raft.trigger().transfer_leader(to.0).await;
+    }
+
+    /// Time since this member last had a sign of a majority: on a leader since a quorum acknowledged
+    /// it, on the others since their leader last wrote. `None`: no leader is known, or it has had no
+    /// sign yet. What a leader without a quorum writes counts here as well: this tells silence, and is
+    /// no evidence of freshness.
+    pub async fn contact_age(&self) -> Option<Duration> {
+        let status = self.status();
+        if status.role == RaftRole::Leader {
+            let is_alone = status.voters == [status.id];
+            let acked_age_ms = if is_alone { Some(0) } else { status.quorum_acked_age_ms };
+            return acked_age_ms.map(Duration::from_millis);
+        }
+        let heard = self.inner.raft.with_raft_state(|state| {
+            let is_of_leader = state.vote_ref().is_committed();
+            state.vote_last_modified().filter(|_| is_of_leader)
+        });
+        heard.await.ok().flatten().map(|at| at.elapsed())
     }
 
     /// The link to `peer` came up: try it now, not after the pause that follows failures.

@@ -27,7 +27,7 @@ use common::{
     wire::{
         cluster::WriteOutcome,
         frame::Hello,
-        op::{Consistency, OpAnswer, OpRequest, TaskView},
+        op::{Consistency, Mode, OpAnswer, OpRequest, TaskView},
     },
 };
 use ground::Ground;
@@ -115,12 +115,19 @@ pub struct Net {
     pub raft: RaftConfig,
     pub limits: Limits,
     pub numbers: u64,
+    pub labels: Vec<String>,
 }
 
 impl Net {
-    /// Nobody runs yet but the ground.
+    /// Three agents. Nobody runs yet but the ground.
     pub fn new() -> Self {
-        let fleet = Fleet::new(1, 3, 4);
+        Self::of(AGENTS.len() as u32)
+    }
+
+    /// A cluster of `agents`. Nobody runs yet but the ground.
+    pub fn of(agents: u32) -> Self {
+        let fleet = Fleet::new(1, agents, 4);
+        let labels: Vec<String> = (1..=agents).map(|n| format!("c1-{n}")).collect();
         let network = MemoryNetwork::new(Arc::new(Process::default()));
         let clock = Arc::new(TokioClock(tokio::time::Instant::now()));
         let ground = Ground::new(&fleet, clock.clone());
@@ -132,24 +139,46 @@ impl Net {
         Self {
             network,
             clock,
-            disks: AGENTS.iter().map(|label| (label.to_string(), Disks::new())).collect(),
+            disks: labels.iter().map(|label| (label.clone(), Disks::new())).collect(),
             running: BTreeMap::new(),
             ground,
             limits: Limits::for_raft(&raft),
             raft,
             numbers: 0,
+            labels,
             fleet,
         }
     }
 
     /// All three run and a leader is known to all.
     pub async fn started() -> Self {
-        let mut net = Self::new();
-        for label in AGENTS {
-            net.start(label).await;
+        Self::new().all_started().await
+    }
+
+    /// All agents run and a leader is known to all.
+    pub async fn all_started(mut self) -> Self {
+        for label in self.labels.clone() {
+            self.start(&label).await;
         }
-        net.leader().await;
+        self.leader().await;
+        self
+    }
+
+    /// All agents run and are in mode `normal`.
+    pub async fn normal(agents: u32) -> Self {
+        let net = Self::of(agents).all_started().await;
+        for label in &net.labels {
+            net.mode(label, Mode::Normal).await;
+        }
         net
+    }
+
+    /// Waits until `label` is in `mode`.
+    pub async fn mode(&self, label: &str, mode: Mode) {
+        self.eventually(&format!("{label} is {}", mode.word()), || {
+            (self.agent(label).mode().get().mode == mode).then_some(())
+        })
+        .await;
     }
 
     pub async fn start(&mut self, label: &str) {
@@ -203,6 +232,11 @@ impl Net {
         self.disks[label].files.crash();
     }
 
+    /// The agents' clock.
+    pub fn now_us(&self) -> u64 {
+        self.clock.now().us
+    }
+
     pub fn agent(&self, label: &str) -> &AgentHandle {
         &self.running[label].agent
     }
@@ -253,15 +287,25 @@ impl Net {
 
     /// Cuts `label` off from all other agents, or heals that.
     pub fn set_island(&self, label: &str, is_cut_off: bool) {
-        for other in AGENTS.iter().filter(|other| **other != label) {
+        for other in self.labels.iter().filter(|other| **other != label) {
             self.network
                 .set_link(self.fleet.id(label), self.fleet.id(other), !is_cut_off);
         }
     }
 
+    /// Lets every frame between `side` and all other agents vanish, or heals that.
+    pub fn set_silent(&self, side: &[&str], is_silent: bool) {
+        for other in self.labels.iter().filter(|other| !side.contains(&other.as_str())) {
+            for label in side {
+                self.network
+                    .set_silent(self.fleet.id(label), self.fleet.id(other), is_silent);
+            }
+        }
+    }
+
     /// Cuts the whole cluster off from the ground, or heals that.
     pub fn set_ground(&self, is_up: bool) {
-        for label in AGENTS {
+        for label in &self.labels {
             for validator in ["v1", "v2", "v3", "v4"] {
                 self.network
                     .set_link(self.fleet.id(label), self.fleet.id(validator), is_up);

@@ -1,13 +1,17 @@
 //! Decides the mode of an agent and how old its answers may be, from evidence.
 //!
 //! In: linearizable positions with the time at which they were asked for, applied positions, blocks
-//! that executed a batch of the own cluster. Out: mode, ages. Called by: the agent's shell.
+//! that executed a batch of the own cluster, word that the quorum is lost. Out: mode, ages, and when the
+//! mode changes by age alone. Called by: the agent's shell.
 //!
 //! # Rules
 //! * Upon a position asked for at `t0` and applied now: the cluster's state here is fresh as of `t0`.
 //! * Upon a block that executed a batch of the own cluster closed above a position asked for at `t0`:
 //!   the global view is fresh as of `t0`. The same if it holds an entry signed here after `t0`.
 //! * Ages grow with the own clock times `(1 + rho)`. After a start everything is unknown.
+//! * Upon word that the quorum is lost: `read_only` at once, and until a position that was asked for
+//!   afterwards comes (`catching_up`) and is applied. Ages do not change with it.
+//! * The mode also changes when evidence merely ages; the instant of the next such change is known.
 //!
 //! # Invariants
 //! * honest-staleness: no age is below the truth.
@@ -51,6 +55,8 @@ pub struct Freshness {
     fresh_as_of_us: Option<u64>,
     answered_as_of_us: Option<u64>,
     global_fresh_as_of_us: Option<u64>,
+    /// The quorum was lost then: what was asked for before it no longer supports a mode.
+    lost_us: Option<u64>,
     applied: LogIndex,
 }
 
@@ -66,6 +72,7 @@ impl Freshness {
             fresh_as_of_us: None,
             answered_as_of_us: None,
             global_fresh_as_of_us: None,
+            lost_us: None,
             applied: LogIndex(0),
         }
     }
@@ -134,24 +141,55 @@ impl Freshness {
             .map_or(0, |asked| asked.index.0.saturating_sub(self.applied.0))
     }
 
+    /// The quorum is known to be lost at `now_us`: the leader has been silent for too long, or says so
+    /// itself.
+    pub fn quorum_lost(&mut self, now_us: u64) {
+        self.lost_us = self.lost_us.max(Some(now_us));
+    }
+
+    fn supports_quorum(&self, as_of_us: Option<u64>, now_us: u64) -> bool {
+        let age_us = self.age_us(as_of_us, now_us);
+        as_of_us > self.lost_us && age_us.is_some_and(|age| age <= self.limits.quorum_age_us_max)
+    }
+
     /// The mode at `now_us`.
     #[must_use]
     pub fn mode(&self, now_us: u64) -> Mode {
-        let within = |age: Option<u64>, max| age.is_some_and(|age| age <= max);
-        if within(self.staleness_us(now_us), self.limits.quorum_age_us_max) {
-            if within(self.global_age_us(now_us), self.limits.global_age_us_max) {
+        if self.supports_quorum(self.fresh_as_of_us, now_us) {
+            let age_us = self.global_age_us(now_us);
+            if age_us.is_some_and(|age| age <= self.limits.global_age_us_max) {
                 Mode::Normal
             } else {
                 Mode::Island
             }
-        } else if within(
-            self.age_us(self.answered_as_of_us, now_us),
-            self.limits.quorum_age_us_max,
-        ) {
+        } else if self.supports_quorum(self.answered_as_of_us, now_us) {
             Mode::CatchingUp
         } else {
             Mode::ReadOnly
         }
+    }
+
+    /// The next instant, after `now_us`, at which the mode changes if nothing is heard until then;
+    /// `None` if it stays.
+    #[must_use]
+    pub fn next_mode_change_us(&self, now_us: u64) -> Option<u64> {
+        let quorum_max = self.limits.quorum_age_us_max;
+        let lapses = [
+            self.lapses_us(self.fresh_as_of_us, quorum_max),
+            self.lapses_us(self.answered_as_of_us, quorum_max),
+            self.lapses_us(self.global_fresh_as_of_us, self.limits.global_age_us_max),
+        ];
+        let mode = self.mode(now_us);
+        let changes = |at: &u64| *at > now_us && self.mode(*at) != mode;
+        lapses.into_iter().flatten().filter(changes).min()
+    }
+
+    /// The first instant at which what is fresh as of `as_of_us` is older than `age_us_max`.
+    fn lapses_us(&self, as_of_us: Option<u64>, age_us_max: u64) -> Option<u64> {
+        let million = 1_000_000u128;
+        let longest = u128::from(age_us_max) * million / (million + u128::from(self.drift_ppm));
+        let longest = u64::try_from(longest).unwrap_or(u64::MAX);
+        Some(as_of_us?.saturating_add(longest).saturating_add(1))
     }
 }
 

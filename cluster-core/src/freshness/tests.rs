@@ -53,6 +53,36 @@ fn global_view_is_fresh_only_through_a_batch_closed_above_the_position() {
 }
 
 #[test]
+fn lost_quorum_is_read_only_at_once_and_until_a_later_position_is_applied() {
+    let mut f = freshness();
+    f.answered(1_000_000, LogIndex(7));
+    f.applied(LogIndex(7));
+    f.answered(1_400_000, LogIndex(8));
+    f.quorum_lost(1_500_000);
+    assert_eq!(f.mode(1_500_000), Mode::ReadOnly);
+    assert_eq!(f.staleness_us(1_500_000), Some(500_250), "ages do not change with it");
+    f.applied(LogIndex(8));
+    assert_eq!(f.mode(1_600_000), Mode::ReadOnly, "asked for before the loss");
+    f.answered(1_700_000, LogIndex(12));
+    assert_eq!((f.mode(1_800_000), f.behind()), (Mode::CatchingUp, 4));
+    f.applied(LogIndex(12));
+    assert_eq!(f.mode(1_800_000), Mode::Island);
+}
+
+#[test]
+fn mode_changes_by_age_alone_at_the_instant_that_was_foretold() {
+    let mut f = freshness();
+    assert_eq!(f.next_mode_change_us(5), None, "nothing known, nothing to lapse");
+    f.answered(1_000_000, LogIndex(7));
+    f.applied(LogIndex(7));
+    f.own_entry_final(1_100_000);
+    assert_eq!(f.mode(1_200_000), Mode::Normal);
+    let at = f.next_mode_change_us(1_200_000).expect("the evidence lapses");
+    assert_eq!((f.mode(at - 1), f.mode(at)), (Mode::Normal, Mode::ReadOnly));
+    assert_eq!(f.next_mode_change_us(at), None);
+}
+
+#[test]
 fn late_answers_to_old_questions_make_nothing_younger() {
     let mut f = freshness();
     f.answered(2_000_000, LogIndex(5));
@@ -99,6 +129,8 @@ enum Step {
     Finalize,
     /// The member applies the next block, however late it was fed.
     Block,
+    /// The leader has been silent for too long.
+    Lose,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -111,6 +143,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::CloseBatch),
         2 => Just(Step::Finalize),
         2 => Just(Step::Block),
+        1 => Just(Step::Lose),
     ]
 }
 
@@ -131,6 +164,7 @@ proptest! {
         for step in steps {
             match step {
                 Step::Pass(us) => now += us,
+                Step::Lose => f.quorum_lost(read(now)),
                 Step::Commit => commits.push(now),
                 Step::Ask => answers.push_back((read(now), commits.len() as u64)),
                 Step::Answer => {
@@ -156,6 +190,11 @@ proptest! {
                         }
                     }
                 }
+            }
+            let mode = f.mode(read(now));
+            match f.next_mode_change_us(read(now)) {
+                Some(at) => prop_assert!(f.mode(at - 1) == mode && f.mode(at) != mode),
+                None => prop_assert_eq!(f.mode(read(now) + 1_000_000_000), mode),
             }
             let age = |missed: Option<u64>| missed.map_or(0, |at| now - at);
             if let Some(staleness_us) = f.staleness_us(read(now)) {

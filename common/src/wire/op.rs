@@ -262,6 +262,8 @@ pub struct AgentStatus {
     pub is_leader: bool,
     /// Mode, freshness, heights.
     pub context: ReadContext,
+    /// Milliseconds since it is in this mode.
+    pub mode_age_ms: u64,
     /// Last index in its log.
     pub last_index: LogIndex,
     /// Voters of the cluster.
@@ -329,6 +331,8 @@ pub enum OpAnswer {
         id: EntryId,
         /// How it ended.
         outcome: super::cluster::WriteOutcome,
+        /// Mode of the agent when it ended.
+        mode: Mode,
     },
     /// To `Task`.
     Task {
@@ -350,6 +354,8 @@ pub enum OpAnswer {
     History {
         /// In order.
         events: BoundedVec<EventView, 1024>,
+        /// How they were read.
+        context: ReadContext,
     },
     /// To `Prove`: an encoded proof file.
     Proof(Blob<{ 3 * 1024 * 1024 }>),
@@ -365,6 +371,8 @@ pub enum OpAnswer {
     TooStale {
         /// Age; `None` is "unknown".
         staleness_ms: Option<u64>,
+        /// Mode of the process.
+        mode: Mode,
     },
     /// A linearizable read found no quorum.
     NoQuorum {

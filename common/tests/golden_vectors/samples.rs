@@ -662,7 +662,14 @@ fn operators_answers(all: &mut impl Samples, fleet: &Fleet) {
     let views = vec![view(author, is_final), view(author, Finality::ClusterCommitted)];
     for (i, outcome) in write_outcomes().into_iter().enumerate() {
         let id = EntryId([4; 32]);
-        all.add(&format!("answer_write_{i}"), OpAnswer::Write { id, outcome });
+        all.add(
+            &format!("answer_write_{i}"),
+            OpAnswer::Write {
+                id,
+                outcome,
+                mode: Mode::Island,
+            },
+        );
     }
     all.add(
         "answer_task",
@@ -690,6 +697,7 @@ fn operators_answers(all: &mut impl Samples, fleet: &Fleet) {
         "answer_history",
         OpAnswer::History {
             events: vec![event(author)].try_into().unwrap(),
+            context: context(Consistency::Local, Mode::CatchingUp),
         },
     );
     all.add("answer_proof", OpAnswer::Proof(vec![1, 2, 3].try_into().unwrap()));
@@ -705,6 +713,7 @@ fn operators_answers(all: &mut impl Samples, fleet: &Fleet) {
         "answer_too_stale",
         OpAnswer::TooStale {
             staleness_ms: Some(900),
+            mode: Mode::ReadOnly,
         },
     );
     all.add(
@@ -727,6 +736,7 @@ fn agent_status(fleet: &Fleet) -> AgentStatus {
         raft: RaftNodeId(1),
         is_leader: true,
         context: context(Consistency::Local, Mode::CatchingUp),
+        mode_age_ms: 61_000,
         last_index: LogIndex(301),
         voters: vec![RaftNodeId(1), RaftNodeId(1 << 32 | 1)].try_into().unwrap(),
         outbox_batches: 2,

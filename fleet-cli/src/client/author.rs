@@ -425,6 +425,7 @@ mod tests {
         Ok(OpAnswer::Write {
             id: EntryId([2; 32]),
             outcome,
+            mode: Mode::Normal,
         })
     }
 

@@ -239,11 +239,11 @@ impl Client {
 #[must_use]
 pub fn failure_of_answer(label: &str, answer: &OpAnswer) -> Option<Failure> {
     match answer {
-        OpAnswer::TooStale { staleness_ms } => {
+        OpAnswer::TooStale { staleness_ms, mode } => {
             let age = staleness_ms.map_or("unknown".into(), |ms| format!("{ms} ms"));
             Some(Failure::new(
                 Exit::TooStale,
-                format!("{label}: the answer's age is {age}"),
+                format!("{label}: the answer's age is {age} (mode {})", mode.word()),
             ))
         }
         OpAnswer::NoQuorum { retry_after_ms, .. } => {

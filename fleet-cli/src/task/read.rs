@@ -165,7 +165,7 @@ pub(super) async fn history(client: &Client, args: &HistoryArgs, printer: &Print
     peers.extend(client.context.validators());
     let events = client
         .ask_until(&peers, &request, |_, answer| match answer {
-            OpAnswer::History { events } if !events.is_empty() => Some(events),
+            OpAnswer::History { events, .. } if !events.is_empty() => Some(events),
             _ => None,
         })
         .await?;

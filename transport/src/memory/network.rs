@@ -14,7 +14,10 @@ use common::{
         read_request_header,
     },
 };
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{
+    sync::oneshot,
+    time::{sleep, timeout},
+};
 
 use crate::ports::{BoxFuture, CallError, Peer, Service, Spawner, Transport};
 
@@ -23,6 +26,8 @@ struct Routes {
     services: BTreeMap<DeviceId, Arc<dyn Service>>,
     /// Pairs, the lower id first.
     cuts: BTreeSet<(DeviceId, DeviceId)>,
+    /// Pairs, the lower id first: frames vanish.
+    silent: BTreeSet<(DeviceId, DeviceId)>,
 }
 
 /// A network without delay or loss, of the devices that joined it. Clones are the same network.
@@ -78,6 +83,21 @@ impl MemoryNetwork {
         }
     }
 
+    /// Lets every frame between two devices vanish, as a radio link out of reach does: who calls waits
+    /// for its deadline. Or heals that. What was under way is answered no more.
+    pub fn set_silent(&self, a: DeviceId, b: DeviceId, is_silent: bool) {
+        let mut routes = self.lock();
+        if is_silent {
+            routes.silent.insert(pair(a, b));
+        } else {
+            routes.silent.remove(&pair(a, b));
+        }
+    }
+
+    fn is_silent(&self, a: DeviceId, b: DeviceId) -> bool {
+        self.lock().silent.contains(&pair(a, b))
+    }
+
     fn route(&self, from: DeviceId, to: DeviceId) -> Option<Arc<dyn Service>> {
         let routes = self.lock();
         if routes.cuts.contains(&pair(from, to)) {
@@ -115,6 +135,11 @@ impl Transport for MemoryTransport {
         };
         let network = self.network.clone();
         Box::pin(async move {
+            let begun = tokio::time::Instant::now();
+            if network.is_silent(from, to) {
+                sleep(deadline).await;
+                return Err(CallError::Timeout(deadline));
+            }
             let service = network.route(from, to).ok_or(CallError::Unreachable(to))?;
             let (sender, answer) = oneshot::channel();
             network.spawner.spawn(
@@ -129,6 +154,10 @@ impl Transport for MemoryTransport {
                 .await
                 .map_err(|_| CallError::Timeout(deadline))?
                 .map_err(|_| CallError::Broken("the peer's process ended".into()))?;
+            if network.is_silent(from, to) {
+                sleep(deadline.saturating_sub(begun.elapsed())).await;
+                return Err(CallError::Timeout(deadline));
+            }
             if network.route(to, from).is_none() {
                 return Err(CallError::Broken("the link was cut".into()));
             }

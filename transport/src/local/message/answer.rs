@@ -46,6 +46,9 @@ pub struct LocalError {
     /// Worth trying again after this time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
+    /// Mode of the agent when it answered: `normal`, `island`, `read_only` or `catching_up`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
 }
 
 impl LocalError {
@@ -57,6 +60,7 @@ impl LocalError {
             reason: reason.to_string(),
             id: None,
             retry_after_ms: None,
+            mode: None,
         }
     }
 }
@@ -160,6 +164,11 @@ pub struct StatusRow {
     pub cluster: String,
     /// `normal`, `island`, `read_only` or `catching_up`.
     pub mode: String,
+    /// Since when, on the clock of `now_us`.
+    pub mode_since_us: u64,
+    /// The mode before it; absent if it is the first since the agent started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode_before: Option<String>,
     /// Whether it leads its cluster.
     pub is_leader: bool,
     /// Label of the leader, as far as known.
@@ -198,9 +207,15 @@ pub struct Reply {
     /// To `status` and `watch`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<StatusRow>,
-    /// Differs from that of an earlier answer if anything may have changed in between.
+    /// Differs from that of an earlier answer if anything may have changed in between, the mode too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<u64>,
+    /// Mode of the agent when it answered: `normal`, `island`, `read_only` or `catching_up`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+    /// How old the agent's picture of its cluster may be; absent is "unknown".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub staleness_ms: Option<u64>,
     /// The clock of `may_run_until_us`, read when the answer was written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub now_us: Option<u64>,

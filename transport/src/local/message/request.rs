@@ -94,7 +94,8 @@ pub enum Request {
     },
     /// State of the agent.
     Status,
-    /// Answered as `status` when `position` differs from this one, and after 20 s at the latest.
+    /// Answered as `status` when `position` differs from this one (an entry was applied, or the mode
+    /// changed), and after 20 s at the latest.
     Watch {
         /// `position` of an earlier answer, 0 at first.
         since: u64,

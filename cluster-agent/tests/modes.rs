@@ -1,0 +1,320 @@
+//! What agents say and refuse while their cluster is cut, in virtual time.
+
+mod support;
+
+use std::time::Duration;
+
+use cluster_agent::contact::lost_after_ms;
+use common::{
+    ids::{LogIndex, TaskId},
+    task::Scope,
+    wire::{
+        cluster::WriteOutcome,
+        op::{Consistency, Mode, OpAnswer, OpRequest, WriteRefusal},
+    },
+};
+use support::Net;
+use tokio::time::Instant;
+use transport::local::{ErrorCode, Request};
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+/// One look at the clock of the cut and what the agent may take: a heartbeat of scheduling.
+fn within(net: &Net, limit: Duration, begun: Instant) {
+    let limit = limit + ms(net.raft.heartbeat_ms);
+    assert!(begun.elapsed() <= limit, "{:?}, allowed {limit:?}", begun.elapsed());
+}
+
+fn election(net: &Net) -> Duration {
+    ms(net.raft.election_timeout_ms_max)
+}
+
+async fn read(net: &Net, label: &str, consistency: Consistency, staleness_ms_max: Option<u64>) -> OpAnswer {
+    let request = OpRequest::Tasks {
+        states: Default::default(),
+        after: None,
+        limit: 10,
+        consistency,
+        staleness_ms_max,
+    };
+    net.agent(label).answer(request).await
+}
+
+fn is_no_quorum(outcome: &WriteOutcome) -> bool {
+    matches!(outcome, WriteOutcome::Refused(WriteRefusal::NoQuorum { retry_after_ms, .. }) if *retry_after_ms > 0)
+}
+
+#[tokio::test(start_paused = true)]
+async fn minority_is_read_only_within_two_elections_and_says_so_everywhere() {
+    let mut net = Net::normal(5).await;
+    let leader = net.leader().await;
+    let lonely = net.follower().await;
+    net.submit(&lonely, Scope::Cluster).await;
+    for label in [&lonely, &leader] {
+        net.mode(label, Mode::Normal).await;
+        let before = net.agent(label).mode().get();
+        net.set_silent(&[label], true);
+        let begun = Instant::now();
+        net.mode(label, Mode::ReadOnly).await;
+        within(&net, ms(lost_after_ms(&net.raft)), begun);
+        let now = net.agent(label).mode().get();
+        assert_eq!((now.before, now.changes), (Some(Mode::Normal), before.changes + 1));
+        // Status, reads, and the local socket.
+        let status = net.agent(label).status();
+        assert_eq!(status.context.mode, Mode::ReadOnly);
+        assert!(status.context.staleness_ms.is_some_and(|age| age >= status.mode_age_ms));
+        let OpAnswer::Tasks { context, tasks, .. } = read(&net, label, Consistency::Local, None).await else {
+            panic!("a local read goes on");
+        };
+        assert_eq!((context.mode, tasks.len()), (Mode::ReadOnly, 1));
+        let reply = net.agent(label).answer_local(Request::Status).await.unwrap();
+        let row = reply.status.unwrap();
+        assert_eq!(
+            (row.mode.as_str(), row.mode_before.as_deref()),
+            ("read_only", Some("normal"))
+        );
+        assert!(row.mode_since_us <= reply.now_us.unwrap());
+        assert_eq!(reply.mode.as_deref(), Some("read_only"));
+        let error = net.agent(label).answer_local(Request::Renew).await.unwrap_err();
+        assert_eq!(
+            (error.code, error.mode.as_deref()),
+            (ErrorCode::NoQuorum, Some("read_only"))
+        );
+        net.set_silent(&[label], false);
+        net.mode(label, Mode::Normal).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn drone_that_watches_hears_of_a_change_of_mode() {
+    let net = Net::normal(3).await;
+    let label = net.follower().await;
+    net.set_silent(&[&label], true);
+    // What was sent before the cut is applied by now.
+    tokio::time::sleep(ms(net.raft.heartbeat_ms)).await;
+    let since = net
+        .agent(&label)
+        .answer_local(Request::Status)
+        .await
+        .unwrap()
+        .position
+        .unwrap();
+    let begun = Instant::now();
+    let reply = net.agent(&label).answer_local(Request::Watch { since }).await.unwrap();
+    assert_eq!(reply.status.unwrap().mode, "read_only");
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn mere_change_of_leader_is_not_shown_as_read_only() {
+    let mut net = Net::normal(3).await;
+    for _ in 0..8 {
+        let leader = net.leader().await;
+        let others: Vec<String> = net.running.keys().filter(|label| **label != leader).cloned().collect();
+        let changes = |net: &Net| -> Vec<u64> { others.iter().map(|l| net.agent(l).mode().get().changes).collect() };
+        let before = changes(&net);
+        net.crash(&leader).await;
+        net.leader().await;
+        for label in &others {
+            net.submit(label, Scope::Cluster).await;
+        }
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_eq!(changes(&net), before, "while {leader} was away");
+        net.start(&leader).await;
+        net.leader().await;
+        net.mode(&leader, Mode::Normal).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn leader_that_is_cut_off_refuses_within_one_election_timeout() {
+    let mut net = Net::normal(5).await;
+    let leader = net.leader().await;
+    net.set_silent(&[&leader], true);
+    tokio::time::sleep(election(&net) + ms(net.raft.heartbeat_ms)).await;
+    let entry = net.signed_task(Scope::Cluster);
+    let begun = Instant::now();
+    let outcome = net.agent(&leader).enter(entry).await;
+    assert!(is_no_quorum(&outcome), "{outcome:?}");
+    within(&net, Duration::ZERO, begun);
+}
+
+#[tokio::test(start_paused = true)]
+async fn write_in_flight_at_the_cut_is_unknown_soon_and_a_retry_tells_the_outcome() {
+    let mut net = Net::normal(5).await;
+    for is_leader in [true, false] {
+        let label = if is_leader {
+            net.leader().await
+        } else {
+            net.follower().await
+        };
+        net.mode(&label, Mode::Normal).await;
+        let entry = net.signed_task(Scope::Cluster);
+        net.set_silent(&[&label], true);
+        let begun = Instant::now();
+        let outcome = net.agent(&label).enter(entry.clone()).await;
+        assert_eq!(outcome, WriteOutcome::Unknown, "{label} leads: {is_leader}");
+        within(&net, ms(lost_after_ms(&net.raft)), begun);
+        assert!(begun.elapsed() < net.limits.write_deadline, "{:?}", begun.elapsed());
+        net.set_silent(&[&label], false);
+        net.mode(&label, Mode::Normal).await;
+        let task = TaskId::from(entry.id(&net.fleet.chain));
+        let first = net.agent(&label).enter(entry.clone()).await;
+        assert!(matches!(first, WriteOutcome::Committed(_)), "{first:?}");
+        assert_eq!(net.agent(&label).enter(entry).await, first, "one entry, one answer");
+        assert!(net.task(&label, task, Consistency::Linearizable).await.is_some());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn follower_with_a_silent_leader_sends_nothing_and_refuses() {
+    let mut net = Net::normal(3).await;
+    let (leader, follower) = (net.leader().await, net.follower().await);
+    net.set_silent(&[&follower], true);
+    // Just long enough not to trust the leader, not yet cut off.
+    tokio::time::sleep(election(&net) + ms(net.raft.heartbeat_ms)).await;
+    let entry = net.signed_task(Scope::Cluster);
+    let begun = Instant::now();
+    let outcome = net.agent(&follower).enter(entry.clone()).await;
+    assert!(is_no_quorum(&outcome), "{outcome:?}");
+    within(&net, 2 * election(&net), begun);
+    // Cut off for certain: at once.
+    tokio::time::sleep(2 * election(&net)).await;
+    let begun = Instant::now();
+    let outcome = net.agent(&follower).enter(entry.clone()).await;
+    assert!(is_no_quorum(&outcome), "{outcome:?}");
+    within(&net, Duration::ZERO, begun);
+    let task = TaskId::from(entry.id(&net.fleet.chain));
+    assert_eq!(
+        net.task(&leader, task, Consistency::Linearizable).await,
+        None,
+        "nothing was sent"
+    );
+    net.set_silent(&[&follower], false);
+    net.mode(&follower, Mode::Normal).await;
+    assert_eq!(net.task(&follower, task, Consistency::Linearizable).await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn leader_and_follower_in_a_minority_are_both_read_only() {
+    let mut net = Net::normal(5).await;
+    let (leader, follower) = (net.leader().await, net.follower().await);
+    net.set_silent(&[&leader, &follower], true);
+    let begun = Instant::now();
+    for label in [&leader, &follower] {
+        net.mode(label, Mode::ReadOnly).await;
+        within(&net, ms(lost_after_ms(&net.raft)) + Duration::from_secs(2), begun);
+        let entry = net.signed_task(Scope::Cluster);
+        let outcome = net.agent(label).enter(entry).await;
+        assert!(is_no_quorum(&outcome), "{label}: {outcome:?}");
+        let linearizable = read(&net, label, Consistency::Linearizable, None).await;
+        assert!(matches!(linearizable, OpAnswer::NoQuorum { .. }), "{linearizable:?}");
+    }
+    // It stays so: heartbeats of a leader without a quorum are no evidence.
+    let changes = net.agent(&follower).mode().get().changes;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(net.agent(&follower).mode().get().changes, changes);
+    let other = net.labels.iter().find(|label| **label != leader && **label != follower);
+    let other = other.unwrap().clone();
+    net.submit(&other, Scope::Cluster).await;
+    net.set_silent(&[&leader, &follower], false);
+    for label in [&leader, &follower] {
+        net.mode(label, Mode::Normal).await;
+    }
+    net.submit(&follower, Scope::Cluster).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_degrades_silently_while_cut_off() {
+    let mut net = Net::normal(3).await;
+    let lonely = net.follower().await;
+    net.submit(&lonely, Scope::Cluster).await;
+    net.set_silent(&[&lonely], true);
+    net.mode(&lonely, Mode::ReadOnly).await;
+    let begun = Instant::now();
+    let refused = read(&net, &lonely, Consistency::Linearizable, None).await;
+    assert!(
+        matches!(refused, OpAnswer::NoQuorum { retry_after_ms, .. } if retry_after_ms > 0),
+        "{refused:?}"
+    );
+    within(&net, Duration::ZERO, begun);
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    for consistency in [Consistency::Local, Consistency::Final] {
+        let stale = read(&net, &lonely, consistency, Some(5_000)).await;
+        let OpAnswer::TooStale {
+            staleness_ms: Some(age),
+            mode: Mode::ReadOnly,
+        } = stale
+        else {
+            panic!("{stale:?}");
+        };
+        assert!(age >= 20_000, "{age}");
+    }
+    let claim = Request::Claim { task: TaskId([9; 32]) };
+    let error = net.agent(&lonely).answer_local(claim).await.unwrap_err();
+    assert_eq!(
+        error.code,
+        ErrorCode::NoQuorum,
+        "unknown here is not known to be unknown: {error}"
+    );
+    // A restart forgets the evidence: unknown is older than anything allowed.
+    net.crash(&lonely).await;
+    net.start(&lonely).await;
+    let unknown = read(&net, &lonely, Consistency::Local, Some(1_000_000)).await;
+    assert!(
+        matches!(unknown, OpAnswer::TooStale { staleness_ms: None, .. }),
+        "{unknown:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn member_that_is_behind_refuses_and_says_how_far() {
+    let mut net = Net::normal(3).await;
+    let follower = net.follower().await;
+    let now_us = net.now_us();
+    let behind = net.agent(&follower).machine().with(|state| {
+        // As after a heal: a position was given that this member has yet to reach.
+        state.freshness.quorum_lost(now_us);
+        let applied = state.queue.applied().0.index;
+        state.freshness.answered(now_us + 1, LogIndex(applied.0 + 1_000));
+        state.freshness.behind()
+    });
+    let entry = net.signed_task(Scope::Cluster);
+    let outcome = net.agent(&follower).enter(entry.clone()).await;
+    let refusal = WriteRefusal::CatchingUp { behind };
+    assert_eq!((outcome, behind), (WriteOutcome::Refused(refusal), 1_000));
+    assert_eq!(net.agent(&follower).status().context.mode, Mode::CatchingUp);
+    let leader = net.leader().await;
+    assert!(matches!(
+        net.agent(&leader).enter(entry).await,
+        WriteOutcome::Committed(_)
+    ));
+}
+
+#[tokio::test(start_paused = true)]
+async fn member_that_was_away_is_normal_once_it_has_caught_up() {
+    let mut net = Net::normal(3).await;
+    let away = net.follower().await;
+    net.crash(&away).await;
+    let through = net.leader().await;
+    for _ in 0..200 {
+        net.submit(&through, Scope::Cluster).await;
+    }
+    net.start(&away).await;
+    assert_eq!(
+        net.agent(&away).mode().get().mode,
+        Mode::ReadOnly,
+        "nothing is known after a start"
+    );
+    net.mode(&away, Mode::Normal).await;
+    let OpAnswer::Tasks { more, context, .. } = read(&net, &away, Consistency::Local, Some(2_000)).await else {
+        panic!("its age is known and small");
+    };
+    assert!(more && context.mode == Mode::Normal);
+    assert_eq!(
+        net.agent(&away).status().queue_digest,
+        net.agent(&through).status().queue_digest
+    );
+}
