@@ -132,7 +132,7 @@ fn everything_killed_comes_back_with_what_was_acknowledged() {
     let timeout = ["task", "submit", "--kind", "survey", "--timeout", "3s"];
     fleet.run(&timeout).ended_with(4);
     fleet.run(&["dev", "up"]).ended_with(0);
-    assert_eq!(fleet.running().len(), 7);
+    assert_eq!(fleet.running().len(), 8, "3 agents, 4 validators, the relay");
     assert_eq!(fleet.json(&["task", "get", &id])["state"], "assigned");
     fleet.run(&["dev", "kill", "all"]).ended_with(0);
     assert_eq!(fleet.running(), Vec::<String>::new());
@@ -188,7 +188,7 @@ fn interrupted_demo_leaves_no_process_behind() {
         .spawn()
         .unwrap();
     eventually("the demo has started its fleet", || {
-        running_under(home.path()).len() == 13
+        running_under(home.path()).len() == 14
     });
     let pid = rustix::process::Pid::from_raw(demo.id() as i32).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();

@@ -5,6 +5,7 @@
 //! * [`identity`], [`certificate`], [`verifier`]: who a process is and whom it admits.
 //! * [`quic`]: the messages port over QUIC. [`machine`]: the other ports on Linux.
 //! * [`memory`]: the ports inside of one process, for tests and as the simulator's base.
+//! * `relay` (feature `relay`): cuts and impairs links between processes of dev fleets and tests.
 //! * [`watch`]: a value that tasks can wait on, woken in order of waiting.
 #![forbid(unsafe_code)]
 
@@ -17,5 +18,7 @@ pub mod machine;
 pub mod memory;
 pub mod ports;
 pub mod quic;
+#[cfg(feature = "relay")]
+pub mod relay;
 pub mod verifier;
 pub mod watch;

@@ -111,7 +111,7 @@ pub async fn run(args: DemoArgs, dir: Option<&Path>, printer: &Printer) -> Outco
     ));
     let mut fleet = DevFleet::open(layout, Some(plan))?.killed_on_drop();
     let played = interrupt.or(play(&mut fleet, &args, workload, printer)).await;
-    let names = fleet.plan.names();
+    let names = fleet.plan.processes();
     let ended = fleet.kill(&names).await;
     drop(fleet);
     let (mut judgement, journal) = played
@@ -184,7 +184,7 @@ async fn play(
     workload: Workload,
     printer: &Printer,
 ) -> Outcome<(Judgement, PathBuf)> {
-    let names = fleet.plan.names();
+    let names = fleet.plan.processes();
     let path = fleet.layout.dir.join("journal.jsonl");
     let journal = Journal::create(&path)?;
     fleet.start(&names)?;

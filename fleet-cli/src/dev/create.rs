@@ -11,7 +11,7 @@ use common::{codec::encode, ids::to_hex};
 use serde::{Deserialize, Serialize};
 use transport::identity::KeyFile;
 
-use super::layout::{Layout, SOCKET_PATH_BYTES_MAX};
+use super::layout::{Layout, RELAY, SOCKET_PATH_BYTES_MAX};
 use crate::{
     ca,
     client::context::{ContextFile, PeerFile},
@@ -38,6 +38,19 @@ pub struct Plan {
     /// Ascending: where one cluster's zone ends and the next begins, millimetres east.
     pub borders_mm: Vec<i32>,
     /// UDP port of each process, by name.
+    pub ports: Vec<(String, u16)>,
+    /// The relay between the processes; a fleet without one knows its processes directly.
+    #[serde(default)]
+    pub relay: Option<RelayPlan>,
+}
+
+/// The relay of a dev fleet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RelayPlan {
+    /// Decides which datagrams of an impaired link fare how.
+    pub seed: u64,
+    /// UDP port at which the others reach each process, by name.
     pub ports: Vec<(String, u16)>,
 }
 
@@ -68,7 +81,15 @@ impl Plan {
             profile,
             borders_mm: (1..clusters as i32).map(|i| i * (PLANE_MM / clusters as i32)).collect(),
             ports: Vec::new(),
+            relay: Some(RelayPlan::default()),
         })
+    }
+
+    /// The same fleet, whose processes know each other directly: nothing between them costs time, and no link can be cut.
+    #[must_use]
+    pub fn without_relay(mut self) -> Self {
+        self.relay = None;
+        self
     }
 
     /// Names of the agents, cluster by cluster.
@@ -81,19 +102,29 @@ impl Plan {
         (1..=self.validators).map(|v| format!("v{v}"))
     }
 
-    /// Names of all processes: validators first, agents lean on them.
+    /// Names of all agents and validators: validators first, agents lean on them.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
         self.validators().chain(self.agents().map(|(_, name)| name)).collect()
     }
 
-    /// The port of a process.
+    /// Names of all processes: the relay first if there is one, everything passes through it.
+    #[must_use]
+    pub fn processes(&self) -> Vec<String> {
+        let relay = self.relay.iter().map(|_| RELAY.to_owned());
+        relay.chain(self.names()).collect()
+    }
+
+    /// The port at which a process listens.
     #[must_use]
     pub fn port(&self, name: &str) -> u16 {
-        self.ports
-            .iter()
-            .find(|(known, _)| known == name)
-            .map_or(0, |(_, port)| *port)
+        port_in(&self.ports, name)
+    }
+
+    /// The port at which other processes of the fleet reach it.
+    #[must_use]
+    pub fn port_for_peers(&self, name: &str) -> u16 {
+        port_in(self.relay.as_ref().map_or(&self.ports, |relay| &relay.ports), name)
     }
 
     /// The names meant by `word`: a process, a cluster, or `all`.
@@ -103,7 +134,7 @@ impl Plan {
     pub fn meant_by(&self, word: &str) -> Outcome<Vec<String>> {
         let prefix = format!("{word}-");
         let names: Vec<String> = self
-            .names()
+            .processes()
             .into_iter()
             .filter(|name| word == "all" || name == word || name.starts_with(&prefix))
             .collect();
@@ -137,6 +168,11 @@ impl Plan {
             },
         ]
     }
+}
+
+fn port_in(ports: &[(String, u16)], name: &str) -> u16 {
+    let found = ports.iter().find(|(known, _)| known == name);
+    found.map_or(0, |(_, port)| *port)
 }
 
 /// Finds `count` free UDP ports on loopback.
@@ -198,7 +234,12 @@ pub fn create(layout: &Layout, mut plan: Plan) -> Outcome<Plan> {
         .todo("remove the directory, or choose another --dir"));
     }
     let names = plan.names();
-    plan.ports = names.iter().cloned().zip(free_ports(names.len())?).collect();
+    let mut ports = free_ports(2 * names.len())?.into_iter();
+    plan.ports = names.iter().cloned().zip(ports.by_ref()).collect();
+    if let Some(relay) = &mut plan.relay {
+        relay.ports = names.iter().cloned().zip(ports).collect();
+        files::private_dir(&layout.process(RELAY))?;
+    }
     let fleet_name = "muster-dev";
     let ca_key = ca::make_authority(fleet_name, &layout.ca())?;
     let draft = make_draft(layout, &plan, fleet_name, &ca_key)?;
@@ -300,7 +341,7 @@ fn make_draft(layout: &Layout, plan: &Plan, fleet: &str, ca_key: &KeyFile) -> Ou
 
 fn peers_toml(plan: &Plan, names: impl Iterator<Item = String>) -> String {
     names.fold(String::new(), |mut text, name| {
-        let port = plan.port(&name);
+        let port = plan.port_for_peers(&name);
         write!(text, "\n[[peer]]\nlabel = \"{name}\"\naddress = \"127.0.0.1:{port}\"\n")
             .expect("writing to a String does not fail");
         text
@@ -381,11 +422,38 @@ mod tests {
             let text = std::fs::read_to_string(layout.config(&name)).unwrap();
             toml::from_str::<toml::Table>(&text).unwrap();
         }
-        let mut ports: Vec<u16> = plan.ports.iter().map(|(_, port)| *port).collect();
+        let relay = plan.relay.clone().unwrap();
+        let mut ports: Vec<u16> = plan.ports.iter().chain(&relay.ports).map(|(_, port)| *port).collect();
         ports.sort_unstable();
         ports.dedup();
-        assert_eq!(ports.len(), 13);
+        assert_eq!(ports.len(), 26);
         assert_eq!(create(&layout, plan).unwrap_err().exit, Exit::RefusedForSafety);
+    }
+
+    #[test]
+    fn peers_know_each_other_through_the_relay_and_the_operator_knows_them_directly() {
+        for has_relay in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let layout = Layout::new(dir.path());
+            let plan = Plan::new(1, 3, 4, Profile::Dev).unwrap();
+            let plan = create(&layout, if has_relay { plan } else { plan.without_relay() }).unwrap();
+            assert_eq!(plan.port("v1") != plan.port_for_peers("v1"), has_relay);
+            let agent = std::fs::read_to_string(layout.config("c1-1")).unwrap();
+            assert!(agent.contains(&format!("listen = \"127.0.0.1:{}\"", plan.port("c1-1"))));
+            assert!(agent.contains(&format!("address = \"127.0.0.1:{}\"", plan.port_for_peers("v1"))));
+            let context = std::fs::read_to_string(layout.context()).unwrap();
+            assert!(context.contains(&format!("127.0.0.1:{}", plan.port("v1"))));
+            let expected = if has_relay { "relay" } else { "v1" };
+            assert_eq!(plan.processes()[0], expected);
+        }
+    }
+
+    #[test]
+    fn plan_written_before_there_were_relays_has_none() {
+        let plan = Plan::new(1, 1, 1, Profile::Dev).unwrap().without_relay();
+        let mut old = serde_json::to_value(&plan).unwrap();
+        old.as_object_mut().unwrap().remove("relay");
+        assert_eq!(serde_json::from_value::<Plan>(old).unwrap(), plan);
     }
 
     #[test]
@@ -445,7 +513,10 @@ mod tests {
         let plan = Plan::new(3, 3, 4, Profile::Dev).unwrap();
         assert_eq!(plan.meant_by("c2").unwrap(), ["c2-1", "c2-2", "c2-3"]);
         assert_eq!(plan.meant_by("v3").unwrap(), ["v3"]);
-        assert_eq!(plan.meant_by("all").unwrap().len(), 13);
+        assert_eq!(plan.meant_by("relay").unwrap(), ["relay"]);
+        assert_eq!(plan.meant_by("all").unwrap().len(), 14);
+        assert_eq!(plan.without_relay().meant_by("relay").unwrap_err().exit, Exit::Invalid);
+        let plan = Plan::new(3, 3, 4, Profile::Dev).unwrap();
         for bad in ["c4", "c1-4", "v5", "", "c"] {
             assert_eq!(plan.meant_by(bad).unwrap_err().exit, Exit::Invalid, "{bad:?}");
         }

@@ -195,7 +195,8 @@ impl DevFleet {
     }
 }
 
-fn no_fleet(layout: &Layout) -> Failure {
+/// There is no fleet in `layout`.
+pub fn no_fleet(layout: &Layout) -> Failure {
     Failure::new(Exit::Invalid, format!("there is no fleet in {}", layout.dir.display()))
         .todo("make one with `fleet dev up`")
 }

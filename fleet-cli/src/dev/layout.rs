@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 /// Longest path of a Unix socket (`sun_path` of Linux, with its zero).
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 
+/// The name of the relay among the processes.
+pub const RELAY: &str = "relay";
+
 /// The directory of a dev fleet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
@@ -66,13 +69,19 @@ impl Layout {
     /// Files of one process.
     #[must_use]
     pub fn process(&self, name: &str) -> PathBuf {
+        if name == RELAY {
+            return self.dir.join(RELAY);
+        }
         let kind = if is_validator(name) { "validators" } else { "agents" };
         self.dir.join(kind).join(name)
     }
 
-    /// Its configuration.
+    /// Its configuration; the relay's is the plan.
     #[must_use]
     pub fn config(&self, name: &str) -> PathBuf {
+        if name == RELAY {
+            return self.plan();
+        }
         let file = if is_validator(name) {
             "validator.toml"
         } else {
@@ -91,6 +100,12 @@ impl Layout {
     #[must_use]
     pub fn data(&self, name: &str) -> PathBuf {
         self.process(name).join("data")
+    }
+
+    /// The socket by which commands reach the relay.
+    #[must_use]
+    pub fn relay_socket(&self) -> PathBuf {
+        self.process(RELAY).join("control.sock")
     }
 
     /// An agent's local socket.

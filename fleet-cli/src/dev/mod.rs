@@ -2,21 +2,35 @@
 //!
 //! # Rules
 //! * `up` on an existing directory starts what is down, with the same identities and data.
+//! * Processes know each other through a relay unless the fleet was made without one; `cut` and `heal` change its links.
 //! * Whatever ends `up` before the fleet is ready, Ctrl-C too, ends what it started.
 
 pub mod create;
+pub mod cut;
 pub mod fleet;
 pub mod layout;
 pub mod process;
+pub mod relay;
 
-use std::{path::Path, pin::pin, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    pin::pin,
+    time::Duration,
+};
 
 use common::wire::op::OpAnswer;
 use futures::future::Either;
 use serde_json::{Value, json};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use self::{create::Plan, fleet::DevFleet, layout::Layout, process::Started};
+use self::{
+    create::Plan,
+    cut::{Impairment, OneWay, Target},
+    fleet::DevFleet,
+    layout::{Layout, RELAY},
+    process::Started,
+    relay::{Request, Shown},
+};
 use crate::{
     client::{Client, connect},
     clock::parse_duration,
@@ -42,14 +56,44 @@ pub enum DevCommand {
         /// Constants of time.
         #[arg(long, value_enum, default_value_t = Profile::Dev)]
         profile: Profile,
+        /// Seed of the relay, which decides which datagrams of an impaired link fare how.
+        #[arg(long, default_value_t = 0)]
+        relay_seed: u64,
+        /// No relay between the processes: for measurements. No link can be cut then.
+        #[arg(long, conflicts_with = "relay_seed")]
+        no_relay: bool,
         /// Longest wait until it is ready.
         #[arg(long, default_value = "60s", value_parser = parse_duration)]
         deadline: Duration,
     },
     /// Ends all processes; keys and data stay.
     Down,
-    /// Shows the processes.
+    /// Shows the processes and how their links fare.
     Status,
+    /// Cuts links between processes, or impairs them. The operator still reaches everybody.
+    Cut {
+        /// What.
+        #[command(subcommand)]
+        target: Target,
+        /// Only one direction, seen from what is named first.
+        #[arg(long, global = true, value_enum)]
+        one_way: Option<OneWay>,
+        /// How.
+        #[command(flatten)]
+        impairment: Impairment,
+    },
+    /// Heals links.
+    Heal {
+        /// Only the links of these agents, validators, clusters; all without names.
+        names: Vec<String>,
+    },
+    /// Runs the relay; `up` starts it.
+    #[command(hide = true)]
+    Relay {
+        /// The plan of its fleet.
+        #[arg(long)]
+        config: PathBuf,
+    },
     /// Kills processes at once (SIGKILL), as a power cut would.
     Kill {
         /// Agents, validators, clusters or `all`.
@@ -82,18 +126,42 @@ pub async fn run(command: DevCommand, dir: &Path, printer: &Printer) -> Outcome 
             agents,
             validators,
             profile,
+            relay_seed,
+            no_relay,
             deadline,
         } => {
-            let plan = Plan::new(clusters, agents, validators, profile)?;
+            let mut plan = Plan::new(clusters, agents, validators, profile)?;
+            if no_relay {
+                plan = plan.without_relay();
+            } else if let Some(relay) = &mut plan.relay {
+                relay.seed = relay_seed;
+            }
             up(layout, plan, deadline, printer).await
         }
         DevCommand::Down => {
             let mut fleet = DevFleet::open(layout, None)?;
-            let ended = fleet.end(&fleet.plan.names()).await?;
+            let ended = fleet.end(&fleet.plan.processes()).await?;
             printer.object(&json!({"ended": ended}));
             Ok(())
         }
         DevCommand::Status => status(layout, printer).await,
+        DevCommand::Cut {
+            target,
+            one_way,
+            impairment,
+        } => {
+            let plan = plan_of(&layout)?;
+            let shown = cut::cut(&layout, &plan, &target, one_way, impairment.rule()).await?;
+            show_links(&plan, &shown, printer);
+            Ok(())
+        }
+        DevCommand::Heal { names } => {
+            let plan = plan_of(&layout)?;
+            let shown = cut::heal(&layout, &plan, &names).await?;
+            show_links(&plan, &shown, printer);
+            Ok(())
+        }
+        DevCommand::Relay { config } => relay::run(&config).await,
         DevCommand::Kill { names } => {
             let mut fleet = DevFleet::open(layout, None)?;
             let killed = fleet.kill(&meant(&fleet.plan, &names)?).await?;
@@ -140,14 +208,21 @@ async fn up(layout: Layout, plan: Plan, deadline: Duration, printer: &Printer) -
         fleet.plan.agents,
         fleet.plan.validators,
         fleet.plan.profile,
-    ) != (plan.clusters, plan.agents, plan.validators, plan.profile);
+        fleet.plan.relay.is_some(),
+    ) != (
+        plan.clusters,
+        plan.agents,
+        plan.validators,
+        plan.profile,
+        plan.relay.is_some(),
+    );
     if differs {
         printer.note(&format!(
-            "the fleet in {} keeps its size and profile",
+            "the fleet in {} keeps its size, profile and relay",
             fleet.layout.dir.display()
         ));
     }
-    let names = fleet.plan.names();
+    let names = fleet.plan.processes();
     let down: Vec<String> = names.iter().filter(|name| !fleet.is_alive(name)).cloned().collect();
     let ready = interrupt
         .or(async {
@@ -211,20 +286,39 @@ impl Interrupt {
     }
 }
 
+fn plan_of(layout: &Layout) -> Outcome<Plan> {
+    create::load(layout)?.ok_or_else(|| fleet::no_fleet(layout))
+}
+
 async fn status(layout: Layout, printer: &Printer) -> Outcome {
-    let plan = create::load(&layout)?.ok_or_else(|| {
-        Failure::new(Exit::Invalid, format!("there is no fleet in {}", layout.dir.display()))
-            .todo("make one with `fleet dev up`")
-    })?;
+    let plan = plan_of(&layout)?;
     let processes = process::load_state(&layout)?;
+    // A relay that does not run changes no links; that it is down is shown.
+    let links = relay::ask(&layout, &plan, &Request::Show).await.unwrap_or_default();
     connect::with(&layout.context(), async |client| {
-        show(client, &layout, &plan, &processes, printer).await;
+        show(client, &layout, &plan, &processes, &links, printer).await;
         Ok(())
     })
     .await
 }
 
-async fn show(client: &Client, layout: &Layout, plan: &Plan, processes: &[Started], printer: &Printer) {
+/// Every rule for scripts, the processes concerned for people.
+fn show_links(plan: &Plan, shown: &Shown, printer: &Printer) {
+    if printer.is_json() {
+        return printer.object(&cut::to_json(shown));
+    }
+    if shown.links.is_empty() {
+        return printer.text("all links pass everything");
+    }
+    let rows = plan.names().into_iter().map(|name| {
+        let links = cut::summary(plan, &name, &shown.links);
+        json!({"name": name, "links": links})
+    });
+    let rows: Vec<Value> = rows.filter(|row| row["links"] != "-").collect();
+    printer.rows(&[column("NAME", "name"), column("LINKS", "links")], &rows);
+}
+
+async fn show(client: &Client, layout: &Layout, plan: &Plan, processes: &[Started], links: &Shown, printer: &Printer) {
     let peers: Vec<_> = client.context.peers.iter().collect();
     let running = |name: &str| {
         processes
@@ -238,7 +332,7 @@ async fn show(client: &Client, layout: &Layout, plan: &Plan, processes: &[Starte
         .collect();
     let answers = client.ask_all(&asked, &common::wire::op::OpRequest::Status).await;
     let rows: Vec<Value> = plan
-        .names()
+        .processes()
         .iter()
         .map(|name| {
             let pid = running(name).map(|p| p.pid);
@@ -252,12 +346,18 @@ async fn show(client: &Client, layout: &Layout, plan: &Plan, processes: &[Starte
                     Some(s.context.global_height.0),
                 ),
                 Some(OpAnswer::Validator(s)) => ("validator", Some(s.height.0)),
+                _ if name == RELAY => ("relay", None),
                 _ => ("-", None),
             };
-            json!({
+            let mut row = json!({
                 "name": name, "state": if pid.is_some() { "up" } else { "down" }, "pid": pid, "port": plan.port(name),
-                "role": role, "height": height, "log": layout.log(name),
-            })
+                "role": role, "height": height, "links": cut::summary(plan, name, &links.links), "log": layout.log(name),
+            });
+            if name == RELAY {
+                (row["port"], row["links"]) = (Value::Null, json!("-"));
+                row["relay"] = cut::to_json(links);
+            }
+            row
         })
         .collect();
     let columns = [
@@ -267,6 +367,7 @@ async fn show(client: &Client, layout: &Layout, plan: &Plan, processes: &[Starte
         column("PORT", "port"),
         column("ROLE", "role"),
         column("HEIGHT", "height"),
+        column("LINKS", "links"),
         wide("LOG", "log"),
     ];
     printer.rows(&columns, &rows);

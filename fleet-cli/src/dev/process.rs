@@ -17,7 +17,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
-use super::layout::{Layout, is_validator};
+use super::layout::{Layout, RELAY, is_validator};
 use crate::{
     exit::{Exit, Failure, Outcome},
     files,
@@ -39,6 +39,7 @@ pub struct Started {
 pub struct Siblings {
     agent: PathBuf,
     validator: PathBuf,
+    fleet: PathBuf,
 }
 
 impl Siblings {
@@ -52,6 +53,7 @@ impl Siblings {
         let siblings = Self {
             agent: dir.join("cluster-agent"),
             validator: dir.join("global-validator"),
+            fleet: own.clone(),
         };
         for program in [&siblings.agent, &siblings.validator] {
             check_version(program, env!("CARGO_PKG_VERSION"))?;
@@ -59,12 +61,18 @@ impl Siblings {
         Ok(siblings)
     }
 
-    fn of(&self, name: &str) -> &Path {
-        if is_validator(name) {
+    /// The command that runs `name`, without its configuration.
+    fn command(&self, name: &str) -> Command {
+        if name == RELAY {
+            let mut command = Command::new(&self.fleet);
+            command.args(["dev", "relay"]);
+            return command;
+        }
+        Command::new(if is_validator(name) {
             &self.validator
         } else {
             &self.agent
-        }
+        })
     }
 }
 
@@ -100,7 +108,8 @@ pub fn start(siblings: &Siblings, layout: &Layout, name: &str) -> Outcome<(Start
     let errors = log
         .try_clone()
         .map_err(Failure::io(format!("cannot open the log of {name}")))?;
-    let child = Command::new(siblings.of(name))
+    let child = siblings
+        .command(name)
         .arg("--config")
         .arg(layout.config(name))
         .current_dir(layout.process(name))
