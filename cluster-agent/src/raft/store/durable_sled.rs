@@ -11,6 +11,8 @@
 //! * At most 64 removals per batch: sled keeps each touched leaf until a batch ends.
 //! * Purging removes later, in small batches; the marker is durable first, and records under it that
 //!   a crash left behind are removed at the next start.
+//! * A log is made beside its place and moved there once it is whole: sled does not sync its settings, and
+//!   does not open what a power cut in the middle of its first start leaves.
 //! * Before opening, `snap.*.generating` is deleted: a crash while sled opened leaves it, and sled
 //!   takes it for its newest index and fails for ever. If sled reports corruption its index files are
 //!   set aside and the log is replayed from the start, once.
@@ -127,7 +129,9 @@ impl DurableSled {
         marker: Marker,
         mut fsync: Fsync,
     ) -> Result<Self, StoreError> {
-        fs::create_dir_all(dir).map_err(|error| io_error(dir, &error))?;
+        if !dir.join("db").exists() {
+            create(dir, options)?;
+        }
         remove_unfinished_indexes(dir)?;
         let db = match open_unlocked(dir, options) {
             Err(StoreError::Corrupt(why)) => {
@@ -386,6 +390,29 @@ fn recover(tree: &Tree) -> Result<Recovered, StoreError> {
     })
 }
 
+/// Makes an empty log: complete and durable before it has its name. sled itself syncs neither its settings
+/// nor its directory, and does not open a directory whose settings a power cut has damaged.
+fn create(dir: &Path, options: SledOptions) -> Result<(), StoreError> {
+    let has_content = fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
+    if has_content {
+        // Something else lies there: sled adds its files to it, or says why not.
+        return Ok(());
+    }
+    let mut name = dir.file_name().unwrap_or_default().to_os_string();
+    name.push(".new");
+    let beside = dir.with_file_name(name);
+    if beside.exists() {
+        fs::remove_dir_all(&beside).map_err(|error| io_error(&beside, &error))?;
+    }
+    fs::create_dir_all(&beside).map_err(|error| io_error(&beside, &error))?;
+    let db = open_sled(&beside, options)?;
+    db.open_tree("raft").map_err(sled_error)?;
+    sync_everything(&beside, &db, &mut (Box::new(File::sync_data) as Fsync))?;
+    drop(db);
+    fs::rename(&beside, dir).map_err(|error| io_error(dir, &error))?;
+    dir.parent().map_or(Ok(()), sync_dir)
+}
+
 /// sled's threads keep its lock for a moment after it was closed, as does a process that is ending.
 fn open_unlocked(dir: &Path, options: SledOptions) -> Result<Db, StoreError> {
     let mut tries_left = LOCK_TRIES;
@@ -425,6 +452,13 @@ fn sync_everything(dir: &Path, db: &Db, fsync: &mut Fsync) -> Result<File, Store
         .map_err(|error| io_error(&path, &error))?;
     db.flush().map_err(sled_error)?;
     fsync(&file).map_err(|error| io_error(&path, &error))?;
+    for path in [dir.join("conf")].into_iter().chain(index_files(dir)?) {
+        // sled may remove an index at any time.
+        match File::open(&path).and_then(|file| file.sync_all()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error(&path, &error)),
+            _ => {}
+        }
+    }
     sync_dir(&dir.join("blobs"))?;
     sync_dir(dir)?;
     dir.parent().map_or(Ok(()), sync_dir)?;
