@@ -173,4 +173,40 @@ mod tests {
         let damaged = Counters::open(Arc::new(disk), true).await;
         assert!(matches!(damaged, Err(CountersError::Damaged(_))));
     }
+
+    #[test]
+    fn no_number_is_used_twice_over_power_cuts() {
+        const TEST: &str = "counters::tests::no_number_is_used_twice_over_power_cuts";
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        if let Some((data, report)) = powercut::worker() {
+            return runtime.block_on(async {
+                let disk: Arc<dyn Disk> = Arc::new(transport::machine::MachineDisk::open(data.as_ref()).unwrap());
+                let is_new = disk.list(FILE).unwrap().is_empty();
+                let mut counters = Counters::open(disk, is_new).await.unwrap();
+                loop {
+                    let number = counters.next_number().await.unwrap();
+                    report.say(format!("{number} {}", counters.next_holder_counter().await.unwrap()));
+                }
+            });
+        }
+        let (machine, mut rng) = (powercut::Machine::new(), powercut::Rng::new(powercut::first_seed()));
+        let mut last = (0, 0);
+        for seed in 0..12 {
+            let mut life = machine.run(TEST, machine.data().to_str().unwrap());
+            let wanted = 1 + rng.below(3 * BLOCK) as usize;
+            let mut lines: Vec<String> = std::iter::from_fn(|| life.next_line()).take(wanted).collect();
+            lines.extend(life.kill());
+            for line in lines {
+                let (number, counter) = line.split_once(' ').unwrap();
+                let next: (u64, u64) = (number.parse().unwrap(), counter.parse().unwrap());
+                assert!(
+                    next.0 > last.0 && next.1 > last.1,
+                    "cut {seed}: {next:?} after {last:?}"
+                );
+                last = next;
+            }
+            let mix = powercut::Cut::Mix { seed };
+            machine.cut(if seed % 2 == 0 { powercut::Cut::Drop } else { mix });
+        }
+    }
 }

@@ -14,7 +14,10 @@ use cluster_agent::raft::store::{
     identity::{MemberIdentity, MemberStores, open_member},
     snapshot::SnapshotStore,
 };
-use common::{crypto::sha256, ids::{ChainId, ClusterId, DeviceId, LogIndex, LogPosition, RaftNodeId, Term}};
+use common::{
+    crypto::sha256,
+    ids::{ChainId, ClusterId, DeviceId, LogIndex, LogPosition, RaftNodeId, Term},
+};
 use powercut::{Cut, Machine, Report, Rng};
 
 /// Machines, and lives of each one after the other.
@@ -73,7 +76,10 @@ fn sum(bytes: &[u8]) -> u64 {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Step {
     Vote(u64),
-    Append { from: u64, seeds: Vec<u64> },
+    Append {
+        from: u64,
+        seeds: Vec<u64>,
+    },
     Truncate(u64),
     /// A snapshot, then the purge that it stands for.
     Purge(u64),
@@ -115,12 +121,12 @@ impl Script {
     fn next(&mut self) -> Step {
         let (first, last) = (self.log.first(), self.log.last());
         let step = match self.rng.below(20) {
-            0..=4 => Step::Vote(self.rng.next()),
+            0..=4 => Step::Vote(self.rng.next_u64()),
             5 | 6 if last >= first => Step::Truncate(last - self.rng.below((last - first + 1).min(12))),
             7 if last >= first + 20 => Step::Purge(first + self.rng.below(last - first)),
             _ => {
                 let count = 1 + self.rng.below(8);
-                let seeds = (0..count).map(|_| self.rng.next()).collect();
+                let seeds = (0..count).map(|_| self.rng.next_u64()).collect();
                 Step::Append { from: last + 1, seeds }
             }
         };
@@ -208,8 +214,15 @@ fn read(store: &DurableSled) -> Log {
     };
     let Some((first, last)) = records else { return log };
     let found = store.read(first, last.next(), usize::MAX).unwrap();
-    assert_eq!(found.last().map(|record| record.index), Some(last), "the log has no gap");
-    log.records = found.iter().map(|record| (record.index.0, sum(&record.bytes))).collect();
+    assert_eq!(
+        found.last().map(|record| record.index),
+        Some(last),
+        "the log has no gap"
+    );
+    log.records = found
+        .iter()
+        .map(|record| (record.index.0, sum(&record.bytes)))
+        .collect();
     log
 }
 
@@ -262,19 +275,37 @@ impl Member {
     /// Runs a worker and kills it, sometimes while it opens.
     fn live(&mut self, seed: u64) {
         let mut rng = Rng::new(!seed);
-        let mut life = self.machine.run(self.test, &format!("{seed} {}", self.machine.data().display()));
-        let kill_after = if rng.once_in(5) { None } else { Some(rng.below(OPS_PER_LIFE_MAX)) };
+        let mut life = self
+            .machine
+            .run(self.test, &format!("{seed} {}", self.machine.data().display()));
+        let kill_after = if rng.once_in(5) {
+            None
+        } else {
+            Some(rng.below(OPS_PER_LIFE_MAX))
+        };
         let mut lines = Vec::new();
         while kill_after.is_some_and(|did| lines.len() <= did as usize) {
-            lines.push(life.next_line().unwrap_or_else(|| panic!("the worker ended: {}", life.log())));
+            lines.push(
+                life.next_line()
+                    .unwrap_or_else(|| panic!("the worker ended: {}", life.log())),
+            );
         }
         std::thread::sleep(std::time::Duration::from_micros(rng.below(6_000)));
         lines.extend(life.kill());
-        let Some((opened, did)) = lines.split_first() else { return };
-        let sum: u64 = opened.strip_prefix("open ").and_then(|sum| sum.parse().ok()).expect("it opens first");
-        let mut found = std::mem::take(&mut self.possible).into_iter().filter(|log| log.sum() == sum);
+        let Some((opened, did)) = lines.split_first() else {
+            return;
+        };
+        let sum: u64 = opened
+            .strip_prefix("open ")
+            .and_then(|sum| sum.parse().ok())
+            .expect("it opens first");
+        let mut found = std::mem::take(&mut self.possible)
+            .into_iter()
+            .filter(|log| log.sum() == sum);
         // What a start has found is durable from then on.
-        let begin = found.next().unwrap_or_else(|| panic!("seed {seed}: found another log than it left"));
+        let begin = found
+            .next()
+            .unwrap_or_else(|| panic!("seed {seed}: found another log than it left"));
         for (number, line) in (1..).zip(did) {
             assert_eq!(*line, format!("did {number}"), "acknowledged in order");
         }
@@ -306,7 +337,10 @@ impl Member {
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             let snapshot = runtime.block_on(stores.snapshots.load()).unwrap();
             let covers = snapshot.as_deref().and_then(covered_by);
-            assert!(covers >= Some(upto.0), "seed {seed}: purged to {upto}, snapshot of {covers:?}");
+            assert!(
+                covers >= Some(upto.0),
+                "seed {seed}: purged to {upto}, snapshot of {covers:?}"
+            );
         }
         drop(stores);
         self.machine.adopt();
@@ -337,12 +371,19 @@ fn run(test: &'static str, is_mix: bool) {
         totals.purges += member.totals.purges;
         totals.truncations += member.totals.truncations;
     }
-    let Totals { acknowledged, purges, truncations } = totals;
+    let Totals {
+        acknowledged,
+        purges,
+        truncations,
+    } = totals;
     eprintln!(
         "{test}: {} cuts from seed {first_seed}, {acknowledged} operations acknowledged, {truncations} truncations, {purges} purges",
         MACHINES * LIVES,
     );
-    assert!(acknowledged > 500 && truncations > 20 && purges > 5, "too little was tried");
+    assert!(
+        acknowledged > 500 && truncations > 20 && purges > 5,
+        "too little was tried"
+    );
 }
 
 #[test]
@@ -372,11 +413,15 @@ fn flush_of_sled_alone_loses_what_it_acknowledged() {
     drop(sled::Config::new().path(&data).open().unwrap());
     machine.adopt();
     let mut life = machine.run("flush_of_sled_alone_loses_what_it_acknowledged", data.to_str().unwrap());
-    let acknowledged = std::iter::from_fn(|| life.next_line()).nth(200).expect("it goes on for ever");
+    let acknowledged = std::iter::from_fn(|| life.next_line())
+        .nth(200)
+        .expect("it goes on for ever");
     life.kill();
     machine.cut(Cut::Drop);
     let db = sled::Config::new().path(&data).open().unwrap();
     let last: u64 = acknowledged.parse().unwrap();
-    let lost = (0..=last).filter(|number| !db.contains_key(number.to_be_bytes()).unwrap()).count();
+    let lost = (0..=last)
+        .filter(|number| !db.contains_key(number.to_be_bytes()).unwrap())
+        .count();
     assert!(lost > 0, "the model loses nothing: none of these tests could fail");
 }

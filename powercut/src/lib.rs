@@ -31,7 +31,9 @@ mod survive;
 mod worker;
 
 use std::{
-    fs, io,
+    fs,
+    hash::{Hash as _, Hasher as _},
+    io,
     os::{fd::OwnedFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -70,27 +72,42 @@ pub fn first_seed() -> u64 {
     std::env::var("POWERCUT_SEED").map_or(1, |seed| seed.parse().expect("POWERCUT_SEED is a number"))
 }
 
-/// Builds the shim, once per process.
+/// Builds the shim beside the test's own program, unless it is there already.
 fn shim() -> &'static Path {
-    static BUILT: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
-    let (_, path) = BUILT.get_or_init(|| {
-        assert!(
-            cfg!(target_os = "linux"),
-            "the power-cut model stands on Linux' LD_PRELOAD and /proc; these tests need Linux"
-        );
-        let dir = tempfile::tempdir().expect("a directory for the shim");
-        let (source, built) = (dir.path().join("shim.c"), dir.path().join("shim.so"));
-        fs::write(&source, include_str!("shim.c")).expect("the shim's source");
-        let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
-        let outcome = Command::new(&compiler)
-            .args(["-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
-            .args([&built, &source])
-            .output();
-        let outcome = outcome.unwrap_or_else(|error| panic!("{} does not start: {error}", compiler.display()));
-        assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stderr));
-        (dir, built)
-    });
-    path
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| build_shim().unwrap_or_else(|error| panic!("the power-cut shim cannot be built: {error}")))
+}
+
+fn build_shim() -> io::Result<PathBuf> {
+    if cfg!(not(target_os = "linux")) {
+        return Err(io::Error::other(
+            "it stands on LD_PRELOAD and /proc; these tests need Linux",
+        ));
+    }
+    let source = include_str!("shim.c");
+    let mut hasher = std::hash::DefaultHasher::new();
+    source.hash(&mut hasher);
+    let program = std::env::current_exe()?;
+    let built = program.with_file_name(format!("powercut-{:016x}.so", hasher.finish()));
+    if built.exists() {
+        return Ok(built);
+    }
+    // Others may build it at the same time: each in a place of its own, then the last one stays.
+    let dir = tempfile::tempdir_in(built.parent().unwrap_or(Path::new(".")))?;
+    let (file, library) = (dir.path().join("shim.c"), dir.path().join("shim.so"));
+    fs::write(&file, source)?;
+    let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
+    let outcome = Command::new(&compiler)
+        .args([
+            "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o",
+        ])
+        .args([&library, &file])
+        .output()?;
+    if !outcome.status.success() {
+        return Err(io::Error::other(String::from_utf8_lossy(&outcome.stderr)));
+    }
+    fs::rename(&library, &built)?;
+    Ok(built)
 }
 
 impl Machine {

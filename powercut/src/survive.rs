@@ -47,7 +47,9 @@ fn durable_names(shadow: &Path, inode: u64) -> io::Result<Names> {
     let names = text.lines().map(|line| {
         let mut parts = line.splitn(3, ' ');
         let (kind, inode, name) = (parts.next(), parts.next(), parts.next());
-        let inode = inode.and_then(|inode| inode.parse().ok()).expect("the shim writes numbers");
+        let inode = inode
+            .and_then(|inode| inode.parse().ok())
+            .expect("the shim writes numbers");
         let is_dir = kind == Some("d");
         (name.expect("the shim writes names").to_owned(), Entry { is_dir, inode })
     });
@@ -149,7 +151,11 @@ fn mix(old: &[u8], new: &[u8], piece: usize, rng: &mut Rng) -> Vec<u8> {
     let mut mixed = vec![0; len];
     for from in (0..len).step_by(piece) {
         let to = (from + piece).min(len);
-        let part_of = |bytes: &[u8]| bytes.get(from.min(bytes.len())..to.min(bytes.len())).map(<[u8]>::to_vec);
+        let part_of = |bytes: &[u8]| {
+            bytes
+                .get(from.min(bytes.len())..to.min(bytes.len()))
+                .map(<[u8]>::to_vec)
+        };
         let (old, new) = (part_of(old).unwrap_or_default(), part_of(new).unwrap_or_default());
         let part = if old != new && rng.once_in(2) { new } else { old };
         mixed[from..from + part.len()].copy_from_slice(&part);
@@ -195,7 +201,10 @@ mod tests {
             for (at, piece) in mixed.chunks(512).enumerate() {
                 // The piece over the old end may be old up to there and nothing behind.
                 let is_over_end = at == old.len() / 512;
-                assert!(is_over_end || piece.iter().all(|byte| *byte == piece[0]), "torn within a piece");
+                assert!(
+                    is_over_end || piece.iter().all(|byte| *byte == piece[0]),
+                    "torn within a piece"
+                );
                 seen.insert((piece[0], (at + 1) * 512 <= old.len()));
             }
         }

@@ -53,7 +53,9 @@ impl Life {
     /// If it is gone.
     pub fn tell(&mut self, line: &str) {
         let stream = self.lines.get_mut();
-        stream.write_all(format!("{line}\n").as_bytes()).expect("the worker listens");
+        stream
+            .write_all(format!("{line}\n").as_bytes())
+            .expect("the worker listens");
     }
 
     /// What the worker wrote to its error output.
@@ -95,7 +97,9 @@ impl Report {
     /// If the test is gone.
     pub fn say(&self, line: impl std::fmt::Display) {
         let mut stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        stream.write_all(format!("{line}\n").as_bytes()).expect("the test listens");
+        stream
+            .write_all(format!("{line}\n").as_bytes())
+            .expect("the test listens");
     }
 
     /// What the test says next.
@@ -123,6 +127,9 @@ impl Report {
 #[must_use]
 pub fn worker() -> Option<(String, Report)> {
     let life = std::env::var(LIFE).ok()?;
-    let stdin = std::io::stdin().as_fd().try_clone_to_owned().expect("the test gave us a socket");
+    let stdin = std::io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .expect("the test gave us a socket");
     Some((life, Report(Arc::new(Mutex::new(UnixStream::from(stdin))))))
 }

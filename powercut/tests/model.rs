@@ -63,11 +63,23 @@ fn what_was_synced_survives_and_nothing_else() {
     }
     let machine = Machine::new();
     live(&machine, "what_was_synced_survives_and_nothing_else");
-    assert_eq!(read(&machine, "half").as_deref(), Some("synced, not synced"), "a kill loses nothing");
+    assert_eq!(
+        read(&machine, "half").as_deref(),
+        Some("synced, not synced"),
+        "a kill loses nothing"
+    );
     machine.cut(Cut::Drop);
     assert_eq!(read(&machine, "half").as_deref(), Some("synced"));
-    assert_eq!(read(&machine, "named").as_deref(), Some(""), "its name was synced, its bytes were not");
-    assert_eq!(read(&machine, "nameless"), None, "its bytes were synced, its name was not");
+    assert_eq!(
+        read(&machine, "named").as_deref(),
+        Some(""),
+        "its name was synced, its bytes were not"
+    );
+    assert_eq!(
+        read(&machine, "nameless"),
+        None,
+        "its bytes were synced, its name was not"
+    );
 }
 
 #[test]
@@ -98,7 +110,10 @@ fn renamed_and_removed_files_come_back_until_the_directory_is_synced() {
     live(&machine, TEST);
     machine.cut(Cut::Drop);
     live(&machine, TEST);
-    assert_eq!((read(&machine, "old").as_deref(), read(&machine, "gone")), (Some("new"), None));
+    assert_eq!(
+        (read(&machine, "old").as_deref(), read(&machine, "gone")),
+        (Some("new"), None)
+    );
     machine.cut(Cut::Drop);
     assert_eq!(read(&machine, "old").as_deref(), Some("old"));
     assert_eq!(read(&machine, "gone").as_deref(), Some("gone"));
@@ -110,7 +125,12 @@ fn bytes_of_a_killed_process_become_durable_with_the_next_sync_and_not_before() 
     const TEST: &str = "bytes_of_a_killed_process_become_durable_with_the_next_sync_and_not_before";
     let worked = in_worker(|data, report| {
         let path = data.join("file");
-        let mut file = File::options().create(true).read(true).append(true).open(&path).unwrap();
+        let mut file = File::options()
+            .create(true)
+            .read(true)
+            .append(true)
+            .open(&path)
+            .unwrap();
         let mut text = String::new();
         file.read_to_string(&mut text).unwrap();
         report.say(&text);
@@ -146,7 +166,13 @@ fn shadow_follows_every_kind_of_write() {
         let mut rng = Rng::new(7);
         fs::create_dir(data.join("dir")).unwrap();
         let path = data.join("dir/file");
-        let mut file = File::options().create(true).truncate(true).read(true).write(true).open(&path).unwrap();
+        let mut file = File::options()
+            .create(true)
+            .truncate(true)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .unwrap();
         file.sync_all().unwrap();
         for step in 0..300u64 {
             let len = rng.below(9_000) as usize;
@@ -184,7 +210,10 @@ fn shadow_follows_every_kind_of_write() {
     let before = names.map(|name| fs::read(machine.data().join(name)).unwrap());
     for cut in [Cut::Drop, Cut::Mix { seed: 3 }] {
         machine.cut(cut);
-        assert!(before == names.map(|name| fs::read(machine.data().join(name)).unwrap()), "{cut:?}");
+        assert!(
+            before == names.map(|name| fs::read(machine.data().join(name)).unwrap()),
+            "{cut:?}"
+        );
     }
 }
 
@@ -195,7 +224,12 @@ fn full_disk_tears_a_write_and_a_failed_sync_loses_what_it_covered() {
         let mut file = File::create(data.join("file")).unwrap();
         file.sync_all().unwrap();
         sync_dir(data);
-        report.say(File::create(data.join("x/refused")).unwrap_err().raw_os_error().unwrap());
+        report.say(
+            File::create(data.join("x/refused"))
+                .unwrap_err()
+                .raw_os_error()
+                .unwrap(),
+        );
         report.say("opened");
         let _ = report.hear();
         report.say(file.write_all(b"12345678").unwrap_err().raw_os_error().unwrap());

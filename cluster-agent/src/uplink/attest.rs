@@ -285,3 +285,80 @@ impl Shell {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use common::{
+        crypto::Signature,
+        ids::{Digest, Founding},
+    };
+    use powercut::{Cut, Machine, Report, Rng};
+    use transport::machine::MachineDisk;
+
+    use super::*;
+
+    fn open(data: &Path) -> Attester {
+        let disk = MachineDisk::open(data).unwrap();
+        let is_new = disk.list(GUARD).unwrap().is_empty();
+        Attester::open(&disk, is_new).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn signed(seq: u64, content: u8) -> GuardRecord {
+        GuardRecord::Signed {
+            founding: Founding(0),
+            seq: BatchSeq(seq),
+            digest: Digest([content; 32]),
+            signature: Signature::from_bytes(&[content; 64]),
+        }
+    }
+
+    /// Signs batch after batch from `seq` on, and forgets old ones now and then.
+    async fn work(data: &Path, mut seq: u64, report: &Report) {
+        let mut attester = open(data);
+        loop {
+            let count = 1 + seq % 3;
+            let records = (seq..seq + count).map(|seq| encode(&signed(seq, seq as u8))).collect();
+            attester.journal.append(records).await.unwrap();
+            seq += count;
+            report.say(seq);
+            if seq.is_multiple_of(7) {
+                let records = (0..seq).map(|seq| signed(seq, seq as u8));
+                attester.guard = AttestGuard::replay(records).unwrap();
+                let _ = attester.guard.finalized(Founding(0), BatchSeq(seq.saturating_sub(20)));
+                let records = attester.guard.compacted().iter().map(encode).collect();
+                attester.journal.rewrite(records).await.unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn signed_batch_is_not_signed_otherwise_after_power_cuts() {
+        const TEST: &str = "uplink::attest::tests::signed_batch_is_not_signed_otherwise_after_power_cuts";
+        if let Some((life, report)) = powercut::worker() {
+            let (seq, data) = life.split_once(' ').unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            return runtime.block_on(work(data.as_ref(), seq.parse().unwrap(), &report));
+        }
+        let (machine, mut rng) = (Machine::new(), Rng::new(powercut::first_seed()));
+        let mut next = 1;
+        for seed in 0..12 {
+            let mut life = machine.run(TEST, &format!("{next} {}", machine.data().display()));
+            let wanted = 1 + rng.below(60) as usize;
+            let mut lines: Vec<String> = std::iter::from_fn(|| life.next_line()).take(wanted).collect();
+            lines.extend(life.kill());
+            next = lines.last().map_or(next, |line| line.parse().unwrap());
+            machine.cut(if seed % 2 == 0 { Cut::Drop } else { Cut::Mix { seed } });
+            let attester = open(&machine.data());
+            for seq in 1..next {
+                let other = Digest([seq as u8 ^ 1; 32]);
+                let decision = attester.guard.decide(Founding(0), BatchSeq(seq), other);
+                let is_safe = matches!(decision, Decision::Quarantine { .. } | Decision::Past);
+                assert!(is_safe, "cut {seed}: batch {seq} would be signed a second time");
+            }
+            drop(attester);
+            machine.adopt();
+        }
+    }
+}

@@ -72,6 +72,8 @@ impl MachineDisk {
             }
             context("lock", error.into())
         })?;
+        // Names that a killed process made may be in the cache only. From here on they are relied on.
+        handle.sync_all().map_err(|error| context("sync", error))?;
         Ok(Self {
             directory: Arc::new(Directory {
                 path: path.to_owned(),

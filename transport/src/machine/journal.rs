@@ -10,6 +10,7 @@
 //! * One append is one write and one fdatasync. It is durable when its future is done.
 //! * A power cut may leave any part of the last, unfinished append: the file is cut before its first
 //!   damaged record, with a log line. What came before it is whole.
+//! * What a journal holds when it is opened is durable before anybody is told of it.
 //! * Damage with a later append behind it is no power cut, since that append came after a sync: the
 //!   journal is refused with `InvalidData`, and nothing is changed.
 //! * After a failed write or sync every later call fails: what is on the disk is unknown then, and
@@ -206,8 +207,9 @@ impl MachineJournal {
         let (records, end) = scan(name, &bytes, salt)?;
         if end < bytes.len() as u64 {
             file.set_len(end)?;
-            file.sync_all()?;
         }
+        // A process that was killed may have left a record in the page cache only. From here on it is relied on.
+        file.sync_all()?;
         let state = State {
             file,
             end,
