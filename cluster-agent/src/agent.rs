@@ -365,6 +365,14 @@ impl AgentHandle {
         self.shell.answer(request).await
     }
 
+    /// Hands the leadership over; whoever may call this may decide it.
+    ///
+    /// # Errors
+    /// [`Refusal`]: this member does not lead, or nobody fit follows.
+    pub async fn transfer_leader(&self, to: Option<RaftNodeId>) -> Result<OpAnswer, Refusal> {
+        self.shell.transfer_leader(to).await
+    }
+
     /// Answers a request of the drone's own software.
     pub async fn answer_local(&self, request: Request) -> Answer {
         self.shell.answer_local(request).await

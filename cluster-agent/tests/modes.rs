@@ -2,20 +2,26 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use cluster_agent::contact::lost_after_ms;
 use common::{
-    ids::{LogIndex, TaskId},
+    codec::encode,
+    ids::{LogIndex, RaftNodeId, TaskId},
     task::Scope,
     wire::{
         cluster::WriteOutcome,
+        frame::{FrameKind, RefusalCode},
         op::{Consistency, Mode, OpAnswer, OpRequest, WriteRefusal},
     },
 };
 use support::Net;
 use tokio::time::Instant;
-use transport::local::{ErrorCode, Request};
+use transport::{
+    local::{ErrorCode, Request},
+    ports::{CallError, Transport},
+    quic::hello_of,
+};
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -317,4 +323,43 @@ async fn member_that_was_away_is_normal_once_it_has_caught_up() {
         net.agent(&away).status().queue_digest,
         net.agent(&through).status().queue_digest
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn leadership_is_handed_over_on_request_and_only_by_the_leader() {
+    let mut net = Net::normal(3).await;
+    let (leader, follower) = (net.leader().await, net.follower().await);
+    let to = net.agent(&follower).status().raft;
+    let refused = net.agent(&follower).transfer_leader(None).await.unwrap_err();
+    assert_eq!(refused.code, RefusalCode::NotNow);
+    let entries: Vec<_> = (0..20).map(|_| net.signed_task(Scope::Cluster)).collect();
+    let writes = futures::future::join_all(entries.into_iter().map(|entry| net.agent(&leader).enter(entry)));
+    let (answer, outcomes) = futures::future::join(net.agent(&leader).transfer_leader(Some(to)), writes).await;
+    assert!(
+        matches!(answer, Ok(OpAnswer::Leader { leader, .. }) if leader == Some(to)),
+        "{answer:?}"
+    );
+    let is_committed = |outcome: &WriteOutcome| matches!(outcome, WriteOutcome::Committed(_));
+    assert!(outcomes.iter().all(is_committed), "{outcomes:?}");
+    assert_eq!(net.leader().await, follower);
+    let nobody = net
+        .agent(&follower)
+        .transfer_leader(Some(RaftNodeId(77)))
+        .await
+        .unwrap_err();
+    assert_eq!(nobody.code, RefusalCode::Invalid);
+    // An operator without the role is turned away by name.
+    let hello = hello_of(net.fleet.chain, net.fleet.id("op1"));
+    let operator = net
+        .network
+        .join(net.fleet.idx("op1"), hello, Arc::new(net.ground.clone()));
+    let request = encode(&OpRequest::TransferLeader { to: None }).into();
+    let denied = operator
+        .call(net.fleet.id(&follower), FrameKind::Operate, request, ms(5_000))
+        .await;
+    assert!(
+        matches!(&denied, Err(CallError::Refused(refusal)) if refusal.code == RefusalCode::Denied),
+        "{denied:?}"
+    );
+    assert_eq!(net.leader().await, follower);
 }

@@ -1,11 +1,11 @@
 //! `fleet cluster`: the regional clusters and their agents.
 
-use common::wire::op::AgentStatus;
+use common::wire::op::{AgentStatus, OpAnswer, OpRequest};
 use serde_json::{Value, json};
 
 use crate::{
-    client::{AskError, Client, Peer},
-    exit::Outcome,
+    client::{AskError, Client, Peer, READ_DEADLINE},
+    exit::{Exit, Failure, Outcome},
     printer::{Printer, column, wide},
     view,
 };
@@ -19,6 +19,14 @@ pub enum ClusterCommand {
     Status {
         /// Only this cluster.
         cluster: Option<String>,
+    },
+    /// Hands the leadership of a cluster over. Needs the role op.admin.
+    TransferLeader {
+        /// Which cluster.
+        cluster: String,
+        /// Label of the agent that shall lead; by default the one that follows best.
+        #[arg(long, value_name = "AGENT")]
+        to: Option<String>,
     },
 }
 
@@ -46,6 +54,7 @@ pub async fn run(client: &Client, command: ClusterCommand, printer: &Printer) ->
                 column("CLUSTER", "cluster"),
                 column("ROLE", "role"),
                 column("MODE", "mode"),
+                column("SINCE", "mode_age"),
                 column("TERM", "term"),
                 column("APPLIED", "applied"),
                 column("HEIGHT", "global_height"),
@@ -60,17 +69,87 @@ pub async fn run(client: &Client, command: ClusterCommand, printer: &Printer) ->
             printer.rows(&columns, &rows);
             Ok(())
         }
+        ClusterCommand::TransferLeader { cluster, to } => {
+            transfer_leader(client, &cluster, to.as_deref(), printer).await
+        }
     }
 }
 
+/// Asks the leader to hand over, and says who leads then.
+async fn transfer_leader(client: &Client, cluster: &str, to: Option<&str>, printer: &Printer) -> Outcome {
+    let id = client.context.cluster(cluster)?;
+    let wanted = to.map(|label| client.context.peer(label)).transpose()?;
+    if let Some(peer) = wanted.filter(|peer| peer.cluster != Some(id)) {
+        let text = format!("{} is no agent of {cluster}", peer.label);
+        return Err(Failure::new(Exit::Usage, text));
+    }
+    let agents = client.context.agents(Some(id));
+    let statuses = client.agent_status(&agents).await;
+    let answered: Vec<(&Peer, &AgentStatus)> = agents
+        .iter()
+        .zip(&statuses)
+        .filter_map(|(peer, status)| Some((*peer, status.as_ref().ok()?)))
+        .collect();
+    // Of two that believe it, the one of the later term.
+    let leader = answered.iter().filter(|(_, status)| status.is_leader);
+    let leader = leader.max_by_key(|(_, status)| status.context.term);
+    let Some((peer, status)) = leader else {
+        let exit = if answered.is_empty() {
+            Exit::NoConnection
+        } else {
+            Exit::NoQuorum
+        };
+        return Err(
+            Failure::new(exit, format!("no agent of {cluster} that answers leads it")).means("nothing changed"),
+        );
+    };
+    let to = match wanted {
+        None => None,
+        Some(wanted) => Some(
+            *status
+                .voters
+                .iter()
+                .find(|voter| voter.idx() == wanted.idx)
+                .ok_or_else(|| {
+                    Failure::new(Exit::Invalid, format!("{} is no voter of {cluster}", wanted.label))
+                        .means("nothing changed")
+                })?,
+        ),
+    };
+    let request = OpRequest::TransferLeader { to };
+    let answer = client.ask(peer, &request, READ_DEADLINE).await;
+    let (now, term) = match answer.map_err(|error| client.failure_of(peer, error))? {
+        OpAnswer::Leader { leader, term } => (leader, term),
+        _ => return Err(client.failure_of(peer, AskError::Malformed)),
+    };
+    let label = now.map(|id| client.context.raft_label(id));
+    let is_done = match to {
+        Some(to) => now == Some(to),
+        None => now.is_some() && now != status.context.leader,
+    };
+    if !is_done {
+        let now = label.unwrap_or_else(|| "nobody".into());
+        return Err(Failure::new(
+            Exit::OutcomeUnknown,
+            format!("{cluster} is led by {now} in term {}", term.0),
+        )
+        .means("the leadership was not taken over in time")
+        .todo("look at `fleet cluster status`, then ask again"));
+    }
+    printer.object(&json!({"cluster": cluster, "from": peer.label, "leader": label, "term": term.0}));
+    Ok(())
+}
+
 /// Columns of [`rows`].
-pub const COLUMNS: [crate::printer::Column; 10] = [
+pub const COLUMNS: [crate::printer::Column; 12] = [
     column("CLUSTER", "cluster"),
     column("LEADER", "leader"),
     column("TERM", "term"),
     column("UP", "up"),
     column("QUORUM", "quorum"),
     column("MODE", "mode"),
+    column("SINCE", "mode_age"),
+    column("APART", "apart"),
     column("LAG", "lag_heights"),
     column("AGE", "age"),
     column("OUTBOX", "outbox_batches"),
@@ -111,10 +190,27 @@ pub async fn rows(client: &Client) -> Vec<Value> {
                 "up": format!("{}/{total}", of.len()),
                 "quorum": if of.len() >= needed { "ok" } else { "lost" },
                 "mode": best.map_or("unknown", |s| s.context.mode.word()),
+                "mode_age": best.map(|s| view::age(Some(s.mode_age_ms))),
+                "apart": apart(best.copied(), &of),
                 "lag_heights": best.map(|s| height - s.context.global_height.0),
                 "age": best.map_or("unknown".into(), |s| view::age(s.context.global_age_ms)),
                 "outbox_batches": best.map(|s| s.outbox_batches),
                 "tasks": best.map(|s| view::counts(&s.tasks)),
+            })
+        })
+        .collect()
+}
+
+/// Agents that are in another mode than the one who knows best: those on the wrong side of a cut.
+fn apart(best: Option<&AgentStatus>, of: &[&AgentStatus]) -> Vec<Value> {
+    let mode = best.map(|status| status.context.mode);
+    of.iter()
+        .filter(|status| Some(status.context.mode) != mode)
+        .map(|status| {
+            json!({
+                "agent": status.label.as_str(),
+                "mode": status.context.mode.word(),
+                "mode_age": view::age(Some(status.mode_age_ms)),
             })
         })
         .collect()
@@ -128,6 +224,8 @@ fn agent_row(client: &Client, peer: &Peer, status: Result<AgentStatus, AskError>
             "cluster": cluster,
             "role": if status.is_leader { "leader" } else { "follower" },
             "mode": status.context.mode.word(),
+            "mode_age": view::age(Some(status.mode_age_ms)),
+            "mode_age_ms": status.mode_age_ms,
             "leader": status.context.leader.map(|id| client.context.raft_label(id)),
             "term": status.context.term.0,
             "applied": status.context.applied.0,

@@ -4,7 +4,7 @@ use common::{
     ids::{TaskId, to_hex},
     task::{Task, TaskState},
     verdict::Verdict,
-    wire::op::{EventView, Finality, ReadContext},
+    wire::op::{Consistency, EventView, Finality, ReadContext},
 };
 use serde_json::{Value, json};
 use transport::local::{fixed::format_fixed, spec::place_to_json};
@@ -114,6 +114,18 @@ pub fn read_context(context: &Context, read: &ReadContext, from: &str) -> Value 
         "global_height": read.global_height.0,
         "global_age_ms": read.global_age_ms,
     })
+}
+
+/// The same in one line for people.
+#[must_use]
+pub fn read_words(read: &ReadContext, from: &str) -> String {
+    let consistency = match read.consistency {
+        Consistency::Linearizable => "linearizable",
+        Consistency::Local => "local",
+        Consistency::Final => "final",
+    };
+    let mode = read.mode.word();
+    format!("{consistency} from {from}, mode {mode}, age {}", age(read.staleness_ms))
 }
 
 fn finality_words(finality: &Finality) -> (String, Option<u64>) {

@@ -177,6 +177,71 @@ fn minority_takes_no_write_and_says_so() {
 }
 
 #[test]
+fn agent_named_with_via_is_the_only_one_that_answers() {
+    let fleet = DevFleet::up(&["--clusters", "1"]);
+    let led = |wanted: &str| {
+        let agents = fleet.json(&["cluster", "status"]);
+        let rows = agents.as_array().unwrap().clone();
+        rows.iter()
+            .any(|row| row["agent"] == wanted && row["role"] == "leader" && row["mode"] == "normal")
+    };
+    for to in ["c1-2", "c1-3"] {
+        let handed = fleet.json(&["cluster", "transfer-leader", "c1", "--to", to]);
+        assert_eq!(handed["leader"], to, "{handed}");
+        eventually("it leads", || led(to));
+    }
+    fleet
+        .run(&["cluster", "transfer-leader", "c1", "--to", "v1"])
+        .ended_with(2);
+    let submit = |key: &'static str, via: &'static str| {
+        [
+            "task", "submit", "--kind", "survey", "--key", key, "--scope", "cluster", "--via", via, "-o", "json",
+        ]
+    };
+    let done = fleet.run(&submit("k1", "c1-1")).ended_with(0).json();
+    assert_eq!(
+        (&done["via"], &done["mode"]),
+        (&"c1-1".into(), &"normal".into()),
+        "{done}"
+    );
+    let id = done["task"].as_str().unwrap().to_owned();
+    let row = fleet.json(&["task", "get", &id, "--via", "c1-1", "--consistency", "linearizable"]);
+    assert_eq!(
+        (&row["read"]["from"], &row["read"]["consistency"]),
+        (&"c1-1".into(), &"linearizable".into())
+    );
+    // The others are gone: the one that is asked says so, and nobody else is asked.
+    fleet.run(&["dev", "kill", "c1-2", "c1-3"]).ended_with(0);
+    eventually("it knows that it is alone", || {
+        fleet.json(&["task", "get", &id, "--via", "c1-1"])["read"]["mode"] == "read_only"
+    });
+    let begun = Instant::now();
+    let refused = fleet.run(&submit("k2", "c1-1")).ended_with(7);
+    assert!(
+        refused.err.contains("no majority") && refused.out.is_empty(),
+        "{}",
+        refused.err
+    );
+    assert!(
+        begun.elapsed() < Duration::from_secs(14),
+        "it does not wait for its timeout"
+    );
+    fleet
+        .run(&["task", "get", &id, "--via", "c1-1", "--consistency", "linearizable"])
+        .ended_with(7);
+    fleet
+        .run(&["task", "list", "--via", "c1-1", "--max-staleness", "1ms"])
+        .ended_with(9);
+    fleet.run(&["task", "list", "--via", "c1-2"]).ended_with(4);
+    fleet.run(&["task", "list", "--via", "v1"]).ended_with(6);
+    fleet.run(&["cluster", "transfer-leader", "c1"]).ended_with(7);
+    let status = fleet.json(&["cluster", "status"]);
+    let alone = &status.as_array().unwrap()[0];
+    assert_eq!((&alone["agent"], &alone["mode"]), (&"c1-1".into(), &"read_only".into()));
+    assert!(alone["mode_age_ms"].is_u64());
+}
+
+#[test]
 fn interrupted_demo_leaves_no_process_behind() {
     build_siblings();
     let home = tempfile::Builder::new().prefix("ft").tempdir().unwrap();

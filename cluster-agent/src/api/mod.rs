@@ -3,9 +3,11 @@
 //! * [`enter`]: a signed entry on its way into the log, forwarded once.
 //! * [`read`]: linearizable, local with an honest age, or final.
 //! * [`op`]: operators and gateways, over the network.
+//! * [`transfer`]: another leader on request.
 //! * [`local`]: the drone's own software, for which the agent signs.
 
 pub mod enter;
 pub mod local;
 pub mod op;
 pub mod read;
+pub mod transfer;

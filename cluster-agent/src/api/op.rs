@@ -3,6 +3,8 @@
 //! # Rules
 //! * A write carries its author's own signature: the connection's role adds nothing to it.
 //! * A read needs the role `op.read`.
+//! * What changes this process and is in no log needs the role of its verb: `op.admin` for a change of
+//!   leader. It is logged with who asked.
 //! * What only validators can answer is refused by name.
 
 use std::sync::Arc;
@@ -52,6 +54,15 @@ impl Shell {
             .is_some_and(|member| member.may(RoleSet::OP_READ));
         if !is_write && !may_read {
             return Err(Refusal::new(RefusalCode::Denied, "reading needs the role op.read"));
+        }
+        if let OpRequest::TransferLeader { to } = request {
+            let member = self.registry.by_idx(peer.idx);
+            let Some(admin) = member.filter(|member| member.may(RoleSet::OP_ADMIN)) else {
+                tracing::warn!(event = "denied", peer = %peer.device, "a change of leader needs the role op.admin");
+                return Err(Refusal::new(RefusalCode::Denied, "it needs the role op.admin"));
+            };
+            tracing::info!(event = "transfer_leader", by = %admin.label, ?to, "asked for another leader");
+            return Ok(body(&self.transfer_leader(to).await?));
         }
         Ok(body(&self.answer(request).await))
     }
@@ -128,6 +139,10 @@ impl Shell {
                 }
             }
             OpRequest::Status => OpAnswer::Agent(self.status()),
+            // Not without the role of who asks.
+            OpRequest::TransferLeader { .. } => {
+                OpAnswer::Unsupported(Label::new("only over the network").expect("a short text"))
+            }
             OpRequest::Prove { .. } | OpRequest::Blocks { .. } => {
                 OpAnswer::Unsupported(Label::new("ask a validator").expect("a short text"))
             }

@@ -67,6 +67,30 @@ pub struct RaftStatus {
     pub is_quarantined: bool,
 }
 
+impl RaftStatus {
+    /// Of a member that knows nothing but itself.
+    #[must_use]
+    pub fn of(id: RaftNodeId) -> Self {
+        Self {
+            id,
+            role: RaftRole::Follower,
+            term: Term(0),
+            leader: None,
+            last_index: LogIndex(0),
+            committed: LogPosition::default(),
+            applied: LogPosition::default(),
+            purged: LogPosition::default(),
+            snapshot: LogPosition::default(),
+            voters: Vec::new(),
+            learners: Vec::new(),
+            is_joint: false,
+            quorum_acked_age_ms: None,
+            peers: Vec::new(),
+            is_quarantined: false,
+        }
+    }
+}
+
 /// Why Raft ended. The process must exit with `exit_code`; a supervisor decides about a restart.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("raft ended (exit {exit_code}): {reason}")]

@@ -78,6 +78,11 @@ pub enum OpRequest {
     },
     /// State of this process.
     Status,
+    /// Hand the leadership of the cluster over (its leader; needs the role `op.admin`).
+    TransferLeader {
+        /// A voter; `None`: whoever follows best.
+        to: Option<RaftNodeId>,
+    },
     /// Finalized blocks (validators), at most 64.
     Blocks {
         /// First height.
@@ -365,6 +370,13 @@ pub enum OpAnswer {
     Agent(AgentStatus),
     /// To `Status`.
     Validator(ValidatorStatus),
+    /// To `TransferLeader`.
+    Leader {
+        /// Who leads now, as far as known.
+        leader: Option<RaftNodeId>,
+        /// In which term.
+        term: Term,
+    },
     /// To `Blocks`.
     Blocks(BoundedVec<FinalizedBlock, 64>),
     /// The answer would be older than the caller allows.

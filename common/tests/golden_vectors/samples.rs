@@ -598,6 +598,12 @@ fn operators_requests(all: &mut impl Samples, fleet: &Fleet) {
     );
     all.add("request_status", OpRequest::Status);
     all.add(
+        "request_transfer_leader",
+        OpRequest::TransferLeader {
+            to: Some(RaftNodeId(1 << 32 | 1)),
+        },
+    );
+    all.add(
         "request_blocks",
         OpRequest::Blocks {
             from: Height(1),
@@ -702,6 +708,13 @@ fn operators_answers(all: &mut impl Samples, fleet: &Fleet) {
     );
     all.add("answer_proof", OpAnswer::Proof(vec![1, 2, 3].try_into().unwrap()));
     all.add("answer_highest_number", OpAnswer::HighestNumber(EntryNumber(300)));
+    all.add(
+        "answer_leader",
+        OpAnswer::Leader {
+            leader: Some(RaftNodeId(1 << 32 | 1)),
+            term: Term(3),
+        },
+    );
     all.add("answer_agent", OpAnswer::Agent(agent_status(fleet)));
     all.add("answer_validator", OpAnswer::Validator(validator_status(fleet)));
     let [first, _] = two_blocks(fleet);

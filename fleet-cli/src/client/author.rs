@@ -14,7 +14,7 @@ use common::{
     entry::{Action, EntryDraft, Payload, SignedEntry},
     ids::{ClusterId, EntryId, EntryNumber, Height, KeyVersion, LogIndex},
     task::{Scope, Task},
-    verdict::{Reason, Verdict},
+    verdict::{Answer, Reason, Verdict},
     wire::{
         cluster::WriteOutcome,
         frame::RefusalCode,
@@ -41,7 +41,7 @@ const WRITE_CALL_DEADLINE: Duration = Duration::from_secs(6);
 const ROUND_PAUSE: Duration = Duration::from_millis(150);
 
 /// An entry that stands in its cluster's log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entered {
     /// Its identity.
     pub id: EntryId,
@@ -51,6 +51,10 @@ pub struct Entered {
     pub index: LogIndex,
     /// What was decided there.
     pub verdict: Verdict,
+    /// Label of the agent that said so.
+    pub via: String,
+    /// Mode of that agent.
+    pub mode: Mode,
 }
 
 /// Agents to bring entries in by, best first, and the height they know.
@@ -95,7 +99,7 @@ impl<'a> Author<'a> {
     ///
     /// # Errors
     /// [`Exit::NoConnection`].
-    pub async fn route(&self, clusters: &[ClusterId], via: Option<&str>) -> Outcome<Route> {
+    pub async fn route(&self, clusters: &[ClusterId]) -> Outcome<Route> {
         let context = &self.client.context;
         let mut fallback = None;
         for cluster in clusters {
@@ -105,7 +109,6 @@ impl<'a> Author<'a> {
             let (mut height, mut is_writable) = (Height(0), false);
             for (peer, status) in agents.iter().zip(&statuses) {
                 let rank = match status {
-                    _ if via == Some(peer.label.as_str()) => 0,
                     Some(status) if status.is_leader => 1,
                     Some(status) if matches!(status.context.mode, Mode::Normal | Mode::Island) => 2,
                     Some(_) => 3,
@@ -231,13 +234,19 @@ impl<'a> Author<'a> {
                 }
                 let answer = self.client.ask(peer, &request, left.min(WRITE_CALL_DEADLINE)).await;
                 if let Some(outcome) = tries.take(peer, answer) {
-                    return outcome.map(|(index, verdict)| Entered {
+                    return outcome.map(|done| Entered {
                         id,
                         cluster: route.cluster,
-                        index,
-                        verdict,
+                        index: done.answer.index,
+                        verdict: done.answer.verdict,
+                        via: peer.label.clone(),
+                        mode: done.mode,
                     });
                 }
+            }
+            // Who names one agent wants to hear what it says, not to wait until it says something else.
+            if self.client.context.pinned.is_some() && tries.is_without_quorum {
+                return Err(tries.failure(&id));
             }
             sleep(ROUND_PAUSE.min(end.saturating_duration_since(Instant::now()))).await;
         }
@@ -283,7 +292,7 @@ impl<'a> Author<'a> {
                 )
             })?;
         let entry: SignedEntry = decode(&bytes).map_err(|e| Failure::new(Exit::Invalid, e))?;
-        let route = self.route(&[entry.header.cluster], None).await?;
+        let route = self.route(&[entry.header.cluster]).await?;
         let entered = self.enter_or_keep(&route, &entry, deadline).await?;
         Ok((entry, entered))
     }
@@ -334,23 +343,35 @@ struct Tries {
     may_be_written: bool,
     refusal: Option<Failure>,
     unreachable: Option<String>,
+    /// The last agent that answered is on the wrong side of a cut.
+    is_without_quorum: bool,
+}
+
+/// A write that stands in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Done {
+    answer: Answer,
+    mode: Mode,
 }
 
 impl Tries {
     /// Takes one answer; `Some` ends the write.
-    fn take(&mut self, peer: &Peer, answer: Result<OpAnswer, AskError>) -> Option<Outcome<(LogIndex, Verdict)>> {
+    fn take(&mut self, peer: &Peer, answer: Result<OpAnswer, AskError>) -> Option<Outcome<Done>> {
+        self.is_without_quorum = false;
         match answer {
-            Ok(OpAnswer::Write { outcome, .. }) => match outcome {
-                WriteOutcome::Committed(answer) => Some(Ok((answer.index, answer.verdict))),
+            Ok(OpAnswer::Write { outcome, mode, .. }) => match outcome {
+                WriteOutcome::Committed(answer) => Some(Ok(Done { answer, mode })),
                 WriteOutcome::Refused(refusal @ WriteRefusal::Rejected { .. }) => {
                     Some(Err(failure_of_refusal(&refusal)))
                 }
                 WriteOutcome::Refused(refusal) => {
+                    self.is_without_quorum = !matches!(refusal, WriteRefusal::Overloaded { .. });
                     self.refusal = Some(failure_of_refusal(&refusal));
                     None
                 }
                 WriteOutcome::Unknown => {
                     self.may_be_written = true;
+                    self.is_without_quorum = mode == Mode::ReadOnly;
                     None
                 }
             },
@@ -436,7 +457,7 @@ mod tests {
         })
     }
 
-    fn end_of(answers: Vec<Result<OpAnswer, AskError>>) -> Outcome<(LogIndex, Verdict)> {
+    fn end_of(answers: Vec<Result<OpAnswer, AskError>>) -> Outcome<Done> {
         let mut tries = Tries::default();
         for answer in answers {
             if let Some(outcome) = tries.take(&peer(), answer) {
@@ -472,7 +493,8 @@ mod tests {
             write(WriteOutcome::Unknown),
             write(WriteOutcome::Committed(answer)),
         ]);
-        assert_eq!(outcome, Ok((LogIndex(9), Verdict::Granted)));
+        let mode = Mode::Normal;
+        assert_eq!(outcome, Ok(Done { answer, mode }));
     }
 
     #[test]

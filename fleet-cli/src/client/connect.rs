@@ -51,8 +51,8 @@ pub fn open(path: &Path) -> Outcome<Client> {
     let (explain, closing) = (transport.clone(), transport.clone());
     let client = Client::new(context, transport as Arc<dyn Transport>);
     Ok(client
-        .explaining(Box::new(move |id| explain.last_dial_error(id)))
-        .closing(Box::new(move || {
+        .explaining(Arc::new(move |id| explain.last_dial_error(id)))
+        .closing(Arc::new(move || {
             let transport = closing.clone();
             async move { transport.close().await }.boxed()
         })))

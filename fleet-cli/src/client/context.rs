@@ -90,6 +90,8 @@ pub struct Context {
     pub data_dir: PathBuf,
     /// In the order of the file.
     pub peers: Vec<Peer>,
+    /// Only this agent is asked; then it is the only one in `peers`.
+    pub pinned: Option<String>,
 }
 
 impl Context {
@@ -133,7 +135,35 @@ impl Context {
             genesis,
             registry,
             peers,
+            pinned: None,
         })
+    }
+
+    /// The same with one agent as the only process that is asked: nobody answers in its place.
+    ///
+    /// # Errors
+    /// [`Exit::Invalid`]: no such agent.
+    pub fn pinned_to(&self, label: &str) -> Outcome<Self> {
+        let peer = self.peer(label)?.clone();
+        if peer.cluster.is_none() {
+            return Err(Failure::new(
+                Exit::Invalid,
+                format!("{label} is a validator, not an agent"),
+            ));
+        }
+        Ok(Self {
+            peers: vec![peer],
+            pinned: Some(label.to_owned()),
+            ..self.clone()
+        })
+    }
+
+    /// The clusters whose agents are asked: all, or that of the pinned agent.
+    pub fn asked_clusters(&self) -> Vec<ClusterId> {
+        match (&self.pinned, self.peers.first()) {
+            (Some(_), Some(peer)) => peer.cluster.into_iter().collect(),
+            _ => self.clusters().collect(),
+        }
     }
 
     /// The agents of a cluster, or of all.

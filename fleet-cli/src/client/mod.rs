@@ -53,7 +53,7 @@ pub struct Client {
 }
 
 /// Says for people why the last connection to a device failed.
-type Explain = Box<dyn Fn(&DeviceId) -> Option<String> + Send + Sync>;
+type Explain = Arc<dyn Fn(&DeviceId) -> Option<String> + Send + Sync>;
 
 /// How long a process may take to say how it is.
 pub const STATUS_DEADLINE: Duration = Duration::from_millis(2_500);
@@ -62,7 +62,7 @@ pub const STATUS_DEADLINE: Duration = Duration::from_millis(2_500);
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Closes the connections of a client.
-type Close = Box<dyn Fn() -> BoxFuture<()> + Send + Sync>;
+type Close = Arc<dyn Fn() -> BoxFuture<()> + Send + Sync>;
 
 /// Why a process gave no usable answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -99,9 +99,22 @@ impl Client {
         Self {
             context,
             transport,
-            explain: Box::new(|_| None),
-            close: Box::new(|| async {}.boxed()),
+            explain: Arc::new(|_| None),
+            close: Arc::new(|| async {}.boxed()),
         }
+    }
+
+    /// The same client asking nobody but one agent.
+    ///
+    /// # Errors
+    /// [`Exit::Invalid`]: the context has no such agent.
+    pub fn pinned_to(&self, label: &str) -> Outcome<Self> {
+        Ok(Self {
+            context: self.context.pinned_to(label)?,
+            transport: self.transport.clone(),
+            explain: self.explain.clone(),
+            close: self.close.clone(),
+        })
     }
 
     /// The same client with a way to close its connections.

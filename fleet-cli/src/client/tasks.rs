@@ -27,6 +27,22 @@ pub struct Freshness {
     pub staleness_ms_max: Option<u64>,
 }
 
+impl Freshness {
+    /// Whether only the task's own cluster can answer so.
+    fn is_promise(self) -> bool {
+        match self.consistency {
+            Consistency::Linearizable => true,
+            Consistency::Local => self.staleness_ms_max.is_some(),
+            Consistency::Final => false,
+        }
+    }
+}
+
+/// The cluster that knows the newest state of a task.
+fn own_cluster(view: &TaskView) -> ClusterId {
+    view.cluster.unwrap_or(view.through)
+}
+
 /// A task and who said so.
 #[derive(Clone, Debug)]
 pub struct Found {
@@ -36,6 +52,17 @@ pub struct Found {
     pub from: String,
     /// How it was read.
     pub context: ReadContext,
+}
+
+/// Tasks over the clusters asked.
+#[derive(Debug)]
+pub struct Listed {
+    /// In order of their ids.
+    pub rows: Vec<Found>,
+    /// Why clusters were passed over.
+    pub gaps: Vec<Failure>,
+    /// Who answered, and how: also those without a task.
+    pub answers: Vec<(String, ReadContext)>,
 }
 
 /// Ranks what is said of a task: its own cluster first, then what is final at a greater height.
@@ -75,21 +102,18 @@ impl Client {
     /// # Errors
     /// If a cluster gives no answer of the freshness asked for; `allows_gaps` passes such clusters over,
     /// with their failures in the second list.
-    pub async fn tasks(
-        &self,
-        states: &[TaskState],
-        freshness: Freshness,
-        allows_gaps: bool,
-    ) -> Outcome<(Vec<Found>, Vec<Failure>)> {
-        let clusters: Vec<ClusterId> = self.context.clusters().collect();
+    pub async fn tasks(&self, states: &[TaskState], freshness: Freshness, allows_gaps: bool) -> Outcome<Listed> {
+        let clusters = self.context.asked_clusters();
         let asked = join_all(clusters.iter().map(|cluster| self.tasks_of(*cluster, freshness))).await;
         let mut merge = Merge { rows: BTreeMap::new() };
-        let mut gaps = Vec::new();
+        let (mut gaps, mut answers) = (Vec::new(), Vec::new());
         for answer in asked {
             match answer {
-                Ok((peer, rows)) => rows
-                    .into_iter()
-                    .for_each(|(view, context)| merge.take(&peer, view, &context)),
+                Ok((peer, rows, context)) => {
+                    rows.into_iter()
+                        .for_each(|(view, context)| merge.take(&peer, view, &context));
+                    answers.push((peer.label, context));
+                }
                 Err(failure) if allows_gaps => gaps.push(failure),
                 Err(failure) => return Err(failure),
             }
@@ -100,7 +124,7 @@ impl Client {
         // Filtered here and not there: another cluster's older view must not bring a task back.
         let mut rows = merge.into_rows();
         rows.retain(|found| states.is_empty() || states.contains(&found.view.state));
-        Ok((rows, gaps))
+        Ok(Listed { rows, gaps, answers })
     }
 
     /// Every task that one agent of `cluster` knows.
@@ -108,11 +132,11 @@ impl Client {
         &self,
         cluster: ClusterId,
         freshness: Freshness,
-    ) -> Outcome<(Peer, Vec<(TaskView, ReadContext)>)> {
+    ) -> Outcome<(Peer, Vec<(TaskView, ReadContext)>, ReadContext)> {
         let mut failure = None;
         for peer in self.context.agents(Some(cluster)) {
             match self.pages(peer, freshness).await {
-                Ok(rows) => return Ok((peer.clone(), rows)),
+                Ok((rows, context)) => return Ok((peer.clone(), rows, context)),
                 Err(e) if failure.as_ref().is_none_or(|f: &Failure| f.exit == Exit::NoConnection) => failure = Some(e),
                 Err(_) => {}
             }
@@ -122,7 +146,8 @@ impl Client {
             .unwrap_or_else(|| Failure::new(Exit::NoConnection, format!("the context names no agent of {label}"))))
     }
 
-    async fn pages(&self, peer: &Peer, freshness: Freshness) -> Outcome<Vec<(TaskView, ReadContext)>> {
+    /// The rows, and how the last page was read.
+    async fn pages(&self, peer: &Peer, freshness: Freshness) -> Outcome<(Vec<(TaskView, ReadContext)>, ReadContext)> {
         let mut rows = Vec::new();
         let mut after = None;
         loop {
@@ -145,7 +170,7 @@ impl Client {
             let moves_on = last > after;
             rows.extend(tasks.into_inner().into_iter().map(|view| (view, context.clone())));
             if !more || !moves_on {
-                return Ok(rows);
+                return Ok((rows, context));
             }
             after = last;
         }
@@ -161,7 +186,7 @@ impl Client {
             consistency: freshness.consistency,
             staleness_ms_max: freshness.staleness_ms_max,
         };
-        let clusters: Vec<ClusterId> = self.context.clusters().collect();
+        let clusters = self.context.asked_clusters();
         let asked = join_all(clusters.iter().map(|cluster| async {
             let agents = self.context.agents(Some(*cluster));
             self.ask_until(&agents, &request, |peer, answer| match answer {
@@ -172,18 +197,24 @@ impl Client {
         }))
         .await;
         let mut merge = Merge { rows: BTreeMap::new() };
-        let mut failure = None;
-        for answer in asked {
+        let mut failures = BTreeMap::new();
+        for (cluster, answer) in clusters.iter().zip(asked) {
             match answer {
                 Ok((peer, Some(view), context)) => merge.take(&peer, view, &context),
                 Ok((_, None, _)) => {}
                 Err(e) if e.exit == Exit::Invalid => {}
-                Err(e) => failure = Some(e),
+                Err(e) => {
+                    failures.insert(*cluster, e);
+                }
             }
         }
         match merge.into_rows().pop() {
-            Some(found) => Ok(found),
-            None => Err(failure.unwrap_or_else(|| {
+            Some(found) => match failures.remove(&own_cluster(&found.view)) {
+                // What another cluster knows of it is not what was asked for.
+                Some(failure) if freshness.is_promise() => Err(failure),
+                _ => Ok(found),
+            },
+            None => Err(failures.into_values().next_back().unwrap_or_else(|| {
                 Failure::new(Exit::Invalid, format!("no cluster knows a task {}", id.to_hex()))
                     .means("it was never committed, or is not final yet where you asked")
                     .todo("look at `fleet task list`")
@@ -211,8 +242,12 @@ impl Client {
             consistency: Consistency::Local,
             staleness_ms_max: None,
         };
-        let (rows, gaps) = self.tasks(&[], freshness, true).await?;
-        pick(&digits, rows.iter().map(|found| found.view.id), gaps.len())
+        let listed = self.tasks(&[], freshness, true).await?;
+        pick(
+            &digits,
+            listed.rows.iter().map(|found| found.view.id),
+            listed.gaps.len(),
+        )
     }
 }
 

@@ -183,7 +183,7 @@ impl Operator<'_> {
         {
             return Ok(route.clone());
         }
-        let route = self.author.route(&[cluster], None).await?;
+        let route = self.author.route(&[cluster]).await?;
         self.routes.lock().await[at] = Some((Instant::now(), route.clone()));
         Ok(route)
     }

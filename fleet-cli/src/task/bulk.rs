@@ -189,7 +189,6 @@ pub(super) async fn run(
     file: &Path,
     scope: Scope,
     clusters: &[ClusterId],
-    via: Option<&str>,
     timeout: Duration,
     printer: &Printer,
 ) -> Outcome {
@@ -215,7 +214,7 @@ pub(super) async fn run(
                 .map_err(|e| Failure::new(Exit::Invalid, format!("line {line}: {e}")))?;
             tasks.push((*line, task));
         }
-        reserve(&author, &mut progress, chunk, clusters, via).await?;
+        reserve(&author, &mut progress, chunk, clusters).await?;
         submit_chunk(client, &author, &mut progress, &tasks, scope, timeout, printer).await?;
         for (line, spec) in chunk {
             let record = progress.records.get(line);
@@ -254,7 +253,6 @@ async fn reserve(
     progress: &mut Progress,
     chunk: &[(usize, TaskSpec)],
     clusters: &[ClusterId],
-    via: Option<&str>,
 ) -> Outcome {
     let fresh: Vec<usize> = chunk
         .iter()
@@ -264,7 +262,7 @@ async fn reserve(
     if fresh.is_empty() {
         return Ok(());
     }
-    let route = author.route(clusters, via).await?;
+    let route = author.route(clusters).await?;
     let first = author.reserve(&route, fresh.len() as u64).await?;
     let records = (first.0..)
         .zip(fresh)
@@ -297,7 +295,7 @@ async fn submit_chunk(
     let mut routes: BTreeMap<u32, Route> = BTreeMap::new();
     for (record, _) in &waiting {
         if let std::collections::btree_map::Entry::Vacant(slot) = routes.entry(record.cluster) {
-            slot.insert(author.route(&[ClusterId(record.cluster)], None).await?);
+            slot.insert(author.route(&[ClusterId(record.cluster)]).await?);
         }
     }
     let sends = waiting.into_iter().map(|(record, task)| {

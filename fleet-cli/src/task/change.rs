@@ -29,6 +29,9 @@ pub struct ChangeArgs {
     /// Why, for people; the history keeps it.
     #[arg(long, default_value = "")]
     reason: String,
+    /// Enter it through this agent and no other.
+    #[arg(long, value_name = "AGENT")]
+    pub(super) via: Option<String>,
     /// Longest wait for an outcome.
     #[arg(long, default_value = "15s", value_parser = parse_duration)]
     timeout: Duration,
@@ -54,7 +57,7 @@ async fn change(client: &Client, args: &ChangeArgs, printer: &Printer, action: i
     };
     let found = client.find(id, freshness).await?;
     let author = Author::open(client)?;
-    let route = author.route(&clusters_for(client, &found), None).await?;
+    let route = author.route(&clusters_for(client, &found)).await?;
     let number = author.reserve(&route, 1).await?;
     let entry = author.sign(
         &route,
@@ -67,6 +70,7 @@ async fn change(client: &Client, args: &ChangeArgs, printer: &Printer, action: i
     let verdict = accepted(entered.verdict)?;
     printer.object(&json!({
         "task": id.to_hex(), "entry": entered.id.to_hex(), "verdict": verdict, "index": entered.index.0,
+        "via": entered.via, "mode": entered.mode.word(),
         "cluster": client.context.cluster_label(entered.cluster), "finality": "cluster_committed",
     }));
     Ok(())
@@ -77,6 +81,7 @@ async fn change(client: &Client, args: &ChangeArgs, printer: &Printer, action: i
 fn clusters_for(client: &Client, found: &Found) -> Vec<ClusterId> {
     let own = found.view.cluster.unwrap_or(found.view.through);
     match found.view.scope {
+        _ if client.context.pinned.is_some() => client.context.asked_clusters(),
         Scope::Cluster => vec![own],
         Scope::Fleet => std::iter::once(own)
             .chain(client.context.clusters().filter(|id| *id != own))

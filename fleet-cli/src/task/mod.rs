@@ -62,7 +62,7 @@ pub enum TaskCommand {
 }
 
 /// How fresh an answer must be.
-#[derive(Clone, Copy, Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct ReadArgs {
     /// Includes every acknowledged write, what the asked process has applied, or what is final.
     #[arg(long, value_enum, default_value_t = ConsistencyWord::Local)]
@@ -70,6 +70,9 @@ pub struct ReadArgs {
     /// Fail (exit 9) rather than answer with something older.
     #[arg(long, value_parser = parse_duration)]
     max_staleness: Option<Duration>,
+    /// Ask this agent and no other.
+    #[arg(long, value_name = "AGENT")]
+    via: Option<String>,
 }
 
 /// The word for a consistency.
@@ -108,7 +111,25 @@ pub async fn run(command: TaskCommand, context: &Path, printer: &Printer) -> Out
     connect::with(context, async |client| with_client(command, client, printer).await).await
 }
 
+impl TaskCommand {
+    /// The only agent to ask, if one is named.
+    fn via(&self) -> Option<&str> {
+        let via = match self {
+            Self::Submit(args) => &args.via,
+            Self::List(args) => &args.read.via,
+            Self::Get(args) => &args.read.via,
+            Self::Watch(args) => &args.read.via,
+            Self::History(args) => &args.via,
+            Self::Cancel(args) | Self::Requeue(args) => &args.via,
+            _ => &None,
+        };
+        via.as_deref()
+    }
+}
+
 async fn with_client(command: TaskCommand, client: &Client, printer: &Printer) -> Outcome {
+    let pinned = command.via().map(|via| client.pinned_to(via)).transpose()?;
+    let client = pinned.as_ref().unwrap_or(client);
     match command {
         TaskCommand::Submit(args) => submit::run(client, *args, printer).await,
         TaskCommand::List(args) => read::list(client, &args, printer).await,

@@ -30,7 +30,7 @@ pub struct ListArgs {
     #[arg(long)]
     limit: Option<usize>,
     #[command(flatten)]
-    read: ReadArgs,
+    pub(super) read: ReadArgs,
 }
 
 /// `fleet task get`
@@ -39,7 +39,7 @@ pub struct GetArgs {
     /// Id of the task, or its beginning.
     id: String,
     #[command(flatten)]
-    read: ReadArgs,
+    pub(super) read: ReadArgs,
 }
 
 /// `fleet task watch`
@@ -51,7 +51,7 @@ pub struct WatchArgs {
     #[arg(long, value_parser = parse_duration)]
     deadline: Option<Duration>,
     #[command(flatten)]
-    read: ReadArgs,
+    pub(super) read: ReadArgs,
 }
 
 /// `fleet task history`
@@ -59,6 +59,9 @@ pub struct WatchArgs {
 pub struct HistoryArgs {
     /// Id of the task, or its beginning.
     id: String,
+    /// Ask this agent and no other.
+    #[arg(long, value_name = "AGENT")]
+    pub(super) via: Option<String>,
 }
 
 fn parse_state(word: &str) -> Result<TaskState, String> {
@@ -67,7 +70,8 @@ fn parse_state(word: &str) -> Result<TaskState, String> {
 
 pub(super) async fn list(client: &Client, args: &ListArgs, printer: &Printer) -> Outcome {
     // A cluster that does not answer must not look like one without tasks.
-    let (mut found, _) = client.tasks(&args.state, args.read.freshness(), false).await?;
+    let listed = client.tasks(&args.state, args.read.freshness(), false).await?;
+    let mut found = listed.rows;
     found.sort_by_key(|row| (std::cmp::Reverse(row.view.task.priority), row.view.id));
     let total = found.len();
     found.truncate(args.limit.unwrap_or(usize::MAX));
@@ -91,6 +95,9 @@ pub(super) async fn list(client: &Client, args: &ListArgs, printer: &Printer) ->
     printer.rows(&columns, &rows);
     if total > rows.len() {
         printer.note(&format!("{} of {total} tasks", rows.len()));
+    }
+    for (from, context) in &listed.answers {
+        printer.note(&view::read_words(context, from));
     }
     Ok(())
 }
@@ -128,6 +135,7 @@ pub(super) async fn watch(client: &Client, args: &WatchArgs, printer: &Printer) 
                 holder.unwrap_or_default(),
                 word(&now.3)
             );
+            let text = format!("{text}   [{}]", view::read_words(&found.context, &found.from));
             printer.event(&row, &text);
             shown = Some(now);
         }
@@ -163,9 +171,9 @@ pub(super) async fn history(client: &Client, args: &HistoryArgs, printer: &Print
         .map(|cluster| client.context.agents(Some(cluster)))
         .unwrap_or_default();
     peers.extend(client.context.validators());
-    let events = client
-        .ask_until(&peers, &request, |_, answer| match answer {
-            OpAnswer::History { events, .. } if !events.is_empty() => Some(events),
+    let (from, events, context) = client
+        .ask_until(&peers, &request, |peer, answer| match answer {
+            OpAnswer::History { events, context } if !events.is_empty() => Some((peer.label.clone(), events, context)),
             _ => None,
         })
         .await?;
@@ -185,6 +193,7 @@ pub(super) async fn history(client: &Client, args: &HistoryArgs, printer: &Print
         wide("ENTRY", "entry"),
     ];
     printer.rows(&columns, &rows);
+    printer.note(&view::read_words(&context, &from));
     if rows.is_empty() {
         printer.object(&json!({"task": id.to_hex(), "events": 0}));
     }

@@ -62,9 +62,9 @@ pub struct SubmitArgs {
     /// With --scope cluster: whose queue. Else: only this cluster may do it.
     #[arg(long)]
     cluster: Option<String>,
-    /// Enter it through this agent.
-    #[arg(long)]
-    via: Option<String>,
+    /// Enter it through this agent and no other.
+    #[arg(long, value_name = "AGENT")]
+    pub(super) via: Option<String>,
     /// Id of a task that must be completed first, or its beginning.
     #[arg(long)]
     after: Vec<String>,
@@ -173,21 +173,12 @@ pub(super) async fn run(client: &Client, args: SubmitArgs, printer: &Printer) ->
     }
     let clusters = clusters(client, &args)?;
     if let Some(file) = &args.file {
-        return bulk::run(
-            client,
-            file,
-            args.scope,
-            &clusters,
-            args.via.as_deref(),
-            args.timeout,
-            printer,
-        )
-        .await;
+        return bulk::run(client, file, args.scope, &clusters, args.timeout, printer).await;
     }
     let spec = spec(client, &args).await?;
     let task = spec.resolve(&client.context.genesis).map_err(spec_failure)?;
     let author = Author::open(client)?;
-    let route = author.route(&clusters, args.via.as_deref()).await?;
+    let route = author.route(&clusters).await?;
     let number = author.reserve(&route, 1).await?;
     let entry = author.sign(&route, number, args.scope, Action::Submit, task_payload(&task));
     let entered = author.enter_or_keep(&route, &entry, args.timeout).await?;
@@ -196,6 +187,7 @@ pub(super) async fn run(client: &Client, args: SubmitArgs, printer: &Printer) ->
     let mut result = json!({
         "task": id.to_hex(), "key": spec.key, "verdict": verdict, "entry": entered.id.to_hex(), "index": entered.index.0,
         "cluster": client.context.cluster_label(entered.cluster), "finality": "cluster_committed",
+        "via": entered.via, "mode": entered.mode.word(),
     });
     if args.wait {
         let (height, verdict) = wait_final(client, id, args.timeout).await?;
@@ -233,6 +225,7 @@ async fn resend(client: &Client, id: &str, timeout: Duration, printer: &Printer)
     printer.object(&json!({
         "task": task.to_hex(), "entry": id.to_hex(), "what": entry.header.action.word(), "verdict": verdict,
         "index": entered.index.0, "cluster": client.context.cluster_label(entered.cluster),
+        "via": entered.via, "mode": entered.mode.word(),
     }));
     Ok(())
 }
@@ -241,9 +234,7 @@ async fn resend(client: &Client, id: &str, timeout: Duration, printer: &Printer)
 fn clusters(client: &Client, args: &SubmitArgs) -> Outcome<Vec<ClusterId>> {
     let context = &client.context;
     if let Some(via) = &args.via {
-        let cluster = context.peer(via)?.cluster;
-        let cluster =
-            cluster.ok_or_else(|| Failure::new(Exit::Invalid, format!("{via} is a validator, not an agent")))?;
+        let cluster = context.asked_clusters()[0];
         if args.scope == Scope::Cluster
             && args
                 .cluster
