@@ -1,11 +1,11 @@
-//! Three real agent processes on loopback, and an operator who asks them.
+//! Real agent processes on loopback, an operator who asks them, and a relay whose links can be cut.
 
 #![allow(dead_code)]
 
 use std::{
     collections::BTreeMap,
     fs,
-    net::UdpSocket,
+    net::{SocketAddr, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::Arc,
@@ -25,8 +25,9 @@ use transport::{
     certificate::{CertificateAuthority, Terms},
     identity::{Identity, KeyFile},
     machine::{MachineClock, MachineEntropy, OnPanic, TokioSpawner},
-    ports::{CallError, Clock, Transport},
+    ports::{CallError, Clock, Service, Transport},
     quic::{QuicConfig, QuicTransport, RefuseAll, Role, hello_of},
+    relay::{self, End, RelayHandle},
     verifier::SharedRegistry,
 };
 
@@ -36,14 +37,31 @@ pub const PATIENCE: Duration = Duration::from_secs(90);
 const LOOK: Duration = Duration::from_millis(50);
 
 pub const AGENTS: [&str; 3] = ["c1-1", "c1-2", "c1-3"];
+pub const VALIDATORS: [&str; 4] = ["v1", "v2", "v3", "v4"];
+
+/// How large a test cluster is, and what stands between its processes.
+pub struct Shape {
+    pub agents: u32,
+    /// Seed of the relay; without it agents know each other directly.
+    pub relay: Option<u64>,
+    /// Whether agents know validators.
+    pub has_ground: bool,
+    /// End of every agent's configuration file.
+    pub config: &'static str,
+}
 
 /// Directory, keys and configuration of a test cluster.
 pub struct Place {
     pub dir: tempfile::TempDir,
     pub fleet: Fleet,
+    /// The agents.
+    pub labels: Vec<String>,
+    /// Where agents, and validators if there are any, listen.
     pub ports: BTreeMap<String, u16>,
     pub ca: CertificateAuthority,
     pub now_unix_s: u64,
+    relay: Option<RelayHandle>,
+    config: &'static str,
 }
 
 fn seed(of: &str, label: &str) -> [u8; 32] {
@@ -52,6 +70,23 @@ fn seed(of: &str, label: &str) -> [u8; 32] {
 
 pub fn device_key(label: &str) -> KeyFile {
     KeyFile::from_seed(&seed("device", label))
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    ([127, 0, 0, 1], port).into()
+}
+
+fn start_relay(seed: u64, names: &[String], listen: &[u16], relayed: &[u16]) -> RelayHandle {
+    let ends = names
+        .iter()
+        .zip(listen.iter().zip(relayed))
+        .map(|(name, (listen, relay))| End {
+            name: name.clone(),
+            listen: loopback(*listen),
+            relay: loopback(*relay),
+        });
+    let spawner = TokioSpawner::new(tokio::runtime::Handle::current(), OnPanic::Log);
+    relay::start(seed, ends.collect(), &spawner).unwrap()
 }
 
 /// Ports that were free a moment ago; held together so that they differ.
@@ -66,20 +101,34 @@ fn free_ports(count: usize) -> Vec<u16> {
 impl Place {
     /// Files of three agents; nobody runs yet.
     pub fn new() -> Self {
-        let fleet = Fleet::new(1, 3, 4);
+        Self::of(&Shape {
+            agents: 3,
+            relay: None,
+            has_ground: false,
+            config: "\n[link]\nprofile = \"dev\"\n",
+        })
+    }
+
+    /// Files of a cluster, and its relay, which needs a tokio runtime; no agent runs yet.
+    pub fn of(shape: &Shape) -> Self {
+        let fleet = Fleet::new(1, shape.agents, 4);
+        let labels: Vec<String> = (1..=shape.agents).map(|n| format!("c1-{n}")).collect();
+        let validators = VALIDATORS.iter().filter(|_| shape.has_ground).map(ToString::to_string);
+        let ends: Vec<String> = labels.iter().cloned().chain(validators).collect();
+        let free = free_ports(2 * ends.len());
+        let (listen, relayed) = free.split_at(ends.len());
         let place = Self {
             ca: CertificateAuthority::new(fleet.genesis.fleet.as_str(), &device_key("ca")).unwrap(),
-            ports: AGENTS
-                .iter()
-                .map(|label| label.to_string())
-                .zip(free_ports(3))
-                .collect(),
+            relay: shape.relay.map(|seed| start_relay(seed, &ends, listen, relayed)),
+            ports: ends.into_iter().zip(listen.iter().copied()).collect(),
+            labels,
             fleet,
             dir: tempfile::tempdir().unwrap(),
             now_unix_s: MachineClock::new().wall().0 / 1_000_000,
+            config: shape.config,
         };
         fs::write(place.path("genesis.bin"), encode(&place.fleet.genesis)).unwrap();
-        for label in AGENTS {
+        for label in &place.labels {
             let own = place.path(label);
             fs::create_dir(&own).unwrap();
             device_key(label).write_new(&own.join("device.key")).unwrap();
@@ -87,6 +136,46 @@ impl Place {
             fs::write(own.join("agent.toml"), place.config(label)).unwrap();
         }
         place
+    }
+
+    /// The relay of a place that has one.
+    pub fn relay(&self) -> &RelayHandle {
+        self.relay.as_ref().expect("this place was made with a relay")
+    }
+
+    /// Where other processes of the cluster reach `label`.
+    fn address_for_peers(&self, label: &str) -> SocketAddr {
+        let relayed = self.relay.as_ref().and_then(|relay| relay.address_of(label));
+        relayed.unwrap_or_else(|| loopback(self.ports[label]))
+    }
+
+    /// `service` listens as the four validators.
+    pub fn start_ground(&self, service: &Arc<dyn Service>) -> Vec<Arc<QuicTransport>> {
+        let validators = VALIDATORS.iter();
+        let started =
+            validators.map(|label| self.transport(label, Role::Validator, self.ports[*label], service.clone()));
+        started.collect()
+    }
+
+    /// A transport of this process, as the device of `label`.
+    fn transport(&self, label: &str, role: Role, port: u16, service: Arc<dyn Service>) -> Arc<QuicTransport> {
+        let fleet = &self.fleet;
+        let addresses = self
+            .ports
+            .iter()
+            .map(|(label, port)| (fleet.id(label), loopback(*port)));
+        let config = QuicConfig {
+            listen: loopback(port),
+            role,
+            identity: Identity::from_parts(&device_key(label), &self.certificate(label)).unwrap(),
+            genesis: Arc::new(fleet.genesis.clone()),
+            registry: SharedRegistry::new(Arc::new(fleet.registry.clone())),
+            addresses: addresses.collect(),
+            hello: hello_of(fleet.chain, fleet.id(label)),
+        };
+        let spawner = TokioSpawner::new(tokio::runtime::Handle::current(), OnPanic::Log);
+        let (clock, entropy) = (Arc::new(MachineClock::new()), Arc::new(MachineEntropy::new()));
+        QuicTransport::start(config, service, Arc::new(spawner), clock, entropy).unwrap()
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -114,10 +203,11 @@ impl Place {
              data_dir = \"data\"\nlisten = \"127.0.0.1:{}\"\n",
             self.ports[label]
         );
-        for (peer, port) in self.ports.iter().filter(|(peer, _)| *peer != label) {
-            text += &format!("\n[[peer]]\nlabel = \"{peer}\"\naddress = \"127.0.0.1:{port}\"\n");
+        for peer in self.ports.keys().filter(|peer| *peer != label) {
+            let address = self.address_for_peers(peer);
+            text += &format!("\n[[peer]]\nlabel = \"{peer}\"\naddress = \"{address}\"\n");
         }
-        text + "\n[link]\nprofile = \"dev\"\n"
+        text + self.config
     }
 
     /// Starts the process of `label`; its log goes to `LABEL/log.txt`.
@@ -211,37 +301,15 @@ impl Drop for Process {
 pub struct Operator {
     transport: Arc<QuicTransport>,
     fleet: Fleet,
+    labels: Vec<String>,
 }
 
 impl Operator {
     pub fn connect(place: &Place) -> Self {
-        let fleet = place.fleet.clone();
-        let identity = Identity::from_parts(&device_key("op1"), &place.certificate("op1")).unwrap();
-        let address = |port: &u16| format!("127.0.0.1:{port}").parse().unwrap();
-        let config = QuicConfig {
-            listen: "127.0.0.1:0".parse().unwrap(),
-            role: Role::Client,
-            identity,
-            genesis: Arc::new(fleet.genesis.clone()),
-            registry: SharedRegistry::new(Arc::new(fleet.registry.clone())),
-            addresses: place
-                .ports
-                .iter()
-                .map(|(label, port)| (fleet.id(label), address(port)))
-                .collect(),
-            hello: hello_of(fleet.chain, fleet.id("op1")),
-        };
-        let spawner = TokioSpawner::new(tokio::runtime::Handle::current(), OnPanic::Log);
-        let transport = QuicTransport::start(
-            config,
-            Arc::new(RefuseAll),
-            Arc::new(spawner),
-            Arc::new(MachineClock::new()),
-            Arc::new(MachineEntropy::new()),
-        );
         Self {
-            transport: transport.unwrap(),
-            fleet,
+            transport: place.transport("op1", Role::Client, 0, Arc::new(RefuseAll)),
+            fleet: place.fleet.clone(),
+            labels: place.labels.clone(),
         }
     }
 
@@ -266,9 +334,9 @@ impl Operator {
     pub async fn leader(&self) -> String {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
-            for label in AGENTS {
+            for label in &self.labels {
                 if self.status(label).await.is_some_and(|status| status.is_leader) {
-                    return label.into();
+                    return label.clone();
                 }
             }
             assert!(tokio::time::Instant::now() < deadline, "nobody leads");

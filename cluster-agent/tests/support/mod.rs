@@ -48,6 +48,13 @@ pub const AGENTS: [&str; 3] = ["c1-1", "c1-2", "c1-3"];
 /// The clock of tokio, which tests pause.
 pub struct TokioClock(tokio::time::Instant);
 
+impl TokioClock {
+    /// Begins now.
+    pub fn start() -> Arc<Self> {
+        Arc::new(Self(tokio::time::Instant::now()))
+    }
+}
+
 impl Clock for TokioClock {
     fn now(&self) -> Instant {
         Instant {
@@ -129,7 +136,7 @@ impl Net {
         let fleet = Fleet::new(1, agents, 4);
         let labels: Vec<String> = (1..=agents).map(|n| format!("c1-{n}")).collect();
         let network = MemoryNetwork::new(Arc::new(Process::default()));
-        let clock = Arc::new(TokioClock(tokio::time::Instant::now()));
+        let clock = TokioClock::start();
         let ground = Ground::new(&fleet, clock.clone());
         for label in ["v1", "v2", "v3", "v4"] {
             let hello = hello_of(fleet.chain, fleet.id(label));
