@@ -189,6 +189,7 @@ impl Agent {
             evidence: Watch::new(0),
             validators: Validators::default(),
             counters: tokio::sync::Mutex::new(counters),
+            unreleased: Mutex::default(),
             ending: Watch::new(None),
             ports,
             me,
@@ -243,6 +244,7 @@ fn start_rooms(shell: &Arc<Shell>, attester: Attester, durable: Watch<LogIndex>)
     shell.spawn("watch-mode", each().watch_mode().boxed());
     shell.spawn("gather-evidence", each().gather_evidence().boxed());
     shell.spawn("keep-leases", each().keep_leases().boxed());
+    shell.spawn("enter-ends-again", each().enter_ends_again().boxed());
 }
 
 impl Shell {

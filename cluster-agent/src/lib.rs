@@ -31,4 +31,5 @@ pub mod replica;
 mod requeue;
 pub mod shell;
 pub mod signatures;
+mod unreleased;
 pub mod uplink;

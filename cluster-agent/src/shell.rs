@@ -32,6 +32,7 @@ use crate::{
     raft::{ProposeOutcome, RaftConfig, RaftRole},
     replica::Replica,
     signatures::Signatures,
+    unreleased::Unreleased,
     uplink::submit::Validators,
 };
 
@@ -92,6 +93,7 @@ pub struct Shell {
     pub(crate) evidence: Watch<u64>,
     pub(crate) validators: Validators,
     pub(crate) counters: tokio::sync::Mutex<Counters>,
+    pub(crate) unreleased: Mutex<Unreleased>,
     pub(crate) ending: Watch<Option<Ending>>,
     pub(crate) started: Instant,
 }

@@ -8,7 +8,7 @@ use cluster_agent::contact::lost_after_ms;
 use common::{
     codec::encode,
     ids::{LogIndex, RaftNodeId, TaskId},
-    task::Scope,
+    task::{Scope, TaskState},
     wire::{
         cluster::WriteOutcome,
         frame::{FrameKind, RefusalCode},
@@ -362,4 +362,81 @@ async fn leadership_is_handed_over_on_request_and_only_by_the_leader() {
         "{denied:?}"
     );
     assert_eq!(net.leader().await, follower);
+}
+
+/// The drone of `label` holds one task for each of `keys`.
+async fn held(net: &mut Net, label: &str, count: usize) -> Vec<TaskId> {
+    let mut tasks = Vec::new();
+    for _ in 0..count {
+        let task = net.submit(label, Scope::Cluster).await;
+        net.agent(label)
+            .answer_local(Request::Claim { task })
+            .await
+            .expect("granted");
+        tasks.push(task);
+    }
+    tasks
+}
+
+async fn state(net: &Net, label: &str, task: TaskId) -> TaskState {
+    net.task(label, task, Consistency::Linearizable)
+        .await
+        .expect("it is known")
+        .state
+}
+
+#[tokio::test(start_paused = true)]
+async fn end_of_a_claim_that_was_lost_in_a_cut_is_brought_in_while_other_claims_go_on() {
+    let mut net = Net::normal(3).await;
+    let holder = net.follower().await;
+    let tasks = held(&mut net, &holder, 4).await;
+    net.set_silent(&[&holder], true);
+    net.mode(&holder, Mode::ReadOnly).await;
+    let (fence, reason) = (None, String::new());
+    let requests = [
+        Request::Release { task: tasks[0], fence },
+        Request::Complete {
+            task: tasks[1],
+            fence,
+            reason: reason.clone(),
+        },
+        Request::Fail {
+            task: tasks[2],
+            fence,
+            reason,
+            retriable: false,
+        },
+    ];
+    for request in requests {
+        let error = net.agent(&holder).answer_local(request).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::NoQuorum, "{error}");
+    }
+    net.set_silent(&[&holder], false);
+    // The renewal for the fourth overtakes them all: theirs are the lower counters.
+    net.mode(&holder, Mode::Normal).await;
+    let _ = net.agent(&holder).answer_local(Request::Renew).await.expect("granted");
+    let wanted = [
+        TaskState::Queued,
+        TaskState::Completed,
+        TaskState::Failed,
+        TaskState::Claimed,
+    ];
+    let begun = Instant::now();
+    loop {
+        let mut seen = Vec::new();
+        for task in &tasks {
+            seen.push(state(&net, &holder, *task).await);
+        }
+        if seen == wanted {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "{seen:?}");
+        tokio::time::sleep(ms(100)).await;
+    }
+    let row = net
+        .agent(&holder)
+        .answer_local(Request::Task { task: tasks[3] })
+        .await
+        .unwrap();
+    assert!(row.row().unwrap().may_run_until_us.is_some(), "the fourth goes on");
 }

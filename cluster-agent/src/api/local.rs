@@ -4,6 +4,7 @@
 //! * Whoever may open the socket acts as the drone. The agent's device key signs every entry.
 //! * Upon `complete`, `fail` or `release`: the lease is ended in memory before the entry is signed, and
 //!   never counted on again. Who sends one of the three says with it that the vehicle has stopped.
+//! * An end that does not get through is brought in again by the agent until the queue shows it.
 //! * A report names the claim it speaks for, or means the drone's newest claim in the replicated queue.
 //!   After a restart of the agent the drone names it.
 //! * `may_run_until_us` is read from the lease after the answer was built, and never lies beyond it.
@@ -37,6 +38,7 @@ use crate::{
     machine::State,
     ports::BoxFuture,
     shell::Shell,
+    unreleased::End,
 };
 
 /// A `watch` is answered after this time at the latest.
@@ -117,7 +119,7 @@ impl Shell {
                     task,
                     fence: reported.fence,
                 };
-                self.report(task, reported.scope, Wish::Plain(action), &reason).await
+                self.report_end(task, reported, Wish::Plain(action), &reason).await
             }
             Request::Fail {
                 task,
@@ -133,7 +135,7 @@ impl Shell {
                     retriable: counted.is_retriable,
                 };
                 let wish = Wish::Counted(make, reported.counted(task, retriable));
-                self.report(task, reported.scope, wish, &reason).await
+                self.report_end(task, reported, wish, &reason).await
             }
             Request::Release { task, fence } => {
                 let reported = self.end_lease(&task, fence)?;
@@ -142,13 +144,8 @@ impl Shell {
                     fence: counted.fence,
                     counter,
                 };
-                self.report(
-                    task,
-                    reported.scope,
-                    Wish::Counted(make, reported.counted(task, false)),
-                    "",
-                )
-                .await
+                let wish = Wish::Counted(make, reported.counted(task, false));
+                self.report_end(task, reported, wish, "").await
             }
             Request::Cancel { task, reason } => {
                 let scope = self.scope_of(&task)?;
@@ -292,9 +289,22 @@ impl Shell {
     }
 
     async fn report(self: &Arc<Self>, task: TaskId, scope: Scope, wish: Wish, note: &str) -> Answer {
-        let note = Payload::try_from(note.as_bytes().to_vec()).map_err(|long| error(ErrorCode::Invalid, long))?;
-        let entry = self.sign(scope, wish, note).await.ok_or_else(ending)?;
+        let entry = self.sign(scope, wish, note_of(note)?).await.ok_or_else(ending)?;
         self.write(entry, Some(task)).await.map(|(reply, _)| reply)
+    }
+
+    /// The same about a claim that was ended in memory: if it does not get through, the agent goes on
+    /// trying.
+    async fn report_end(self: &Arc<Self>, task: TaskId, reported: Reported, wish: Wish, note: &str) -> Answer {
+        let end = End {
+            fence: reported.fence,
+            scope: reported.scope,
+            wish,
+            note: note_of(note)?,
+        };
+        let (entry, outcome) = self.enter_end(task, end).await.ok_or_else(ending)?;
+        let id = entry.id(&self.chain);
+        self.written(id, Some(task), outcome).await.map(|(reply, _)| reply)
     }
 
     async fn write(
@@ -303,11 +313,22 @@ impl Shell {
         task: Option<TaskId>,
     ) -> Result<(Reply, Decision), LocalError> {
         let id = entry.id(&self.chain);
+        let outcome = self.enter(entry).await;
+        self.written(id, task, outcome).await
+    }
+
+    /// The answer to a write that ended with `outcome`.
+    async fn written(
+        self: &Arc<Self>,
+        id: EntryId,
+        task: Option<TaskId>,
+        outcome: WriteOutcome,
+    ) -> Result<(Reply, Decision), LocalError> {
         let with_id = |error: LocalError| LocalError {
             id: Some(id.to_hex()),
             ..error
         };
-        let decision = match self.enter(entry).await {
+        let decision = match outcome {
             WriteOutcome::Committed(decision) => decision,
             WriteOutcome::Refused(WriteRefusal::Rejected {
                 verdict: Verdict::Rejected(Reason::DuplicateOf(first)),
@@ -470,6 +491,10 @@ fn duplicate(entry: EntryId, first: TaskId) -> (Reply, Decision) {
         verdict: Verdict::Granted,
     };
     (reply, decision)
+}
+
+fn note_of(text: &str) -> Result<Payload, LocalError> {
+    Payload::try_from(text.as_bytes().to_vec()).map_err(|long| error(ErrorCode::Invalid, long))
 }
 
 fn ending() -> LocalError {

@@ -282,8 +282,8 @@ impl Leases {
     }
 
     /// Claims that were ended here and that the queue still shows. Their `Release`, `Fail` or `Complete`
-    /// is on its way or was refused (a `Renew` with a higher counter overtook it); since a `Renew` for
-    /// other tasks covers them too, somebody must sign a `Release` again after a while.
+    /// is on its way, lost, or was refused (a `Renew` with a higher counter overtook it); since a `Renew`
+    /// for other tasks covers them too, the shell brings it in again until the queue shows it.
     #[must_use]
     pub fn unreleased(&self, queue: &ClusterQueue) -> Vec<(TaskId, Fence)> {
         let ended = queue.held_by(&self.device).map(|held| (held.task, held.fence));
@@ -313,9 +313,11 @@ impl Leases {
                 return Err(StillRunning { given_until_us, at_us });
             }
         }
-        self.given.remove(task);
-        self.leases.remove(task);
-        self.ended.insert(*task, fence);
+        // A result that comes late speaks for an old claim: a newer one goes on, or stays ended.
+        self.given.retain(|id, given| id != task || given.fence > fence);
+        self.leases.retain(|id, lease| id != task || lease.fence > fence);
+        let ended = self.ended.entry(*task).or_insert(fence);
+        *ended = (*ended).max(fence);
         Ok(())
     }
 }

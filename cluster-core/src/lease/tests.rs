@@ -106,6 +106,36 @@ fn fleet_lease_needs_a_block_with_a_batch_closed_at_or_above_the_claim() {
 }
 
 #[test]
+fn late_result_under_an_old_fence_leaves_the_newer_lease_alone() {
+    let mut c = TestCluster::new();
+    let id = c.submit("op1", Scope::Cluster, &task("k"));
+    let mut leases = leases(&c, "c1-2");
+    claim(&mut c, &mut leases, id, SECOND);
+    let old = c.queue.held(&id).expect("it is held").fence;
+    leases.end(&id, old, true, 2 * SECOND).expect("the vehicle has stopped");
+    let counter = c.counter("c1-2");
+    let release = Action::Release {
+        task: id,
+        fence: old,
+        counter,
+    };
+    let release = c.entry("c1-2", Scope::Cluster, release);
+    assert_eq!(enter(&mut c, &mut leases, release, 2 * SECOND), Verdict::Granted);
+    claim(&mut c, &mut leases, id, 3 * SECOND);
+    leases.end(&id, old, true, 4 * SECOND).expect("a late result");
+    assert_eq!(leases.may_run(&id, 4 * SECOND), Some(3 * SECOND + L));
+    renew(&mut c, &mut leases, 5 * SECOND);
+    assert_eq!(leases.may_run(&id, 6 * SECOND), Some(5 * SECOND + L));
+    // And an ended claim stays ended, whatever comes late after it.
+    let new = c.queue.held(&id).expect("it is held").fence;
+    leases.end(&id, new, true, 7 * SECOND).expect("the vehicle has stopped");
+    leases.end(&id, old, true, 7 * SECOND).expect("a late result");
+    renew(&mut c, &mut leases, 8 * SECOND);
+    assert_eq!(leases.may_run(&id, 8 * SECOND), None);
+    assert_eq!(leases.unreleased(&c.queue), vec![(id, new)]);
+}
+
+#[test]
 fn refused_renewal_extends_nothing() {
     let mut c = TestCluster::new();
     let id = c.submit("op1", Scope::Cluster, &task("k"));
