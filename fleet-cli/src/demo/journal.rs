@@ -56,8 +56,8 @@ pub enum Event {
         /// Label of the drone.
         drone: String,
     },
-    /// Processes were killed.
-    Killed {
+    /// Processes were killed, or cut off.
+    Broken {
         /// Number of the fault.
         fault: usize,
         /// What kind of fault.
@@ -65,7 +65,41 @@ pub enum Event {
         /// Which processes.
         targets: Vec<String>,
     },
-    /// They run again, and their cluster or the validators answer as before.
+    /// A write was tried at an agent that is cut off.
+    Probed {
+        /// Number of the fault.
+        fault: usize,
+        /// Which agent.
+        agent: String,
+        /// `no_quorum`, `unknown`, `committed`, or the answer in words.
+        outcome: String,
+        /// How long the answer took.
+        took_ms: u64,
+    },
+    /// An agent that is cut off answered a read.
+    Read {
+        /// Number of the fault.
+        fault: usize,
+        /// Which agent.
+        agent: String,
+        /// Label of its cluster.
+        cluster: String,
+        /// Of what.
+        view: ReadView,
+        /// When it was asked; the line's own time is that of the answer.
+        sent_ms: u64,
+        /// Mode it said to be in.
+        mode: String,
+        /// Age it said; `None` is "unknown".
+        staleness_ms: Option<u64>,
+        /// The answer begins after this task.
+        after: Option<String>,
+        /// And is complete up to this one; `None` is the end.
+        upto: Option<String>,
+        /// Tasks it showed.
+        tasks: Vec<String>,
+    },
+    /// They run and reach each other again, and their cluster or the validators answer as before.
     Healed {
         /// Number of the fault.
         fault: usize,
@@ -77,6 +111,16 @@ pub enum Event {
         /// 64 hexadecimal digits.
         task: String,
     },
+}
+
+/// What a read was of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReadView {
+    /// What the agent applied of its cluster's log.
+    Cluster,
+    /// What finalized blocks say.
+    Final,
 }
 
 /// An event and its time.
@@ -95,6 +139,8 @@ struct Counts {
     acknowledged: usize,
     completes: usize,
     finals: usize,
+    refused: usize,
+    reads: usize,
     broken: Option<String>,
 }
 
@@ -123,6 +169,10 @@ pub struct Totals {
     pub completes: usize,
     /// Tasks seen final.
     pub finals: usize,
+    /// Writes that a minority refused with "no quorum".
+    pub refused: usize,
+    /// Reads that cut-off agents answered with an age.
+    pub reads: usize,
 }
 
 impl Journal {
@@ -171,6 +221,8 @@ impl Journal {
                 inner.counts.completes += usize::from(verb == "complete" && verdict == "granted");
             }
             Event::SeenFinal { .. } => inner.counts.finals += 1,
+            Event::Probed { outcome, .. } => inner.counts.refused += usize::from(outcome == "no_quorum"),
+            Event::Read { staleness_ms, .. } => inner.counts.reads += usize::from(staleness_ms.is_some()),
             _ => {}
         }
         let written = serde_json::to_vec(&line)
@@ -193,6 +245,8 @@ impl Journal {
             acknowledged: inner.counts.acknowledged,
             completes: inner.counts.completes,
             finals: inner.counts.finals,
+            refused: inner.counts.refused,
+            reads: inner.counts.reads,
         }
     }
 
@@ -230,9 +284,9 @@ mod tests {
             cluster: "c1".into(),
             index: 3,
         };
-        let killed = Event::Killed {
+        let killed = Event::Broken {
             fault: 0,
-            kind: "leader".into(),
+            kind: "leader_killed".into(),
             targets: vec!["c1-1".into()],
         };
         journal.record(submit.clone());

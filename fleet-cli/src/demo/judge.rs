@@ -5,6 +5,7 @@
 //! * lost: acknowledged, and not in the final global state, or without a proof that verifies.
 //! * duplicated: two tasks with one key, two granted completions of one task, or two vehicles at work
 //!   on one task at one time.
+//! * lied: a cut-off agent said an age below the truth, or acknowledged without a majority ([`super::honesty`]).
 //! * Every reason for a "no" is named; there is no partial credit.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +13,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use common::task::TaskState;
 use serde_json::{Value, json};
 
-use super::journal::{Event, Line};
+use super::{
+    honesty::Honesty,
+    journal::{Event, Line},
+};
 
 /// Tasks that must be acknowledged without a workload file.
 pub const ACKNOWLEDGED_MIN: usize = 600;
@@ -20,6 +24,27 @@ pub const ACKNOWLEDGED_MIN: usize = 600;
 pub const ACKNOWLEDGED_PER_FAULT_MIN: usize = 20;
 /// Time after the last heal in which 95 % must be final.
 pub const FINAL_WITHIN_MS: u64 = 10_000;
+
+/// What a fault leaves of the agents that it hits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// Nothing that answers.
+    None,
+    /// Agents without a majority.
+    Minority,
+    /// A whole cluster without validators.
+    Island,
+}
+
+/// Faults that must happen.
+pub const KINDS: [(&str, Cut); 6] = [
+    ("leader_killed", Cut::None),
+    ("leader_cut", Cut::Minority),
+    ("validator_killed", Cut::None),
+    ("cluster_cut", Cut::Island),
+    ("agent_cut", Cut::Minority),
+    ("cluster_killed", Cut::None),
+];
 
 /// What a task came to, as the final global state says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,6 +107,7 @@ pub struct Judgement {
 
 #[derive(Debug, PartialEq, Eq)]
 struct Fault {
+    number: usize,
     kind: String,
     targets: Vec<String>,
     from_ms: u64,
@@ -108,7 +134,8 @@ pub fn judge(evidence: &Evidence) -> Judgement {
     let (completed, expired, expired_with_pickup) = ends(&acknowledged, &evidence.finals);
     judge_counts(evidence, &acknowledged, completed + expired, &mut reasons);
     let share = judge_finality(evidence, &acknowledged, &faults, &mut reasons);
-    judge_faults(&faults, &mut reasons);
+    let honesty = Honesty::of(&evidence.lines);
+    judge_faults(&faults, &honesty, &mut reasons);
     let digests_agree = judge_digests(&evidence.digests, &mut reasons);
     let tampered_rejected = judge_proofs(evidence, &acknowledged, &mut reasons);
     let result = json!({
@@ -125,16 +152,18 @@ pub fn judge(evidence: &Evidence) -> Judgement {
         "digests_agree": digests_agree,
         "proofs_verified": evidence.proofs.verified.len(),
         "tampered_proof_rejected": tampered_rejected,
-        "faults": faults.iter().map(fault_json).collect::<Vec<_>>(),
+        "reads_checked": honesty.cuts.values().map(|cut| cut.reads).sum::<usize>(),
+        "ages_below_the_truth": honesty.lies.len(),
+        "faults": faults.iter().map(|fault| fault_json(fault, &honesty)).collect::<Vec<_>>(),
         "reasons": reasons,
         "elapsed_s": evidence.elapsed_ms as f64 / 1_000.0,
     });
     Judgement { reasons, result }
 }
 
-fn fault_json(fault: &Fault) -> Value {
+fn fault_json(fault: &Fault, honesty: &Honesty) -> Value {
     json!({
-        "kind": fault.kind, "target": fault.targets, "from_ms": fault.from_ms, "to_ms": fault.to_ms,
+        "cut": honesty.json(fault.number), "kind": fault.kind, "target": fault.targets, "from_ms": fault.from_ms, "to_ms": fault.to_ms,
         "effect": fault.effect, "acknowledged": fault.acknowledged, "submitted": fault.submitted,
     })
 }
@@ -283,10 +312,11 @@ fn faults(lines: &[Line]) -> Vec<Fault> {
     let mut faults: BTreeMap<usize, Fault> = BTreeMap::new();
     for line in lines {
         match &line.event {
-            Event::Killed { fault, kind, targets } => {
+            Event::Broken { fault, kind, targets } => {
                 faults.insert(
                     *fault,
                     Fault {
+                        number: *fault,
                         kind: kind.clone(),
                         targets: targets.clone(),
                         from_ms: line.at_ms,
@@ -315,13 +345,19 @@ fn faults(lines: &[Line]) -> Vec<Fault> {
     faults.into_values().collect()
 }
 
-fn judge_faults(faults: &[Fault], reasons: &mut Vec<String>) {
-    for kind in ["leader", "validator", "cluster"] {
+fn judge_faults(faults: &[Fault], honesty: &Honesty, reasons: &mut Vec<String>) {
+    for (kind, _) in KINDS {
         if !faults.iter().any(|fault| fault.kind == kind) {
-            reasons.push(format!("no {kind} was killed"));
+            reasons.push(format!("the fault {kind} did not happen"));
         }
     }
+    reasons.extend(honesty.lies.iter().take(3).cloned());
     for fault in faults {
+        match KINDS.iter().find(|(kind, _)| *kind == fault.kind) {
+            Some((_, Cut::Minority)) => honesty.judge(fault.number, &fault.kind, true, reasons),
+            Some((_, Cut::Island)) => honesty.judge(fault.number, &fault.kind, false, reasons),
+            Some((_, Cut::None)) | None => {}
+        }
         if fault.to_ms.is_none() {
             reasons.push(format!("{} {:?} did not heal", fault.kind, fault.targets));
         }

@@ -1,6 +1,10 @@
 //! The judge says yes to a good run, and no to each kind of violation.
 
 use super::*;
+use crate::demo::{
+    honesty::{READS_MIN, REFUSALS_MIN},
+    journal::ReadView,
+};
 
 fn id(n: usize) -> String {
     format!("{n:064x}")
@@ -36,7 +40,39 @@ fn run(at_ms: u64, n: usize, drone: &str, begins: bool) -> Line {
     )
 }
 
-/// 600 tasks, 20 per 1000 ms, three faults of 1000 ms each, all completed and final.
+fn refused(at_ms: u64, fault: usize) -> Line {
+    let (agent, outcome) = ("c1-2".into(), "no_quorum".into());
+    at(
+        at_ms,
+        Event::Probed {
+            fault,
+            agent,
+            outcome,
+            took_ms: 1,
+        },
+    )
+}
+
+/// A read that shows everything up to `as_of_ms`, and says so.
+fn read(at_ms: u64, fault: usize, as_of_ms: u64) -> Line {
+    at(
+        at_ms,
+        Event::Read {
+            fault,
+            agent: "c1-2".into(),
+            cluster: "c1".into(),
+            view: ReadView::Cluster,
+            sent_ms: at_ms,
+            mode: "read_only".into(),
+            staleness_ms: Some(at_ms - as_of_ms),
+            after: None,
+            upto: None,
+            tasks: (0..as_of_ms as usize / 50).map(id).collect(),
+        },
+    )
+}
+
+/// 600 tasks, 20 per 1000 ms, faults of 1000 ms each, all completed and final.
 fn good() -> Evidence {
     let mut lines = Vec::new();
     let mut evidence = Evidence {
@@ -64,23 +100,19 @@ fn good() -> Evidence {
         );
         evidence.proofs.verified.insert(id(n));
     }
-    for (fault, kind) in ["leader", "validator", "cluster"].into_iter().enumerate() {
+    for (fault, (kind, cut)) in KINDS.into_iter().enumerate() {
         let ms = 2_000 + fault as u64 * 5_000;
-        lines.push(at(
-            ms,
-            Event::Killed {
-                fault,
-                kind: kind.into(),
-                targets: vec!["x".into()],
-            },
-        ));
-        lines.push(at(
-            ms + 1_000,
-            Event::Healed {
-                fault,
-                effect: "seen".into(),
-            },
-        ));
+        let targets = vec!["x".into()];
+        let kind = kind.into();
+        lines.push(at(ms, Event::Broken { fault, kind, targets }));
+        if cut != Cut::None {
+            lines.extend((0..READS_MIN).map(|_| read(ms + 500, fault, ms)));
+        }
+        if cut == Cut::Minority {
+            lines.extend((0..REFUSALS_MIN).map(|_| refused(ms + 600, fault)));
+        }
+        let effect = "seen".into();
+        lines.push(at(ms + 1_000, Event::Healed { fault, effect }));
     }
     lines.sort_by_key(|line| line.at_ms);
     evidence.lines = lines;
@@ -119,7 +151,7 @@ fn good_run_passes_with_every_field_of_the_result() {
     ] {
         assert_eq!(judgement.result[field], value, "{field}");
     }
-    assert_eq!(judgement.result["faults"].as_array().map(Vec::len), Some(3));
+    assert_eq!(judgement.result["faults"].as_array().map(Vec::len), Some(KINDS.len()));
 }
 
 #[test]
@@ -201,19 +233,19 @@ fn dropoff_that_failed_with_its_expired_pickup_counts_as_expired() {
 
 #[test]
 fn late_finality_fails_the_run() {
-    // The last heal is at 13 s: 5 % of what was acknowledged before may be late, one more may not.
+    // The last heal is at 28 s: 5 % of what was acknowledged before may be late, one more may not.
     let late = |count: usize| {
         move |e: &mut Evidence| {
             for line in &mut e.lines {
                 if let Event::SeenFinal { task } = &line.event
                     && (0..count).any(|n| *task == id(n))
                 {
-                    line.at_ms = 23_001;
+                    line.at_ms = 38_001;
                 }
             }
         }
     };
-    let before = 261;
+    let before = 561;
     assert!(reasons(late(before / 20 + 1)).contains("95 % needed"));
     let mut evidence = good();
     late(before / 20)(&mut evidence);
@@ -222,8 +254,8 @@ fn late_finality_fails_the_run() {
 
 #[test]
 fn fault_that_is_missing_quiet_unhealed_or_without_effect_fails_the_run() {
-    let is_leader = |line: &Line| matches!(&line.event, Event::Killed { fault: 0, .. });
-    assert!(reasons(|e| e.lines.retain(|line| !is_leader(line))).contains("no leader was killed"));
+    let is_leader = |line: &Line| matches!(&line.event, Event::Broken { fault: 0, .. });
+    assert!(reasons(|e| e.lines.retain(|line| !is_leader(line))).contains("the fault leader_killed did not happen"));
     let healed = |line: &Line| matches!(&line.event, Event::Healed { fault: 1, .. });
     assert!(reasons(|e| e.lines.retain(|line| !healed(line))).contains("did not heal"));
     let text = reasons(|e| {
@@ -238,7 +270,25 @@ fn fault_that_is_missing_quiet_unhealed_or_without_effect_fails_the_run() {
         e.lines
             .retain(|line| !(2_000..=3_000).contains(&line.at_ms) || !matches!(line.event, Event::Acknowledged { .. }));
     });
-    assert!(text.contains("0 acknowledged during the leader fault"), "{text}");
+    assert!(text.contains("0 acknowledged during the leader_killed fault"), "{text}");
+}
+
+#[test]
+fn age_below_the_truth_fails_the_run() {
+    let text = reasons(|e| {
+        for line in &mut e.lines {
+            if let Event::Read { tasks, .. } = &mut line.event {
+                tasks.pop();
+            }
+        }
+    });
+    assert!(text.contains("and did not show task"), "{text}");
+}
+
+#[test]
+fn minority_that_is_not_heard_to_refuse_fails_the_run() {
+    let text = reasons(|e| e.lines.retain(|line| !matches!(line.event, Event::Probed { fault: 1, .. })));
+    assert!(text.contains("0 writes were refused"), "{text}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! journal.
 //!
 //! * [`workload`], [`generator`]: what is asked for. [`operator`]: asks. [`drone`]: does it.
-//! * [`faults`]: breaks things. [`journal`]: what was seen. [`evidence`], [`judge`]: whether promises held.
+//! * [`faults`]: breaks things. [`minority`]: asks those that are cut off. [`honesty`]: whether they lied. [`journal`]: what was seen. [`evidence`], [`judge`]: whether promises held.
 //!
 //! # Rules
 //! * Nothing the servers say of themselves is taken for an acknowledgement.
@@ -12,8 +12,10 @@ mod drone;
 mod evidence;
 mod faults;
 mod generator;
+mod honesty;
 mod journal;
 mod judge;
+mod minority;
 mod operator;
 mod workload;
 
