@@ -14,7 +14,7 @@ mod scene;
 
 use std::{pin::pin, time::Duration};
 
-use common::{ids::ClusterId, task::Task};
+use common::{ids::ClusterId, task::{Task, TaskKind}};
 use futures::future::{Either, select};
 use tokio::time::{Instant, sleep, sleep_until};
 use transport::local::TaskSpec;
@@ -152,14 +152,14 @@ async fn cut(fleet: &mut DevFleet, scene: &Scene<'_>) -> Outcome<String> {
         Some(cluster) => Some(Probe::sign(scene.client, cluster, &probe_task(scene)?).await?),
         None => None,
     };
-    CUT_HERE
+    // CUT_HERE
     scene.has_begun();
     let observed = observe(scene.client, scene.journal, scene.number, &scene.hit, probe.as_ref());
     let effect = match select(pin!(scene.watch()), pin!(observed)).await {
         Either::Left((effect, _)) => effect,
         Either::Right(_) => String::new(),
     };
-    HEAL_HERE
+    // HEAL_HERE
     fleet.wait_ready(scene.client, &scene.names(), HEAL_DEADLINE).await?;
     if let Some(probe) = probe {
         probe.settle(scene.client).await?;
@@ -169,11 +169,8 @@ async fn cut(fleet: &mut DevFleet, scene: &Scene<'_>) -> Outcome<String> {
 
 /// A task that is offered to agents without a majority.
 fn probe_task(scene: &Scene<'_>) -> Outcome<Task> {
-    let spec = TaskSpec {
-        key: format!("probe-{}", scene.number),
-        ..TaskSpec::default()
-    };
-    spec.resolve(&*scene.client.context.genesis)
+    TaskSpec::new(format!("probe-{}", scene.number), TaskKind::Survey)
+        .resolve(&scene.client.context.genesis)
         .map_err(|e| Failure::new(Exit::Invalid, e))
 }
 
