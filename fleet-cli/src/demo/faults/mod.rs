@@ -17,7 +17,7 @@ use std::{pin::pin, time::Duration};
 use common::{ids::ClusterId, task::{Task, TaskKind}};
 use futures::future::{Either, select};
 use tokio::time::{Instant, sleep, sleep_until};
-use transport::local::TaskSpec;
+use transport::{local::TaskSpec, relay::Rule};
 
 use self::scene::{Picture, Scene, leader};
 use super::{
@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     client::{Client, Peer},
-    dev::fleet::DevFleet,
+    dev::{cut, fleet::DevFleet},
     exit::{Exit, Failure, Outcome},
 };
 
@@ -127,7 +127,7 @@ pub async fn play(
         let names = scene.names();
         note(&format!("{} {}", fault.kind(), names.join(", ")));
         let effect = if fault.is_cut() {
-            cut(fleet, &scene).await?
+            cut_off(fleet, &scene).await?
         } else {
             kill(fleet, &scene).await?
         };
@@ -147,19 +147,20 @@ async fn kill(fleet: &mut DevFleet, scene: &Scene<'_>) -> Outcome<String> {
     Ok(effect)
 }
 
-async fn cut(fleet: &mut DevFleet, scene: &Scene<'_>) -> Outcome<String> {
+async fn cut_off(fleet: &mut DevFleet, scene: &Scene<'_>) -> Outcome<String> {
     let probe = match scene.fault.cluster().filter(|_| scene.fault.leaves_minority()) {
         Some(cluster) => Some(Probe::sign(scene.client, cluster, &probe_task(scene)?).await?),
         None => None,
     };
-    // CUT_HERE
+    let target = scene.target();
+    cut::cut(&fleet.layout, &fleet.plan, &target, None, Rule::CUT).await?;
     scene.has_begun();
     let observed = observe(scene.client, scene.journal, scene.number, &scene.hit, probe.as_ref());
     let effect = match select(pin!(scene.watch()), pin!(observed)).await {
         Either::Left((effect, _)) => effect,
         Either::Right(_) => String::new(),
     };
-    // HEAL_HERE
+    cut::heal(&fleet.layout, &fleet.plan, &[]).await?;
     fleet.wait_ready(scene.client, &scene.names(), HEAL_DEADLINE).await?;
     if let Some(probe) = probe {
         probe.settle(scene.client).await?;

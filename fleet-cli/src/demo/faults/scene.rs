@@ -13,7 +13,10 @@ use super::{
     },
     Fault, LOOK_EVERY,
 };
-use crate::client::{Client, Peer};
+use crate::{
+    client::{Client, Peer},
+    dev::cut,
+};
 
 /// Shortest fault.
 const LASTS_MIN: Duration = Duration::from_secs(4);
@@ -96,6 +99,18 @@ impl Scene<'_> {
     /// Labels of the processes that it hits.
     pub fn names(&self) -> Vec<String> {
         self.hit.iter().map(|peer| peer.label.clone()).collect()
+    }
+
+    /// What is to be cut off.
+    pub fn target(&self) -> cut::Target {
+        match self.fault {
+            Fault::CutCluster(cluster) => cut::Target::Cluster {
+                name: self.client.context.cluster_label(cluster),
+            },
+            _ => cut::Target::Agent {
+                name: self.hit.first().map(|peer| peer.label.clone()).unwrap_or_default(),
+            },
+        }
     }
 
     /// Journals that the fault is there.
