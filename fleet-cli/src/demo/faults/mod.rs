@@ -91,14 +91,14 @@ impl Fault {
     }
 }
 
-/// The faults and when they begin, in percent of the day. Each cluster has its turn to go on.
+/// The faults and when they begin, in percent of the day. The last of them ends before the day's requests do.
 pub const SCHEDULE: [(u64, Fault); 6] = [
-    (4, Fault::KillLeader(ClusterId(0))),
-    (18, Fault::CutLeader(ClusterId(1))),
-    (33, Fault::KillValidator),
-    (47, Fault::CutCluster(ClusterId(0))),
-    (63, Fault::CutAgent(ClusterId(2))),
-    (78, Fault::KillCluster(ClusterId(2))),
+    (3, Fault::KillLeader(ClusterId(0))),
+    (14, Fault::CutLeader(ClusterId(1))),
+    (27, Fault::KillValidator),
+    (39, Fault::CutCluster(ClusterId(0))),
+    (52, Fault::CutAgent(ClusterId(2))),
+    (64, Fault::KillCluster(ClusterId(2))),
 ];
 
 /// Breaks and heals one thing after another.
