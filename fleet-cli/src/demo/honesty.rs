@@ -77,6 +77,10 @@ impl Honesty {
                 cut.reads
             ));
         }
+        let mode = if is_minority { "read_only" } else { "island" };
+        if !cut.modes.contains(mode) {
+            reasons.push(format!("nobody said {mode:?} during the {kind}, but {:?}", cut.modes));
+        }
         if !is_minority {
             return;
         }
@@ -91,9 +95,6 @@ impl Honesty {
                 "{} writes were acknowledged by a minority during the {kind}",
                 cut.acknowledged
             ));
-        }
-        if !cut.modes.contains("read_only") {
-            reasons.push(format!("nobody said \"read_only\" during the {kind}, but {:?}", cut.modes));
         }
     }
 
@@ -123,7 +124,9 @@ impl AtCut {
     }
 
     fn read(&mut self, read: &Event) {
-        let Event::Read { mode, staleness_ms, .. } = read else { return };
+        let Event::Read { mode, staleness_ms, .. } = read else {
+            return;
+        };
         self.modes.insert(mode.clone());
         match staleness_ms {
             Some(age_ms) => {
@@ -152,7 +155,13 @@ impl<'a> Known<'a> {
         for line in lines {
             match &line.event {
                 // A duplicate is the author's own task under another entry's id, which may be in another log.
-                Event::Acknowledged { verb, task, verdict, cluster, .. } if verb == "submit" && verdict == "granted" => {
+                Event::Acknowledged {
+                    verb,
+                    task,
+                    verdict,
+                    cluster,
+                    ..
+                } if verb == "submit" && verdict == "granted" => {
                     let tasks = known.acknowledged.entry(cluster).or_default();
                     tasks.entry(task).or_insert(line.at_ms);
                 }
@@ -167,7 +176,18 @@ impl<'a> Known<'a> {
 
     /// What the read should have shown, and did not.
     fn lie_of(&self, read: &Event) -> Option<String> {
-        let Event::Read { agent, cluster, view, sent_ms, staleness_ms, after, upto, tasks, .. } = read else {
+        let Event::Read {
+            agent,
+            cluster,
+            view,
+            sent_ms,
+            staleness_ms,
+            after,
+            upto,
+            tasks,
+            ..
+        } = read
+        else {
             return None;
         };
         let as_of_ms = sent_ms.checked_sub((*staleness_ms)?)?;
@@ -177,7 +197,8 @@ impl<'a> Known<'a> {
         };
         let shown: BTreeSet<&str> = tasks.iter().map(String::as_str).collect();
         let is_in_page = |task: &str| {
-            after.as_ref().is_none_or(|after| task > after.as_str()) && upto.as_ref().is_none_or(|upto| task <= upto.as_str())
+            after.as_ref().is_none_or(|after| task > after.as_str())
+                && upto.as_ref().is_none_or(|upto| task <= upto.as_str())
         };
         let hidden = truth
             .iter()
@@ -228,7 +249,9 @@ mod tests {
     }
 
     fn lies(read: Line) -> usize {
-        Honesty::of(&[submit(100, 1), submit(200, 2), submit(300, 3), read]).lies.len()
+        Honesty::of(&[submit(100, 1), submit(200, 2), submit(300, 3), read])
+            .lies
+            .len()
     }
 
     #[test]
@@ -258,7 +281,11 @@ mod tests {
             *view = ReadView::Final;
         }
         assert_eq!(Honesty::of(&[submit(100, 1), seen.clone(), read.clone()]).lies.len(), 1);
-        assert_eq!(Honesty::of(&[submit(100, 1), read, seen]).lies.len(), 1, "order of lines does not matter");
+        assert_eq!(
+            Honesty::of(&[submit(100, 1), read, seen]).lies.len(),
+            1,
+            "order of lines does not matter"
+        );
     }
 
     #[test]
@@ -280,7 +307,11 @@ mod tests {
             reasons
         };
         assert_eq!(reasons(&lines), Vec::<String>::new());
-        assert!(reasons(&lines[1..])[0].contains("4 writes were refused"), "{:?}", reasons(&lines[1..]));
+        assert!(
+            reasons(&lines[1..])[0].contains("4 writes were refused"),
+            "{:?}",
+            reasons(&lines[1..])
+        );
         assert!(reasons(&lines[..lines.len() - 1])[0].contains("4 reads"));
         lines.push(probe("committed"));
         assert!(reasons(&lines)[0].contains("acknowledged by a minority"));

@@ -141,6 +141,7 @@ struct Counts {
     finals: usize,
     refused: usize,
     reads: usize,
+    islands: usize,
     broken: Option<String>,
 }
 
@@ -173,6 +174,8 @@ pub struct Totals {
     pub refused: usize,
     /// Reads that cut-off agents answered with an age.
     pub reads: usize,
+    /// Reads whose agent said that its cluster is an island.
+    pub islands: usize,
 }
 
 impl Journal {
@@ -222,7 +225,10 @@ impl Journal {
             }
             Event::SeenFinal { .. } => inner.counts.finals += 1,
             Event::Probed { outcome, .. } => inner.counts.refused += usize::from(outcome == "no_quorum"),
-            Event::Read { staleness_ms, .. } => inner.counts.reads += usize::from(staleness_ms.is_some()),
+            Event::Read { staleness_ms, mode, .. } => {
+                inner.counts.reads += usize::from(staleness_ms.is_some());
+                inner.counts.islands += usize::from(mode == "island");
+            }
             _ => {}
         }
         let written = serde_json::to_vec(&line)
@@ -247,6 +253,7 @@ impl Journal {
             finals: inner.counts.finals,
             refused: inner.counts.refused,
             reads: inner.counts.reads,
+            islands: inner.counts.islands,
         }
     }
 

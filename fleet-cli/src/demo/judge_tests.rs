@@ -54,7 +54,7 @@ fn refused(at_ms: u64, fault: usize) -> Line {
 }
 
 /// A read that shows everything up to `as_of_ms`, and says so.
-fn read(at_ms: u64, fault: usize, as_of_ms: u64) -> Line {
+fn read(at_ms: u64, fault: usize, as_of_ms: u64, cut: Cut) -> Line {
     at(
         at_ms,
         Event::Read {
@@ -63,7 +63,7 @@ fn read(at_ms: u64, fault: usize, as_of_ms: u64) -> Line {
             cluster: "c1".into(),
             view: ReadView::Cluster,
             sent_ms: at_ms,
-            mode: "read_only".into(),
+            mode: if cut == Cut::Island { "island" } else { "read_only" }.into(),
             staleness_ms: Some(at_ms - as_of_ms),
             after: None,
             upto: None,
@@ -106,7 +106,7 @@ fn good() -> Evidence {
         let kind = kind.into();
         lines.push(at(ms, Event::Broken { fault, kind, targets }));
         if cut != Cut::None {
-            lines.extend((0..READS_MIN).map(|_| read(ms + 500, fault, ms)));
+            lines.extend((0..READS_MIN).map(|_| read(ms + 500, fault, ms, cut)));
         }
         if cut == Cut::Minority {
             lines.extend((0..REFUSALS_MIN).map(|_| refused(ms + 600, fault)));
@@ -287,7 +287,10 @@ fn age_below_the_truth_fails_the_run() {
 
 #[test]
 fn minority_that_is_not_heard_to_refuse_fails_the_run() {
-    let text = reasons(|e| e.lines.retain(|line| !matches!(line.event, Event::Probed { fault: 1, .. })));
+    let text = reasons(|e| {
+        e.lines
+            .retain(|line| !matches!(line.event, Event::Probed { fault: 1, .. }))
+    });
     assert!(text.contains("0 writes were refused"), "{text}");
 }
 

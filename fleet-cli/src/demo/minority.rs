@@ -62,7 +62,9 @@ impl Probe {
 
     async fn try_at(&self, client: &Client, journal: &Journal, fault: usize, peer: &Peer) {
         let begin = Instant::now();
-        let answer = client.ask(peer, &OpRequest::Enter(self.entry.clone()), WRITE_DEADLINE).await;
+        let answer = client
+            .ask(peer, &OpRequest::Enter(self.entry.clone()), WRITE_DEADLINE)
+            .await;
         let outcome = match answer {
             Ok(OpAnswer::Write { outcome, .. }) => match outcome {
                 WriteOutcome::Committed(_) => "committed".into(),
@@ -97,7 +99,10 @@ impl Probe {
             .await
             .map(|_| ())
             .map_err(|failure| Failure {
-                what: format!("a write that was tried at a cut-off agent has no outcome after the heal: {}", failure.what),
+                what: format!(
+                    "a write that was tried at a cut-off agent has no outcome after the heal: {}",
+                    failure.what
+                ),
                 ..failure
             })
     }
@@ -145,7 +150,10 @@ async fn read(client: &Client, journal: &Journal, fault: usize, peer: &Peer, vie
         journal.record(Event::Read {
             fault,
             agent: peer.label.clone(),
-            cluster: peer.cluster.map(|id| client.context.cluster_label(id)).unwrap_or_default(),
+            cluster: peer
+                .cluster
+                .map(|id| client.context.cluster_label(id))
+                .unwrap_or_default(),
             view,
             sent_ms,
             mode: context.mode.word().into(),

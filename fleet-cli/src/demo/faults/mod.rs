@@ -14,7 +14,10 @@ mod scene;
 
 use std::{pin::pin, time::Duration};
 
-use common::{ids::ClusterId, task::{Task, TaskKind}};
+use common::{
+    ids::ClusterId,
+    task::{Task, TaskKind},
+};
 use futures::future::{Either, select};
 use tokio::time::{Instant, sleep, sleep_until};
 use transport::{local::TaskSpec, relay::Rule};

@@ -70,9 +70,15 @@ impl Picture {
         let (mut found, mut final_seq) = (None, 0);
         if let Some(cluster) = fault.cluster() {
             found = leader(client, cluster, down).await;
-            let agents = client.context.agents(Some(cluster));
+            let mut agents = client.context.agents(Some(cluster));
+            agents.retain(|peer| !down.contains(&peer.label));
             let statuses = client.agent_status(&agents).await;
-            final_seq = statuses.iter().flatten().map(|status| status.final_seq.0).max().unwrap_or(0);
+            final_seq = statuses
+                .iter()
+                .flatten()
+                .map(|status| status.final_seq.0)
+                .max()
+                .unwrap_or(0);
         }
         let mut validators = client.context.validators();
         validators.retain(|peer| !down.contains(&peer.label));
@@ -154,6 +160,9 @@ impl Scene<'_> {
     fn is_felt(&self, at_begin: &Totals) -> bool {
         let now = self.journal.totals();
         let mut is_felt = now.submits - at_begin.submits > ACKNOWLEDGED_PER_FAULT_MIN;
+        if matches!(self.fault, Fault::CutCluster(_)) {
+            is_felt &= now.islands > at_begin.islands;
+        }
         if self.fault.is_cut() {
             is_felt &= now.reads - at_begin.reads >= 2 * READS_MIN;
         }
@@ -186,7 +195,12 @@ impl Scene<'_> {
             Fault::CutLeader(_) => format!("{led}; {refused}; {rest}"),
             Fault::CutAgent(_) => format!("the others went on without it; {refused}; {rest}"),
             Fault::CutCluster(_) => format!(
-                "the cluster went on, {} of its batches became final; {rest}",
+                "the cluster went on{}, {} of its batches became final; {rest}",
+                if now.islands > at_begin.islands {
+                    " and called itself an island"
+                } else {
+                    ""
+                },
                 last.final_seq.saturating_sub(self.before.final_seq)
             ),
             Fault::KillValidator if blocks > 0 && self.is_silent().await => format!(
@@ -195,8 +209,15 @@ impl Scene<'_> {
             ),
             Fault::KillValidator => format!("heights {} to {}; {rest}", self.before.height, last.height),
             Fault::KillCluster(_) => {
-                let silent = if self.is_silent().await { "none of it answered" } else { "IT STILL ANSWERED" };
-                format!("{silent} for {} ms, the other clusters went on; {rest}", lasted.as_millis())
+                let silent = if self.is_silent().await {
+                    "none of it answered"
+                } else {
+                    "IT STILL ANSWERED"
+                };
+                format!(
+                    "{silent} for {} ms, the other clusters went on; {rest}",
+                    lasted.as_millis()
+                )
             }
         }
     }
