@@ -54,7 +54,7 @@ impl Probe {
     /// Of the operator's files, or nobody answers.
     pub async fn sign(client: &Client, cluster: ClusterId, task: &Task) -> Outcome<Self> {
         let author = Author::open(client)?;
-        let route = author.route(&[cluster], None).await?;
+        let route = author.route(&[cluster]).await?;
         let number = author.reserve(&route, 1).await?;
         let entry = author.sign(&route, number, Scope::Cluster, Action::Submit, task_payload(task));
         Ok(Self { entry, cluster })
@@ -93,7 +93,7 @@ impl Probe {
     /// It stays unknown, or is refused.
     pub async fn settle(&self, client: &Client) -> Outcome {
         let author = Author::open(client)?;
-        let route = author.route(&[self.cluster], None).await?;
+        let route = author.route(&[self.cluster]).await?;
         author
             .enter(&route, &self.entry, OUTCOME_DEADLINE)
             .await
