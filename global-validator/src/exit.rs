@@ -10,8 +10,10 @@ use crate::{config::ConfigError, guard::Refusal, identity::IdentityError};
 pub const EXIT_OK: u8 = 0;
 /// Exit code: a file of the configuration is wrong. Correct it.
 pub const EXIT_INVALID_INPUT: u8 = 6;
-/// Exit code: a disk failed or an assumption of this program broke while it ran.
+/// Exit code: an assumption of this program broke while it ran, or its files are damaged. Keep the directory.
 pub const EXIT_FATAL: u8 = 70;
+/// Exit code: the disk failed or is full. Nothing that was promised is lost; start again once it works.
+pub const EXIT_DISK: u8 = 74;
 /// Exit code: starting could make this validator contradict what it signed before. Read the message.
 pub const EXIT_REFUSED_FOR_SAFETY: u8 = 78;
 
@@ -70,12 +72,14 @@ impl Stop {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::NotInGenesis(_) | Self::Unserved(_) | Self::Transport(_) | Self::DataDir { .. } => {
-                EXIT_INVALID_INPUT
-            }
+            Self::Config(_) | Self::NotInGenesis(_) | Self::Unserved(_) | Self::Transport(_) => EXIT_INVALID_INPUT,
+            // Another process holds the directory: a mistake in a configuration.
+            Self::DataDir { source, .. } if source.kind() == io::ErrorKind::WouldBlock => EXIT_INVALID_INPUT,
             Self::Identity(error) => error.exit_code(),
             Self::Refused(_) | Self::KnownAnswer(_) => EXIT_REFUSED_FOR_SAFETY,
-            Self::Storage { .. } | Self::Diverged(_) => EXIT_FATAL,
+            Self::Storage { source, .. } if source.kind() == io::ErrorKind::InvalidData => EXIT_FATAL,
+            Self::DataDir { .. } | Self::Storage { .. } => EXIT_DISK,
+            Self::Diverged(_) => EXIT_FATAL,
         }
     }
 }

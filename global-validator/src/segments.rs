@@ -252,7 +252,7 @@ mod tests {
         let (segments, _) = Segments::open(&on(&disk), &spawner(), &halt, "x", SEGMENT_BYTES).unwrap();
         disk.fail();
         assert_eq!(segments.append(vec![vec![1]]).await, Err(Stopped));
-        assert_eq!(halt.stopped().await.exit_code(), crate::exit::EXIT_FATAL);
+        assert_eq!(halt.stopped().await.exit_code(), crate::exit::EXIT_DISK);
         assert_eq!(segments.append(vec![vec![2]]).await, Err(Stopped));
     }
 

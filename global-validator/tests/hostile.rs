@@ -22,7 +22,7 @@ use common::{
         op::{Consistency, OpAnswer, OpRequest},
     },
 };
-use global_validator::exit::{EXIT_FATAL, EXIT_REFUSED_FOR_SAFETY};
+use global_validator::exit::{EXIT_DISK, EXIT_REFUSED_FOR_SAFETY};
 use support::{Net, V};
 use transport::ports::{BoxFuture, CallError, Peer, Service};
 
@@ -304,7 +304,7 @@ async fn failing_disk_stops_its_validator_and_no_other() {
     net.grow(1).await;
     net.disks["v2"].fail();
     let stop = net.validator("v2").stopped().await;
-    assert_eq!(stop.exit_code(), EXIT_FATAL, "{stop}");
+    assert_eq!(stop.exit_code(), EXIT_DISK, "{stop}");
     net.crash("v2");
     net.grow(3).await;
     net.start("v2").await;

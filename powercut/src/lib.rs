@@ -50,9 +50,10 @@ const LIFE: &str = "POWERCUT_LIFE";
 /// A machine whose disk can be cut off, with one data directory.
 pub struct Machine {
     dir: tempfile::TempDir,
+    faults: Faults,
 }
 
-/// Faults of the disk, as [`Machine::fail`] sets them.
+/// A fault of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// Every write and every growth fails: no space is left. The first one is done in half.
@@ -61,6 +62,79 @@ pub enum Fault {
     SyncOnce,
     /// Nothing can be opened for writing, made, renamed or removed.
     ReadOnly,
+}
+
+/// Makes the disk of a process fail when the test wants it, in one directory and below.
+pub struct Faults {
+    /// Holds the file that the shim reads.
+    dir: tempfile::TempDir,
+    data: PathBuf,
+}
+
+impl Faults {
+    /// For a process whose data directory is `data`. It need not exist yet.
+    ///
+    /// # Panics
+    /// Without a place for temporary files.
+    #[must_use]
+    pub fn new(data: &Path) -> Self {
+        let faults = Self {
+            dir: tempfile::tempdir().expect("a directory for the faults"),
+            data: data.to_path_buf(),
+        };
+        faults.mend();
+        faults
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("fault")
+    }
+
+    /// Makes `command` run on this disk.
+    pub fn prepare(&self, command: &mut Command) {
+        command
+            .env("LD_PRELOAD", shim())
+            .env("POWERCUT_DATA", &self.data)
+            .env("POWERCUT_FAULT", self.path());
+    }
+
+    fn write(&self, line: &str) {
+        let beside = self.dir.path().join("next");
+        fs::write(&beside, line).expect("the fault");
+        fs::rename(&beside, self.path()).expect("the fault");
+    }
+
+    /// From now on the disk fails like this where the path has `part` in it.
+    ///
+    /// # Panics
+    /// If the file system fails.
+    pub fn fail(&self, fault: Fault, part: &str) {
+        const EIO: i32 = 5;
+        const ENOSPC: i32 = 28;
+        const EROFS: i32 = 30;
+        self.write(&match fault {
+            Fault::Full => format!("write {ENOSPC} ever {part}\n"),
+            Fault::SyncOnce => format!("sync {EIO} once {part}\n"),
+            Fault::ReadOnly => format!("open {EROFS} ever {part}\n"),
+        });
+    }
+
+    /// From now on nothing fails.
+    ///
+    /// # Panics
+    /// If the file system fails.
+    pub fn mend(&self) {
+        self.write("");
+    }
+
+    /// Whether a [`Fault::SyncOnce`] has struck.
+    ///
+    /// # Panics
+    /// If the file system fails.
+    #[must_use]
+    pub fn has_struck(&self) -> bool {
+        fs::read(self.path()).expect("the fault").is_empty()
+    }
 }
 
 /// The first seed of a test: 1, or what `POWERCUT_SEED` says, to look further or to repeat a failure.
@@ -118,8 +192,10 @@ impl Machine {
     #[must_use]
     #[allow(clippy::new_without_default)]
     pub fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a directory for the machine");
         let machine = Self {
-            dir: tempfile::tempdir().expect("a directory for the machine"),
+            faults: Faults::new(&dir.path().join("data")),
+            dir,
         };
         fs::create_dir(machine.data()).expect("the data directory");
         machine.adopt();
@@ -136,21 +212,6 @@ impl Machine {
         self.path("data")
     }
 
-    /// A directory beside the data directory that no fault touches.
-    #[must_use]
-    pub fn beside(&self) -> &Path {
-        self.dir.path()
-    }
-
-    /// Makes `command` run on this machine's disk.
-    pub fn prepare(&self, command: &mut Command) {
-        command
-            .env("LD_PRELOAD", shim())
-            .env("POWERCUT_DATA", self.data())
-            .env("POWERCUT_SHADOW", self.path("shadow"))
-            .env("POWERCUT_FAULT", self.path("fault"));
-    }
-
     /// Starts the test `test` of this program again, as a worker: there [`worker`] is `Some`.
     ///
     /// # Panics
@@ -159,7 +220,8 @@ impl Machine {
     pub fn run(&self, test: &str, life: &str) -> Life {
         let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
         let mut command = Command::new(std::env::current_exe().expect("the test's own program"));
-        self.prepare(&mut command);
+        self.faults.prepare(&mut command);
+        command.env("POWERCUT_SHADOW", self.path("shadow"));
         let said = fs::File::create(self.path("worker.log")).expect("a file for what the worker says");
         let child = command
             .args([test, "--exact", "--nocapture", "--test-threads=1"])
@@ -200,31 +262,9 @@ impl Machine {
         adopt().expect("the shadow of the data directory");
     }
 
-    /// From now on the disk fails like this where the path has `part` in it; `None` mends it.
-    ///
-    /// # Panics
-    /// If the file system fails.
-    pub fn fail(&self, fault: Option<(Fault, &str)>) {
-        const ENOSPC: i32 = 28;
-        const EIO: i32 = 5;
-        const EROFS: i32 = 30;
-        let line = match fault {
-            None => String::new(),
-            Some((Fault::Full, part)) => format!("write {ENOSPC} ever {part}\n"),
-            Some((Fault::SyncOnce, part)) => format!("sync {EIO} once {part}\n"),
-            Some((Fault::ReadOnly, part)) => format!("open {EROFS} ever {part}\n"),
-        };
-        let (path, beside) = (self.path("fault"), self.path("fault.next"));
-        fs::write(&beside, line).expect("the fault");
-        fs::rename(&beside, &path).expect("the fault");
-    }
-
-    /// Whether the last [`Fault::SyncOnce`] has struck.
-    ///
-    /// # Panics
-    /// If the file system fails.
+    /// The faults of this machine's disk.
     #[must_use]
-    pub fn has_struck(&self) -> bool {
-        fs::read(self.path("fault")).expect("the fault").is_empty()
+    pub fn faults(&self) -> &Faults {
+        &self.faults
     }
 }

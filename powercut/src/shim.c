@@ -20,8 +20,8 @@
  *   CLASS ERRNO once|ever [PART OF A PATH]
  *
  * CLASS is write (and ftruncate, fallocate, ...), sync, or open (for writing, mkdir, rename, unlink). The first write that
- * fails was done in half. A sync that fails drops what it should have made durable, as Linux does: a second
- * one succeeds and has lost it.
+ * fails was done in half. A sync that fails drops what it should have made durable, as Linux does: a second one
+ * through the same descriptor succeeds and has lost it.
  *
  * Every call of ours goes to the kernel directly, so that it does not come back here.
  */
@@ -45,6 +45,7 @@
 
 #define PATH_BYTES 4352
 #define BUCKETS 1024
+#define DESCRIPTORS 65536
 
 typedef struct range {
     off_t from, to;
@@ -56,6 +57,7 @@ typedef struct file {
     ino_t inode;
     bool is_known; /* it was synced by this process before */
     range *dirty;
+    unsigned failures; /* of its syncs */
     struct file *next;
 } file;
 
@@ -65,6 +67,8 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 static const char *data, *shadow, *fault;
 static size_t data_len;
 static bool was_torn;
+/* Which of its file's failures a descriptor has reported: each does, once, as Linux has it since 4.13. */
+static unsigned reported[DESCRIPTORS];
 
 static void die(const char *what) {
     fprintf(stderr, "powercut shim: %s: %s\n", what, strerror(errno));
@@ -232,10 +236,18 @@ static int do_sync(int fd, int number) {
     nanosleep(&sync_time, NULL);
     pthread_mutex_lock(&lock);
     int error = fault_of("sync", path, true);
+    file *f = file_of(s.st_ino);
     if (error) {
-        file *f = file_of(s.st_ino);
         forget_dirty(f);
         f->is_known = true;
+        f->failures++;
+    }
+    if (fd < DESCRIPTORS && reported[fd] < f->failures) {
+        reported[fd] = f->failures;
+        error = error ? error : EIO;
+    }
+    if (error) {
+        /* Nothing of it became durable. */
     } else if (shadow && S_ISREG(s.st_mode)) {
         sync_file(fd, path, s.st_ino);
     } else if (shadow && S_ISDIR(s.st_mode)) {
@@ -349,9 +361,11 @@ static int do_open(int at, const char *name, int flags, mode_t mode) {
     if (changes && is_refused(at, name)) return -1;
     int fd = syscall(SYS_openat, at, name, flags, mode);
     char path[PATH_BYTES];
-    if (fd >= 0 && (flags & O_TRUNC) && path_of(fd, path)) {
+    struct stat s;
+    if (fd >= 0 && path_of(fd, path) && !fstat(fd, &s)) {
         pthread_mutex_lock(&lock);
-        note(fd, 0, INT64_MAX);
+        if (flags & O_TRUNC) note(fd, 0, INT64_MAX);
+        if (fd < DESCRIPTORS) reported[fd] = file_of(s.st_ino)->failures;
         pthread_mutex_unlock(&lock);
     }
     return fd;

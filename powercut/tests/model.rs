@@ -242,21 +242,21 @@ fn full_disk_tears_a_write_and_a_failed_sync_loses_what_it_covered() {
         return;
     }
     let machine = Machine::new();
-    machine.fail(Some((Fault::ReadOnly, "refused")));
+    machine.faults().fail(Fault::ReadOnly, "refused");
     let mut life = machine.run(TEST, machine.data().to_str().unwrap());
     assert_eq!(life.next_line().as_deref(), Some("30"));
-    machine.fail(None);
+    machine.faults().mend();
     assert_eq!(life.next_line().as_deref(), Some("opened"));
-    machine.fail(Some((Fault::Full, "file")));
+    machine.faults().fail(Fault::Full, "file");
     life.tell("go on");
     assert_eq!(life.next_line().as_deref(), Some("28"));
     assert_eq!(life.next_line().as_deref(), Some("written"));
     assert_eq!(read(&machine, "file").as_deref(), Some("1234"));
-    machine.fail(Some((Fault::SyncOnce, "file")));
+    machine.faults().fail(Fault::SyncOnce, "file");
     life.tell("go on");
     assert_eq!(life.next_line().as_deref(), Some("5"));
     assert_eq!(life.next_line().as_deref(), Some("ready"));
-    assert!(machine.has_struck());
+    assert!(machine.faults().has_struck());
     life.kill();
     machine.cut(Cut::Drop);
     let survived = read(&machine, "file").unwrap();

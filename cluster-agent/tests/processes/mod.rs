@@ -21,6 +21,7 @@ use common::{
         op::{AgentStatus, OpAnswer, OpRequest},
     },
 };
+use powercut::Faults;
 use transport::{
     certificate::{CertificateAuthority, Terms},
     identity::{Identity, KeyFile},
@@ -212,12 +213,27 @@ impl Place {
 
     /// Starts the process of `label`; its log goes to `LABEL/log.txt`.
     pub fn spawn(&self, label: &str) -> Process {
+        self.spawn_as(label, command(&self.config_path(label)))
+    }
+
+    /// Starts the process of `label` on a disk with faults.
+    pub fn spawn_on(&self, label: &str, faults: &Faults) -> Process {
+        let mut command = command(&self.config_path(label));
+        faults.prepare(&mut command);
+        self.spawn_as(label, command)
+    }
+
+    /// Faults of the disk of `label`.
+    pub fn faults(&self, label: &str) -> Faults {
+        Faults::new(&self.path(label).join("data"))
+    }
+
+    fn spawn_as(&self, label: &str, mut command: Command) -> Process {
         let log = fs::File::options()
             .create(true)
             .append(true)
             .open(self.path(label).join("log.txt"))
             .unwrap();
-        let mut command = command(&self.config_path(label));
         let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -273,6 +289,22 @@ impl Process {
     pub fn kill(mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
+    }
+
+    /// Waits until it has ended by itself, and says with which code.
+    pub async fn end(mut self) -> Option<i32> {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(tokio::time::Instant::now() < deadline, "does not end");
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_none()
     }
 
     /// SIGTERM, and waits for the end.

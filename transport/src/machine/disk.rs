@@ -12,6 +12,25 @@ use std::{
 use super::{blocking, journal::MachineJournal};
 use crate::ports::{BoxFuture, Disk, Journal};
 
+/// `error` with what was tried, where, and what the operator does about it. Its kind stays.
+#[must_use]
+pub fn disk_error(doing: &str, path: &Path, error: &io::Error) -> io::Error {
+    use io::ErrorKind as Kind;
+    let remedy = match error.kind() {
+        Kind::StorageFull | Kind::QuotaExceeded => {
+            "; there is no space: make room on that disk and start again, nothing that was acknowledged is lost"
+        }
+        Kind::ReadOnlyFilesystem | Kind::PermissionDenied => "; make it writable for this process and start again",
+        // Of these the caller says more, or there is nothing to do.
+        Kind::InvalidData | Kind::NotFound | Kind::WouldBlock | Kind::ResourceBusy => "",
+        _ => "; the disk may be failing: look at it, then start again, nothing that was acknowledged is lost",
+    };
+    io::Error::new(
+        error.kind(),
+        format!("cannot {doing} {}: {error}{remedy}", path.display()),
+    )
+}
+
 const LOCK_FILE: &str = "LOCK";
 /// Ends the names of files that are being written; what a crash left of them is ignored and overwritten.
 const UNFINISHED: &str = ".unfinished";
@@ -40,9 +59,7 @@ impl MachineDisk {
     /// # Errors
     /// Of the file system; [`io::ErrorKind::WouldBlock`] if another process holds the directory.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let context = |what: &str, source: io::Error| {
-            io::Error::new(source.kind(), format!("cannot {what} {}: {source}", path.display()))
-        };
+        let context = |what: &str, source: io::Error| disk_error(what, path, &source);
         if !path.is_dir() {
             fs::DirBuilder::new()
                 .recursive(true)
@@ -108,6 +125,16 @@ impl Directory {
     /// either the old file or the new one. Returns the new file, open for reading and writing.
     pub(super) fn write_whole(&self, name: &str, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<File> {
         let path = self.path_of(name);
+        self.write_unfinished(name, &path, write)
+            .map_err(|error| disk_error("write", &path, &error))
+    }
+
+    fn write_unfinished(
+        &self,
+        name: &str,
+        path: &Path,
+        write: impl FnOnce(&mut File) -> io::Result<()>,
+    ) -> io::Result<File> {
         let unfinished = self.path.join(format!("{name}{UNFINISHED}"));
         let mut file = fs::OpenOptions::new()
             .create(true)
@@ -118,7 +145,7 @@ impl Directory {
             .open(&unfinished)?;
         write(&mut file)?;
         file.sync_all()?;
-        fs::rename(&unfinished, &path)?;
+        fs::rename(&unfinished, path)?;
         self.sync()?;
         Ok(file)
     }
@@ -144,10 +171,11 @@ impl Directory {
 
 impl Disk for MachineDisk {
     fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
-        match fs::read(self.directory.path_of(name)) {
+        let path = self.directory.path_of(name);
+        match fs::read(&path) {
             Ok(bytes) => Ok(Some(bytes)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
+            Err(error) => Err(disk_error("read", &path, &error)),
         }
     }
 
@@ -159,11 +187,13 @@ impl Disk for MachineDisk {
     fn remove(&self, name: &str) -> BoxFuture<io::Result<()>> {
         let (directory, name) = (self.directory.clone(), name.to_owned());
         Box::pin(async move {
-            blocking(|| match fs::remove_file(directory.path_of(&name)) {
+            let path = directory.path_of(&name);
+            let removed = blocking(|| match fs::remove_file(&path) {
                 Ok(()) => directory.sync(),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
                 Err(error) => Err(error),
-            })
+            });
+            removed.map_err(|error| disk_error("remove", &path, &error))
         })
     }
 

@@ -24,10 +24,14 @@ use std::{
     fs::File,
     io::{self, Read as _, Write as _},
     os::unix::fs::FileExt as _,
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{blocking, disk::Directory};
+use super::{
+    blocking,
+    disk::{Directory, disk_error},
+};
 use crate::ports::{BoxFuture, Journal};
 
 /// Longest record.
@@ -176,7 +180,7 @@ impl MachineJournal {
         if opened.is_err() {
             directory.note_closed(name);
         }
-        let (state, records) = opened?;
+        let (state, records) = opened.map_err(|error| disk_error("open", &path, &error))?;
         let journal = Self {
             directory,
             name: name.to_owned(),
@@ -185,7 +189,7 @@ impl MachineJournal {
         Ok((journal, records))
     }
 
-    fn open_noted(directory: &Directory, name: &str, path: &std::path::Path) -> io::Result<(State, Records)> {
+    fn open_noted(directory: &Directory, name: &str, path: &Path) -> io::Result<(State, Records)> {
         let mut file = match File::options().read(true).write(true).open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -252,13 +256,13 @@ impl State {
         outcome
     }
 
-    fn append(&mut self, records: &[Vec<u8>]) -> io::Result<Vec<u64>> {
+    fn append(&mut self, path: &Path, records: &[Vec<u8>]) -> io::Result<Vec<u64>> {
         let mut offsets = Vec::with_capacity(records.len());
         let mut group = Vec::new();
         for record in records {
             let len = RECORD_HEADER_BYTES + record.len();
             if !group.is_empty() && group.len() + len > JOURNAL_GROUP_BYTES_MAX {
-                self.write_group(&group)?;
+                self.write_group(path, &group)?;
                 group.clear();
             }
             offsets.push(self.end + group.len() as u64);
@@ -266,14 +270,17 @@ impl State {
             encode_record(&mut group, self.salt, record, is_first);
         }
         if !group.is_empty() {
-            self.write_group(&group)?;
+            self.write_group(path, &group)?;
         }
         Ok(offsets)
     }
 
-    fn write_group(&mut self, group: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(group, self.end)?;
-        self.file.sync_data()?;
+    fn write_group(&mut self, path: &Path, group: &[u8]) -> io::Result<()> {
+        let fail = |doing: &str, error: io::Error| disk_error(doing, path, &error);
+        self.file
+            .write_all_at(group, self.end)
+            .map_err(|error| fail("write", error))?;
+        self.file.sync_data().map_err(|error| fail("fsync", error))?;
         self.end += group.len() as u64;
         Ok(())
     }
@@ -324,14 +331,15 @@ impl State {
 
 impl Journal for MachineJournal {
     fn append(&mut self, records: Vec<Vec<u8>>) -> BoxFuture<io::Result<Vec<u64>>> {
-        let state = self.state.clone();
-        Box::pin(async move { blocking(|| lock(&state).poisoning(|state| state.append(&records))) })
+        let (state, path) = (self.state.clone(), self.directory.path_of(&self.name));
+        Box::pin(async move { blocking(|| lock(&state).poisoning(|state| state.append(&path, &records))) })
     }
 
     fn read(&self, offset: u64) -> io::Result<Vec<u8>> {
         let state = self.lock();
         state.check()?;
-        state.read(offset)
+        let path = self.directory.path_of(&self.name);
+        state.read(offset).map_err(|error| disk_error("read", &path, &error))
     }
 
     fn rewrite(&mut self, records: Vec<Vec<u8>>) -> BoxFuture<io::Result<Vec<u64>>> {

@@ -9,7 +9,7 @@ mod tasks;
 mod tests;
 
 pub use clock::MachineClock;
-pub use disk::MachineDisk;
+pub use disk::{MachineDisk, disk_error};
 pub use entropy::MachineEntropy;
 pub use journal::{JOURNAL_GROUP_BYTES_MAX, JOURNAL_RECORD_BYTES_MAX};
 pub use tasks::{EXIT_INTERNAL_ERROR, OnPanic, TokioSpawner};

@@ -36,6 +36,7 @@ use std::{
 
 use common::ids::LogIndex;
 use sled::{Batch, Db, Tree};
+use transport::machine::disk_error;
 
 use super::{
     Done, LogOp, LogRecord, LogStore, Recovered, StoreError,
@@ -153,6 +154,7 @@ impl DurableSled {
             db,
             tree: tree.clone(),
             file,
+            path: dir.join("db"),
             blobs: dir.join("blobs"),
             fsync,
             marker: Some(marker),
@@ -235,6 +237,8 @@ struct Writer {
     db: Db,
     tree: Tree,
     file: File,
+    /// That file, for messages.
+    path: PathBuf,
     /// Where sled puts what is too large for its log.
     blobs: PathBuf,
     fsync: Fsync,
@@ -281,6 +285,7 @@ impl Writer {
         }
         let outcome = catch_unwind(AssertUnwindSafe(|| step(self)));
         let outcome = outcome.unwrap_or_else(|_| Err(StoreError::Io("the log writer panicked".into())));
+        let outcome = outcome.map_err(|error| error.at(&self.path));
         if let Err(error) = &outcome {
             tracing::error!(%error, "the log store is poisoned");
             self.poison.set(error);
@@ -320,7 +325,8 @@ impl Writer {
 
     fn flush(&mut self) -> Result<(), StoreError> {
         self.db.flush().map_err(sled_error)?;
-        (self.fsync)(&self.file).map_err(|error| StoreError::Io(format!("fdatasync: {error}")))?;
+        (self.fsync)(&self.file)
+            .map_err(|error| StoreError::Io(disk_error("fsync", &self.path, &error).to_string()))?;
         check_no_blobs(&self.blobs)?;
         if let Some(marker) = self.marker.take() {
             marker.set()?;
@@ -451,7 +457,7 @@ fn sync_everything(dir: &Path, db: &Db, fsync: &mut Fsync) -> Result<File, Store
         .open(&path)
         .map_err(|error| io_error(&path, &error))?;
     db.flush().map_err(sled_error)?;
-    fsync(&file).map_err(|error| io_error(&path, &error))?;
+    fsync(&file).map_err(|error| StoreError::Io(disk_error("fsync", &path, &error).to_string()))?;
     for path in [dir.join("conf")].into_iter().chain(index_files(dir)?) {
         // sled may remove an index at any time.
         match File::open(&path).and_then(|file| file.sync_all()) {
@@ -476,6 +482,17 @@ fn check_no_blobs(blobs: &Path) -> Result<(), StoreError> {
                 "{}: sled moved a leaf into a file that it does not flush",
                 path.display()
             )))
+        }
+    }
+}
+
+impl StoreError {
+    /// Says which file it was, where only sled knows what it did.
+    fn at(self, path: &Path) -> Self {
+        let name = path.display().to_string();
+        match self {
+            Self::Io(why) if !why.contains(&name) => Self::Io(format!("{name}: {why}")),
+            other => other,
         }
     }
 }
@@ -517,7 +534,7 @@ fn set_indexes_aside(dir: &Path) -> Result<(), StoreError> {
 }
 
 fn io_error(path: &Path, error: &io::Error) -> StoreError {
-    StoreError::Io(format!("{}: {error}", path.display()))
+    StoreError::Io(disk_error("use", path, error).to_string())
 }
 
 #[cfg(test)]

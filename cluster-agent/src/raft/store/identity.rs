@@ -300,7 +300,7 @@ pub fn read_meta(dir: &Path) -> Result<Option<DirectoryMeta>, IdentityError> {
 }
 
 fn io_error(path: &Path, error: &io::Error) -> StoreError {
-    StoreError::Io(format!("{}: {error}", path.display()))
+    StoreError::Io(transport::machine::disk_error("use", path, error).to_string())
 }
 
 #[cfg(test)]

@@ -9,9 +9,12 @@
 //! Integers are big-endian in keys, so that sled's order is the log's. sled keeps checksums of its
 //! own; ours go from the writer to the reader.
 
+use std::path::Path;
+
 use bytes::Bytes;
 use common::ids::LogIndex;
 use sled::{Batch, Tree};
+use transport::machine::disk_error;
 
 use super::{LogRecord, RECORD_BYTES_MAX, StoreError};
 
@@ -255,6 +258,7 @@ pub(super) fn parse_purged(sealed: &[u8]) -> Result<(LogIndex, Bytes), StoreErro
 pub(super) fn sled_error(error: sled::Error) -> StoreError {
     match error {
         sled::Error::Corruption { .. } => StoreError::Corrupt(error.to_string()),
+        sled::Error::Io(error) => StoreError::Io(disk_error("write", Path::new("the log"), &error).to_string()),
         other => StoreError::Io(other.to_string()),
     }
 }

@@ -169,7 +169,7 @@ fn names(dir: &Path) -> Result<Vec<String>, StoreError> {
 }
 
 fn fail(path: &Path, error: &io::Error) -> StoreError {
-    StoreError::Io(format!("{}: {error}", path.display()))
+    StoreError::Io(transport::machine::disk_error("use", path, error).to_string())
 }
 
 #[cfg(test)]
