@@ -207,6 +207,43 @@ async fn cluster_cut_from_its_validators_beyond_its_log_hands_everything_over_on
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_links_fail_in_whatever_way_no_promise_is_broken() {
+    let mut world = World::start("storm", shape(5), |_| {}).await;
+    for _ in 0..world.rounds {
+        // Partitions that overlap in time and are seldom symmetric: a leader changes sides with its writes in flight.
+        for _ in 0..world.random.random_range(1..4) {
+            for from in world.labels() {
+                for to in world.others(&[&from]) {
+                    let rule = any_rule(&mut world);
+                    world.place().relay().set([(from.as_str(), to.as_str())], rule).unwrap();
+                }
+            }
+            world.pause(1_500).await;
+        }
+        world.heal().await;
+    }
+    world.judge().await;
+}
+
+/// Nearly half of the links are cut, a quarter is bad, the others are as they should be.
+fn any_rule(world: &mut World) -> Rule {
+    let random = &mut world.random;
+    match random.random_range(0..100) {
+        0..45 => Rule::CUT,
+        45..70 => Rule {
+            drops_all: false,
+            loss_ppm: random.random_range(0..500_000),
+            delay_us: random.random_range(0..60_000),
+            jitter_us: random.random_range(0..60_000),
+            reorder_ppm: random.random_range(0..100_000),
+            reorder_us: 20_000,
+            duplicate_ppm: random.random_range(0..200_000),
+        },
+        _ => Rule::default(),
+    }
+}
+
 fn cut_from_validators(world: &World) {
     let labels = world.labels();
     let links = labels

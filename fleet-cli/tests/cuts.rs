@@ -199,6 +199,7 @@ fn wrong_target_dead_relay_and_a_fleet_without_one_say_what_to_do() {
         fleet.run(&[&["dev", "cut"], wrong].concat()).ended_with(2);
     }
     fleet.run(&["dev", "heal", "c2"]).ended_with(6);
+    fleet.run(&["dev", "heal", "relay"]).ended_with(6);
     assert_eq!(
         fleet.json(&["dev", "heal"])["links"],
         Value::Array(vec![]),

@@ -11,7 +11,7 @@ use common::{
     verdict::{Answer, Verdict},
     wire::{
         cluster::WriteOutcome,
-        op::{AgentStatus, OpAnswer, ReadContext, TaskView, WriteRefusal},
+        op::{AgentStatus, Consistency, OpAnswer, ReadContext, TaskView, WriteRefusal},
     },
 };
 use tokio::time::Instant;
@@ -103,9 +103,14 @@ impl Journal {
         }
     }
 
-    /// Checks a local read that was sent at `sent`: all that was acknowledged before the age it claims must be in it.
+    /// Checks a read that was sent at `sent`: all that was acknowledged before the age it claims must be in it; before it
+    /// was sent if it was linearizable.
     pub fn read(&mut self, label: &str, sent: Instant, asked: &Ack, found: Option<&TaskView>, context: &ReadContext) {
-        let Some(age_ms) = context.staleness_ms else {
+        let age_ms = match context.consistency {
+            Consistency::Linearizable => Some(0),
+            Consistency::Local | Consistency::Final => context.staleness_ms,
+        };
+        let Some(age_ms) = age_ms else {
             self.reads_of_unknown_age += 1;
             return;
         };
@@ -120,17 +125,18 @@ impl Journal {
             && context.applied < highest
         {
             self.faults.push(format!(
-                "{label} says its answer is at most {age_ms} ms old and applied up to {:?}, but {highest:?} was acknowledged before: {context:?}",
+                "{label} has applied {:?} and says that is at most {age_ms} ms old, but {highest:?} was acknowledged before: {context:?}",
                 context.applied
             ));
         }
         if asked.answered < as_of && found.is_none() {
             self.faults.push(format!(
-                "{label} says its answer is at most {age_ms} ms old and does not know {asked:?}: {context:?}"
+                "{label} does not know {asked:?} and says its answer is at most {age_ms} ms old: {context:?}"
             ));
         }
     }
 
+    /// The same index is the same state, whoever tells it.
     pub fn state(&mut self, label: &str, status: &AgentStatus) {
         let index = status.context.applied;
         let before = *self.digests.entry(index).or_insert(status.queue_digest);
@@ -145,7 +151,7 @@ impl Journal {
 mod tests {
     use common::{
         ids::{Height, Term},
-        wire::op::{Consistency, Mode},
+        wire::op::Mode,
     };
 
     use super::*;
@@ -197,6 +203,12 @@ mod tests {
         assert_eq!(journal.faults.len(), 3, "the index, but not the task");
         journal.read("b", later, &ack, None, &context(4, None));
         assert_eq!((journal.faults.len(), journal.reads_of_unknown_age), (3, 1));
+        let linearizable = ReadContext {
+            consistency: Consistency::Linearizable,
+            ..context(4, Some(99_000))
+        };
+        journal.read("b", later, &ack, None, &linearizable);
+        assert_eq!(journal.faults.len(), 5, "whatever age it gives itself");
     }
 
     #[test]

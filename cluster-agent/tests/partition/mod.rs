@@ -3,8 +3,8 @@
 //! # Rules
 //! * What a client was told is in the journal before anything is concluded from it; nothing the agents say of
 //!   themselves counts as an acknowledgement.
-//! * Judged as they come: an acknowledgement by an agent that was cut off alone; a local read that does not show a write
-//!   acknowledged before the age it claims; two states with one index.
+//! * Judged as they come: an acknowledgement by an agent that was cut off alone; a read that does not show a write
+//!   acknowledged before the age it claims, or before it was sent if it is linearizable; two states with one index.
 //! * Judged at the end: every acknowledged task is there once, no refused one is, every unknown one had one outcome.
 
 mod journal;
@@ -100,7 +100,12 @@ impl World {
         world.caught_up().await;
         for label in shared.place.labels.clone() {
             world.crew.spawn(submit_all(shared.clone(), label.clone()));
-            world.crew.spawn(read_all(shared.clone(), label, world.random.random()));
+            for consistency in [Consistency::Local, Consistency::Linearizable] {
+                let seed = world.random.random();
+                world
+                    .crew
+                    .spawn(read_all(shared.clone(), label.clone(), consistency, seed));
+            }
         }
         world.acknowledged_by(&world.labels(), 3).await;
         world
@@ -436,7 +441,7 @@ async fn submit_all(shared: Arc<Shared>, label: String) {
 }
 
 /// A reader at the agent `label`: asks it for tasks that were acknowledged of late, by whomever.
-async fn read_all(shared: Arc<Shared>, label: String, seed: u64) {
+async fn read_all(shared: Arc<Shared>, label: String, consistency: Consistency, seed: u64) {
     let mut random = Xoshiro256PlusPlus::seed_from_u64(seed);
     while !shared.is_over.load(Ordering::Relaxed) {
         sleep(PACE).await;
@@ -448,7 +453,7 @@ async fn read_all(shared: Arc<Shared>, label: String, seed: u64) {
         let Some(asked) = asked else { continue };
         let request = OpRequest::Task {
             task: asked.id,
-            consistency: Consistency::Local,
+            consistency,
             staleness_ms_max: None,
         };
         let sent = Instant::now();
@@ -458,6 +463,7 @@ async fn read_all(shared: Arc<Shared>, label: String, seed: u64) {
         let mut journal = shared.journal.lock().unwrap();
         match answer {
             OpAnswer::Task { task, context } => journal.read(&label, sent, &asked, task.as_ref(), &context),
+            OpAnswer::NoQuorum { .. } if consistency == Consistency::Linearizable => {}
             other => journal.faults.push(format!("{label} answered {other:?}")),
         }
     }

@@ -144,6 +144,10 @@ pub async fn heal(layout: &Layout, plan: &Plan, words: &[String]) -> Outcome<Sho
         names.extend(plan.meant_by(word)?);
     }
     names.retain(|name| !relay::is_relay(name));
+    if names.is_empty() && !words.is_empty() {
+        let todo = "name agents, validators or clusters, or nothing for all links";
+        return Err(refused("the relay has no links of its own".to_owned(), todo));
+    }
     let names = (!words.is_empty()).then_some(names);
     relay::ask(layout, plan, &Request::Heal { names }).await
 }
