@@ -65,7 +65,7 @@ struct Shared {
 pub struct World {
     shared: Arc<Shared>,
     crew: JoinSet<()>,
-    _running: Vec<Process>,
+    running: BTreeMap<String, Process>,
     pub random: Xoshiro256PlusPlus,
     pub rounds: u64,
     name: &'static str,
@@ -81,7 +81,8 @@ impl World {
         shape.relay = Some(seed);
         let place = Place::of(&shape);
         on_ground(&place);
-        let running = place.labels.iter().map(|label| place.spawn(label)).collect();
+        let labels = place.labels.iter();
+        let running = labels.map(|label| (label.clone(), place.spawn(label))).collect();
         let shared = Arc::new(Shared {
             operator: Operator::connect(&place),
             place,
@@ -92,7 +93,7 @@ impl World {
         let mut world = Self {
             shared: shared.clone(),
             crew: JoinSet::new(),
-            _running: running,
+            running,
             random: Xoshiro256PlusPlus::seed_from_u64(seed),
             rounds,
             name,
@@ -199,6 +200,13 @@ impl World {
         }
         .unwrap();
         self.journal().alone.insert(label.to_owned(), Instant::now());
+    }
+
+    /// Kills the agent `label` at once and starts it again.
+    pub fn restart(&mut self, label: &str) {
+        self.running.remove(label).expect("all agents run").kill();
+        let process = self.place().spawn(label);
+        self.running.insert(label.to_owned(), process);
     }
 
     /// How many writes were acknowledged.
