@@ -137,17 +137,23 @@ impl Stores {
         Ok(stores)
     }
 
-    /// Executes the stored blocks, up to the first one whose batches did not all arrive before the end.
+    /// Executes the stored blocks, up to the first one whose batches did not all arrive before the end; those
+    /// above are final all the same, and executed once the batches come.
     fn replay(&mut self) -> Result<(), Stop> {
         while let Some(finalized) = self.blocks.at(self.ledger.tip().height.next())? {
             let height = finalized.block.header.height;
-            let Some(gathered) = self.gather(&finalized)? else {
-                tracing::info!(%height, "batches of this final block are not here yet");
-                break;
+            let diverged = |error| Stop::Diverged(format!("replaying height {height}: {error}"));
+            let is_executed_below = self.ledger.executed_height() == self.ledger.tip().height;
+            let gathered = match is_executed_below {
+                true => self.gather(&finalized)?,
+                false => None,
             };
-            self.ledger
-                .replay(&finalized, &gathered)
-                .map_err(|error| Stop::Diverged(format!("replaying height {height}: {error}")))?;
+            let Some(gathered) = gathered else {
+                tracing::info!(%height, "not executed yet: batches of this final block or one below are not here");
+                self.ledger.restore(&finalized).map_err(diverged)?;
+                continue;
+            };
+            self.ledger.replay(&finalized, &gathered).map_err(diverged)?;
             let outcomes = self.ledger.executed_state().outcomes().clone();
             self.outcomes.record(height, outcomes);
         }

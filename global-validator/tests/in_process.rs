@@ -14,6 +14,7 @@ use common::{
     },
 };
 use support::{Net, V};
+use transport::ports::{Disk as _, Journal as _};
 
 const C1: ClusterId = ClusterId(0);
 
@@ -144,6 +145,33 @@ async fn all_four_restart_and_go_on() {
     for label in V {
         net.executed(label, C1, 5).await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn validator_that_lost_a_batch_of_a_final_block_keeps_its_height_and_gets_the_batch() {
+    let mut net = Net::started(fleet()).await;
+    let mut log = ClusterLog::new(&net.fleet, C1);
+    let entry = net.fleet.submit("op1", C1, 1, Scope::Fleet, &task("k"));
+    let batch = log.granted(&net.fleet, vec![entry]);
+    assert_eq!(net.submit("c1-1", "v2", &batch).await, Ok(BatchReceipt::Stored));
+    net.executed("v1", C1, 1).await;
+    net.grow(6).await;
+    let tip = net.validator("v1").height().get();
+    for label in V {
+        net.crash(label);
+    }
+    // As if it had been killed after the block was final and before its batch came.
+    let (mut batches, _) = net.disks["v1"].open_journal("batches-000000.seg").unwrap();
+    batches.rewrite(Vec::new()).await.unwrap();
+    net.start("v1").await;
+    let status = net.status("v1").await;
+    assert_eq!((status.height, status.executed < tip), (tip, true), "{status:?}");
+    for label in &V[1..] {
+        net.start(label).await;
+    }
+    net.executed("v1", C1, 1).await;
+    net.grow(3).await;
+    net.assert_no_fork();
 }
 
 /// A small generator for schedules.

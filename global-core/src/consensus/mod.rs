@@ -15,7 +15,8 @@
 //! * Upon a nullification of v: send it on once, enter v + 1.
 //! * Upon a finalization of v: the block and all its ancestors are final; enter v + 1 if behind.
 //! * On timeout and on reconnect, resend from my finalized tip upward.
-//! * Restart: view = max(own votes, own certificates + 1).
+//! * Restart: view = max(own votes, own certificates + 1), and above the floor of the guard, at or below which nothing is
+//!   signed: what was signed there is not known any more.
 //!
 //! Single votes are counted up to [`LOOK_AHEAD`] views ahead; a certificate is taken from any view.
 //!
@@ -133,6 +134,8 @@ pub struct Core {
     tip: Tip,
     /// For building on the last final block; `None` right after a sync that ended below a finalization.
     tip_proof: Option<ParentProof>,
+    /// At or below this the guard remembers nothing, and signs nothing.
+    floor: View,
     /// What I asked the guard to sign, above the last final view.
     own: BTreeMap<View, Signed>,
     slots: BTreeMap<View, Slot>,
@@ -162,6 +165,7 @@ impl Core {
             view: tip.view.next(),
             tip,
             tip_proof: (tip.height == Height(0)).then_some(ParentProof::Genesis),
+            floor: View(0),
             own: BTreeMap::new(),
             slots: BTreeMap::new(),
             elector: Elector::default(),
@@ -437,7 +441,7 @@ impl Core {
     fn finalize(&mut self, ballot: Ballot, effects: &mut Vec<Effect>) {
         let own = self.own.get(&ballot.view).copied().unwrap_or_default();
         let is_nullified = own.nullify.is_some() && !has_fault!(self.config.mutant, FinalizeAfterNullify);
-        if self.config.me.is_none() || is_nullified || own.finalize.is_some() {
+        if self.config.me.is_none() || is_nullified || own.finalize.is_some() || ballot.view <= self.floor {
             return;
         }
         self.own.entry(ballot.view).or_default().finalize = Some(ballot);
@@ -448,7 +452,8 @@ impl Core {
     fn nullify(&mut self, view: View, effects: &mut Vec<Effect>) {
         let own = self.own.get(&view).copied().unwrap_or_default();
         let is_finalized = own.finalize.is_some() && !has_fault!(self.config.mutant, NullifyAfterFinalize);
-        if self.config.me.is_none() || is_finalized || own.nullify.is_some() || view <= self.tip.view {
+        let is_past = view <= self.tip.view || view <= self.floor;
+        if self.config.me.is_none() || is_finalized || own.nullify.is_some() || is_past {
             return;
         }
         let ballot = self.nullify_ballot(view);

@@ -35,7 +35,7 @@ impl Core {
     /// and every view between is nullified.
     #[must_use]
     pub fn open_proposal(&self) -> Option<&Held> {
-        self.config.me?;
+        self.config.me.filter(|_| self.view > self.floor)?;
         let own = self.own.get(&self.view).copied().unwrap_or_default();
         let held = self.slots.get(&self.view)?.proposal.as_ref()?;
         let may_notarize = match own.notarize {
@@ -65,7 +65,7 @@ impl Core {
     #[must_use]
     pub fn open_turn(&self) -> Option<Turn> {
         let own = self.own.get(&self.view).copied().unwrap_or_default();
-        let is_mine = self.config.me == Some(self.config.set.leader(self.view));
+        let is_mine = self.config.me == Some(self.config.set.leader(self.view)) && self.view > self.floor;
         if !is_mine || own.proposal.is_some() || own.notarize.is_some() || own.nullify.is_some() {
             return None;
         }

@@ -76,6 +76,7 @@ impl Core {
         if let Some((own_epoch, view)) = guard.compacted()
             && own_epoch == epoch
         {
+            self.floor = view;
             self.view = self.view.max(view.next());
         }
     }

@@ -1,7 +1,7 @@
 //! The rules of the module, one by one.
 
 use common::{
-    ids::{Digest, NodeIdx, View},
+    ids::{Digest, Epoch, NodeIdx, View},
     wire::bft::{BftMessage, Certificate},
 };
 
@@ -358,6 +358,28 @@ fn restart_takes_the_higher_of_own_votes_and_certificates() {
     bench.certify(nullify(7));
     bench.restart();
     assert_eq!(bench.view(), 8);
+}
+
+#[test]
+fn at_or_below_the_floor_of_the_guard_nothing_is_signed() {
+    let mut bench = Bench::follower_of(&[1, 2, 3]);
+    let mut parent = bench.genesis();
+    let blocks = [1, 2, 3, 4].map(|view| {
+        let block = bench.block(view, parent, vec![]);
+        parent = block.digest();
+        block
+    });
+    // Its blocks were final and durable; the batches of the first one were not all there.
+    assert!(bench.guard.compact((Epoch(0), View(3))));
+    bench.restart();
+    assert_eq!(bench.view(), 4);
+    // A peer that is behind, or hostile, shows it the views below once more.
+    for block in &blocks[..3] {
+        let mut effects = bench.give(bench.proposal(block));
+        effects.extend(bench.certify(notarize(block)));
+        assert_eq!(votes_in(&effects), [], "view {}", block.header.view);
+    }
+    assert_eq!(votes_in(&bench.certify(notarize(&blocks[3]))), [finalize(&blocks[3])]);
 }
 
 #[test]

@@ -237,6 +237,25 @@ fn chain(bench: &mut Bench, count: u64) -> Vec<FinalizedBlock> {
     blocks
 }
 
+#[test]
+fn a_stored_final_block_whose_batch_is_missing_is_final_after_a_restart_and_only_the_batch_is_fetched() {
+    let mut bench = Bench::follower_of(&[1, 2]);
+    let one = bench.block(1, bench.genesis(), vec![batch(1)]);
+    let two = bench.block(2, one.digest(), vec![]);
+    bench.give(bench.proposal(&one));
+    bench.give(bench.proposal(&two));
+    bench.certify(finalize(&two));
+    let effects = bench.restart_on(&[one, two.clone()]);
+    assert_eq!((bench.core.tip().digest, bench.view()), (two.digest(), 3));
+    assert_eq!(bench.core.ledger().executed_height(), Height(0));
+    let is_asked = |e: &Effect| matches!(e, Effect::FetchBatch(wanted) if wanted.batch == batch(1));
+    assert!(effects.iter().any(is_asked), "{effects:?}");
+    assert_eq!(asked_for(&effects), []);
+    assert!(!effects.iter().any(|e| matches!(e, Effect::FetchBlock { .. })));
+    bench.give(stored(1));
+    assert_eq!(bench.core.ledger().executed_height(), Height(2));
+}
+
 fn asked_for(effects: &[Effect]) -> Vec<(NodeIdx, Height)> {
     let request = |e: &Effect| match e {
         Effect::RequestSync { to, from } => Some((*to, *from)),

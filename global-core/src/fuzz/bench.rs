@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use common::{
-    block::{BatchRef, Block, ParentProof, Proposal, genesis_digest},
+    block::{BatchRef, Block, FinalizedBlock, ParentProof, ProofOfFinality, Proposal, genesis_digest},
     certificate::{Ballot, Finalization, Notarization, Nullification, NullifyBallot, SignedVote, Signers, Vote},
     crypto::Signature,
     ids::{BatchSeq, BlockTime, ClusterId, Digest, Epoch, Founding, NodeIdx, View},
@@ -83,6 +83,24 @@ impl Bench {
 
     /// The same validator after a crash: what was persisted and recorded is all it has.
     pub fn restart(&mut self) -> Vec<Effect> {
+        self.restart_on(&[])
+    }
+
+    /// The same, with these final blocks on the disk and none of their batches.
+    pub fn restart_on(&mut self, stored: &[Block]) -> Vec<Effect> {
+        let mut ledger = Chained::ledger();
+        for block in stored {
+            let finalization = self.finalization(&block.header.ballot());
+            let proof = ProofOfFinality {
+                above: Default::default(),
+                finalization,
+            };
+            let finalized = FinalizedBlock {
+                block: block.clone(),
+                proof,
+            };
+            ledger.restore(&finalized).expect("the blocks follow each other");
+        }
         let recovered = Recovered {
             guard: self.guard.clone(),
             certificates: self.certificates(),
@@ -91,7 +109,7 @@ impl Bench {
         };
         let config = config(&self.set, self.me.0, timing(D_US));
         let mut effects = Vec::new();
-        self.core = GlobalCore::new(config, Chained::ledger(), recovered, self.now, &mut effects);
+        self.core = GlobalCore::new(config, ledger, recovered, self.now, &mut effects);
         self.settle(effects)
     }
 

@@ -132,6 +132,19 @@ impl<E: Execution> Ledger<E> {
     /// # Errors
     /// [`ReplayError`]: stop.
     pub fn replay(&mut self, finalized: &FinalizedBlock, batches: &E::Batches) -> Result<(), ReplayError> {
+        self.restore(finalized)?;
+        self.execute(&finalized.block.digest(), batches)?;
+        while self.advance_executed().is_some() {}
+        self.prune();
+        Ok(())
+    }
+
+    /// Takes a finalized block from this validator's own disk whose batches, or those of a block below it, are
+    /// not all here: it is final, and the core executes it when they are.
+    ///
+    /// # Errors
+    /// [`ReplayError::NotNext`]: stop.
+    pub fn restore(&mut self, finalized: &FinalizedBlock) -> Result<(), ReplayError> {
         let header = &finalized.block.header;
         if header.parent != self.tip.digest || header.height != self.tip.height.next() {
             return Err(ReplayError::NotNext {
@@ -143,9 +156,6 @@ impl<E: Execution> Ledger<E> {
         let digest = finalized.block.digest();
         self.insert(finalized.block.clone());
         self.finalize(&digest);
-        self.execute(&digest, batches)?;
-        while self.advance_executed().is_some() {}
-        self.prune();
         Ok(())
     }
 
