@@ -42,6 +42,7 @@ use transport::{
 
 use crate::{
     api::local::LocalDoor,
+    buffer::{BufferError, BufferJournal},
     config::Limits,
     contact::Contact,
     counters::{Counters, CountersError},
@@ -100,6 +101,9 @@ pub enum StartError {
     /// The counters cannot be used.
     #[error(transparent)]
     Counters(#[from] CountersError),
+    /// The buffer cannot be used.
+    #[error(transparent)]
+    Buffer(#[from] BufferError),
     /// Raft does not start.
     #[error(transparent)]
     Raft(#[from] OpenError),
@@ -115,6 +119,7 @@ impl StartError {
             Self::Store(_) | Self::Raft(OpenError::Store(_)) | Self::Counters(CountersError::Io(_)) => 74,
             Self::Counters(CountersError::Missing | CountersError::Damaged(_)) => 78,
             Self::Guard(error) => error.exit_code(),
+            Self::Buffer(error) => error.exit_code(),
             Self::Raft(OpenError::Raft(_)) => 70,
         }
     }
@@ -139,6 +144,8 @@ impl Agent {
         let me = identify(&settings, &registry)?;
         let is_new = ports.log.recovered()? == Recovered::default();
         let counters = Counters::open(ports.disk.clone(), is_new).await?;
+        let buffer_limits = settings.limits.buffer;
+        let buffer = BufferJournal::open(ports.disk.clone(), *registry.chain(), buffer_limits).await?;
         let attester = Attester::open(&*ports.disk, is_new)?;
         let log = DurableLog::new(ports.log.clone())?;
         let (durable, failed) = (log.durable(), log.failed());
@@ -189,6 +196,7 @@ impl Agent {
             evidence: Watch::new(0),
             validators: Validators::default(),
             counters: tokio::sync::Mutex::new(counters),
+            buffer,
             unreleased: Mutex::default(),
             ending: Watch::new(None),
             ports,
@@ -244,6 +252,7 @@ fn start_rooms(shell: &Arc<Shell>, attester: Attester, durable: Watch<LogIndex>)
     shell.spawn("watch-mode", each().watch_mode().boxed());
     shell.spawn("gather-evidence", each().gather_evidence().boxed());
     shell.spawn("keep-leases", each().keep_leases().boxed());
+    shell.spawn("drain-buffer", each().drain_buffer().boxed());
     shell.spawn("enter-ends-again", each().enter_ends_again().boxed());
 }
 

@@ -15,6 +15,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod buffer;
 pub mod config;
 pub mod contact;
 mod counters;

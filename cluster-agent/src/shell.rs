@@ -23,6 +23,7 @@ use futures::{
 use transport::watch::Watch;
 
 use crate::{
+    buffer::BufferJournal,
     config::Limits,
     contact::Contact,
     counters::Counters,
@@ -93,6 +94,8 @@ pub struct Shell {
     pub(crate) evidence: Watch<u64>,
     pub(crate) validators: Validators,
     pub(crate) counters: tokio::sync::Mutex<Counters>,
+    /// Submissions that wait for a quorum.
+    pub(crate) buffer: BufferJournal,
     pub(crate) unreleased: Mutex<Unreleased>,
     pub(crate) ending: Watch<Option<Ending>>,
     pub(crate) started: Instant,

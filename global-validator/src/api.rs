@@ -152,6 +152,7 @@ impl Api {
                 key_version,
                 cluster,
             ))),
+            OpRequest::EnterOrBuffer(_) | OpRequest::Buffered { .. } => Ok(unsupported("ask an agent")),
             OpRequest::TransferLeader { .. } => Ok(unsupported("ask the cluster's leader")),
             OpRequest::Status => self.status().map_err(|stop| self.failed(stop)),
             OpRequest::Blocks { from, limit } => {

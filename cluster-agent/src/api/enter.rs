@@ -49,13 +49,13 @@ enum Attempt {
     CutOff,
 }
 
-fn rejected(verdict: Verdict, detail: &str) -> WriteOutcome {
+pub(crate) fn rejected(verdict: Verdict, detail: &str) -> WriteOutcome {
     // The same cleaning and cut as for a refusal's text.
     let detail: Label = Refusal::new(common::wire::frame::RefusalCode::Invalid, detail).text;
     WriteOutcome::Refused(WriteRefusal::Rejected { verdict, detail })
 }
 
-fn overloaded(what: &str, retry_after_ms: u64) -> WriteOutcome {
+pub(crate) fn overloaded(what: &str, retry_after_ms: u64) -> WriteOutcome {
     let what = Label::new(what).expect("words of this crate are short and printable");
     WriteOutcome::Refused(WriteRefusal::Overloaded { what, retry_after_ms })
 }
@@ -223,7 +223,7 @@ impl Shell {
         }
     }
 
-    fn admit(&self, entry: &SignedEntry) -> Result<Admitted, AdmitError> {
+    pub(crate) fn admit(&self, entry: &SignedEntry) -> Result<Admitted, AdmitError> {
         let now_us = self.now_us();
         let mut oracle = self.signatures.clone();
         let mut admission = lock(&self.admission);
@@ -232,7 +232,7 @@ impl Shell {
     }
 }
 
-fn refusal_of(error: &AdmitError) -> WriteOutcome {
+pub(crate) fn refusal_of(error: &AdmitError) -> WriteOutcome {
     match error {
         AdmitError::Overloaded(full @ Full::Outbox { .. }) => overloaded(full.word(), 1_000),
         AdmitError::Overloaded(full @ Full::Author { retry_after_ms }) => overloaded(full.word(), *retry_after_ms),

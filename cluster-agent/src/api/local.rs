@@ -424,7 +424,7 @@ impl Shell {
             after: view.task.after.iter().map(|task| task.to_hex()).collect(),
             payload_base64: base64::encode(&view.task.payload),
             final_height: match view.finality {
-                Finality::ClusterCommitted => None,
+                Finality::Buffered | Finality::Refused { .. } | Finality::ClusterCommitted => None,
                 Finality::Final { height, .. } => Some(height.0),
             },
         }

@@ -23,6 +23,7 @@ use common::{
 
 use super::read::NoQuorum;
 use crate::{
+    buffer::Buffered,
     machine::State,
     ports::Peer,
     shell::{Shell, body},
@@ -47,7 +48,7 @@ impl Shell {
             tracing::warn!(peer = %peer.device, %error, "malformed request of an operator");
             Refusal::new(RefusalCode::Invalid, "malformed request")
         })?;
-        let is_write = matches!(request, OpRequest::Enter(_));
+        let is_write = matches!(request, OpRequest::Enter(_) | OpRequest::EnterOrBuffer(_));
         let may_read = self
             .registry
             .by_idx(peer.idx)
@@ -76,18 +77,40 @@ impl Shell {
                 let mode = self.look_at_mode().0.mode;
                 OpAnswer::Write { id, outcome, mode }
             }
+            OpRequest::EnterOrBuffer(entry) => {
+                let id = entry.id(&self.chain);
+                let ended = self.enter_or_buffer(id, entry).await;
+                let mode = self.look_at_mode().0.mode;
+                match ended {
+                    Buffered::Ended(outcome) => OpAnswer::Write { id, outcome, mode },
+                    Buffered::Kept(state) => OpAnswer::Buffered { id, state, mode },
+                }
+            }
+            OpRequest::Buffered { id } => {
+                let mode = self.look_at_mode().0.mode;
+                match self.buffer.with(|buffer| buffer.state(&id).cloned()) {
+                    Some(state) => OpAnswer::Buffered { id, state, mode },
+                    None => OpAnswer::NotFound,
+                }
+            }
             OpRequest::Task {
                 task,
                 consistency,
                 staleness_ms_max,
             } => {
+                // What only waits here is no part of the queue: shown as what was applied, never as more.
+                let kept = match consistency {
+                    Consistency::Local => self.buffer.with(|buffer| buffer.view(&task)),
+                    Consistency::Linearizable | Consistency::Final => None,
+                };
                 let look = move |state: &State, context| {
                     let task = match consistency {
                         Consistency::Final => state.queue.global().view(&task),
                         _ => state
                             .queue
                             .task_view(&task)
-                            .or_else(|| state.queue.global().view(&task)),
+                            .or_else(|| state.queue.global().view(&task))
+                            .or(kept),
                     };
                     OpAnswer::Task { task, context }
                 };
@@ -101,8 +124,13 @@ impl Shell {
                 staleness_ms_max,
             } => {
                 let limit = usize::from(limit).clamp(1, TASKS_MAX);
+                let kept = match consistency {
+                    Consistency::Local => self.kept_tasks(&states, after),
+                    Consistency::Linearizable | Consistency::Final => Vec::new(),
+                };
                 let look = move |state: &State, context| {
                     let (tasks, more) = tasks_of(state, &states, after, limit, consistency);
+                    let (tasks, more) = with_kept(state, tasks, more, kept, limit);
                     let tasks = BoundedVec::try_from(tasks).expect("the limit is the bound");
                     OpAnswer::Tasks { tasks, more, context }
                 };
@@ -149,6 +177,12 @@ impl Shell {
         }
     }
 
+    /// Buffered submissions after `after`, in order of their ids.
+    fn kept_tasks(&self, states: &[TaskState], after: Option<TaskId>) -> Vec<TaskView> {
+        let is_wanted = |view: &TaskView| Some(view.id) > after && (states.is_empty() || states.contains(&view.state));
+        self.buffer.with(|buffer| buffer.views().filter(is_wanted).collect())
+    }
+
     async fn read(
         &self,
         consistency: Consistency,
@@ -173,6 +207,27 @@ impl Shell {
             look(state, context)
         })
     }
+}
+
+/// A page of tasks together with those that wait in the buffer and that the queue does not have.
+fn with_kept(
+    state: &State,
+    mut tasks: Vec<TaskView>,
+    more: bool,
+    kept: Vec<TaskView>,
+    limit: usize,
+) -> (Vec<TaskView>, bool) {
+    let last = tasks.last().map(|task| task.id).filter(|_| more);
+    let is_new = |view: &TaskView| {
+        let is_on_page = last.is_none_or(|last| view.id <= last);
+        let global = state.queue.global();
+        is_on_page && state.queue.task_row(&view.id).is_none() && global.task(&view.id).is_none()
+    };
+    tasks.extend(kept.into_iter().filter(is_new));
+    tasks.sort_by_key(|task| task.id);
+    let is_cut = tasks.len() > limit;
+    tasks.truncate(limit);
+    (tasks, more || is_cut)
 }
 
 /// Tasks after `after` in order of their ids: this cluster's own rows first hand, all others from the

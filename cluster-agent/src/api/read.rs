@@ -163,6 +163,7 @@ impl Shell {
     #[must_use]
     pub fn status(&self) -> AgentStatus {
         let raft = self.raft.status();
+        let (buffer_entries, buffer_bytes) = self.buffer.with(crate::buffer::Buffer::waiting);
         self.machine.with(|state| {
             let batcher = state.queue.batcher();
             let mut voters = raft.voters.clone();
@@ -180,6 +181,8 @@ impl Shell {
                 voters: BoundedVec::try_from(voters).expect("it was cut at the bound"),
                 outbox_batches: u32::try_from(batcher.outbox().len()).unwrap_or(u32::MAX),
                 outbox_bytes: batcher.outbox_bytes(),
+                buffer_entries: u32::try_from(buffer_entries).unwrap_or(u32::MAX),
+                buffer_bytes,
                 final_seq: batcher.last_final().seq,
                 queue_digest: state.queue.digest(),
                 global_digest: state.queue.global().state_root(),

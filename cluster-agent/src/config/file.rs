@@ -60,6 +60,8 @@ pub(super) struct DiskTable {
 #[serde(deny_unknown_fields)]
 pub(super) struct LimitsTable {
     pub outbox_bytes: Option<WithUnit>,
+    pub buffer_entries: Option<u32>,
+    pub buffer_bytes: Option<WithUnit>,
     pub proposals_max: Option<u32>,
     pub proposal_bytes: Option<WithUnit>,
     pub snapshot_entries: Option<u64>,

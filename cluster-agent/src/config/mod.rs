@@ -29,13 +29,20 @@ pub use file::LogFormat;
 use file::{ConfigFile, LinkTable};
 use units::{UnitError, WithUnit};
 
-use crate::raft::RaftConfig;
+use crate::{buffer::BufferLimits, raft::RaftConfig};
 
 /// Exit code for a configuration that cannot be used.
 pub const EXIT_INVALID: u8 = 6;
 
 /// Bytes of signed entries that may wait in the outbox, unless the file says otherwise.
 pub const OUTBOX_BYTES_DEFAULT: u64 = 16 * 1024 * 1024;
+
+/// Submissions that may wait for a quorum, unless the file says otherwise, and their bytes.
+pub const BUFFER_ENTRIES_DEFAULT: usize = 256;
+/// See [`BUFFER_ENTRIES_DEFAULT`].
+pub const BUFFER_BYTES_DEFAULT: u64 = 1024 * 1024;
+/// More would make a start slow: they are read back into memory.
+const BUFFER_ENTRIES_MAX: usize = 65_536;
 
 /// A write ends before the transport gives its answer up.
 const WRITE_DEADLINE_MAX: Duration = Duration::from_secs(25);
@@ -64,6 +71,8 @@ impl std::error::Error for ConfigErrors {}
 pub struct Limits {
     /// Bytes of signed entries that may wait in the outbox; beyond it writes are refused.
     pub outbox_bytes_max: u64,
+    /// Submissions that may wait on this agent's disk for a quorum.
+    pub buffer: BufferLimits,
     /// A write ends within this time, whatever happens.
     pub write_deadline: Duration,
     /// A leader waits this long with something open before it proposes a `Cut`, and this long
@@ -286,11 +295,35 @@ impl Checker {
         raft
     }
 
+    fn buffer(&mut self, file: &ConfigFile) -> BufferLimits {
+        let bytes = self.unit("limits.buffer_bytes", file.limits.buffer_bytes.as_ref(), units::size);
+        let entries = file.limits.buffer_entries;
+        let limits = BufferLimits {
+            entries_max: entries.map_or(BUFFER_ENTRIES_DEFAULT, |entries| entries as usize),
+            bytes_max: bytes.unwrap_or(BUFFER_BYTES_DEFAULT),
+        };
+        if limits.entries_max > BUFFER_ENTRIES_MAX {
+            let got = limits.entries_max;
+            self.problem(format!(
+                "limits.buffer_entries {got} must be at most {BUFFER_ENTRIES_MAX}"
+            ));
+        }
+        let least = common::limits::ENTRY_BYTES_MAX as u64;
+        if limits.entries_max > 0 && limits.bytes_max < least {
+            self.problem(format!(
+                "limits.buffer_bytes {} B must be at least {least} B (one entry), or limits.buffer_entries 0",
+                limits.bytes_max
+            ));
+        }
+        limits
+    }
+
     fn limits(&mut self, file: &ConfigFile, raft: &RaftConfig) -> Limits {
         let LinkTable { write_deadline, .. } = &file.link;
         let outbox = self.unit("limits.outbox_bytes", file.limits.outbox_bytes.as_ref(), units::size);
         let limits = Limits {
             outbox_bytes_max: outbox.unwrap_or(OUTBOX_BYTES_DEFAULT),
+            buffer: self.buffer(file),
             ..Limits::for_raft(raft)
         };
         let deadline = self.unit("link.write_deadline", write_deadline.as_ref(), units::duration);
@@ -329,6 +362,10 @@ impl Limits {
     pub fn for_raft(raft: &RaftConfig) -> Self {
         Self {
             outbox_bytes_max: OUTBOX_BYTES_DEFAULT,
+            buffer: BufferLimits {
+                entries_max: BUFFER_ENTRIES_DEFAULT,
+                bytes_max: BUFFER_BYTES_DEFAULT,
+            },
             // A leader may die once under a write, and its successor needs an election and a half.
             write_deadline: Duration::from_millis((5 * raft.election_timeout_ms_max).max(2_000))
                 .min(WRITE_DEADLINE_MAX),

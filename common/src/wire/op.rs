@@ -14,7 +14,7 @@ use crate::{
         LogIndex, RaftNodeId, TaskId, Term, View,
     },
     task::{Scope, Task, TaskState},
-    verdict::Verdict,
+    verdict::{Answer, Verdict},
 };
 
 /// How a read may be answered.
@@ -35,6 +35,13 @@ pub enum Consistency {
 pub enum OpRequest {
     /// Enter a signed entry (agents; forwarded to the leader once).
     Enter(SignedEntry),
+    /// Enter a signed submission; without a quorum, keep it on this agent's disk and enter it later.
+    EnterOrBuffer(SignedEntry),
+    /// Where an entry is that this agent was asked to keep.
+    Buffered {
+        /// Which.
+        id: EntryId,
+    },
     /// One task.
     Task {
         /// Which.
@@ -130,6 +137,13 @@ pub enum WriteRefusal {
 /// What is known of a task's place in the global order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Finality {
+    /// On the disk of the agent that answers, in no log yet: it may still be refused.
+    Buffered,
+    /// It was buffered, and entering it changed nothing, for this reason.
+    Refused {
+        /// The cluster's decision.
+        verdict: Verdict,
+    },
     /// On a majority of its cluster's disks, not yet final.
     ClusterCommitted,
     /// In a finalized block, with this decision.
@@ -138,6 +152,22 @@ pub enum Finality {
         height: Height,
         /// The global tier's decision about the newest final event.
         verdict: Verdict,
+    },
+}
+
+/// Where an entry is that an agent keeps for lack of a quorum.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BufferedState {
+    /// On the agent's disk, in no log as far as it knows.
+    Waiting,
+    /// In the cluster's log, with this decision.
+    Committed(Answer),
+    /// In no log, and will not be.
+    Refused {
+        /// The rule, as a decision would put it.
+        verdict: Verdict,
+        /// More detail for people.
+        detail: Label,
     },
 }
 
@@ -277,6 +307,10 @@ pub struct AgentStatus {
     pub outbox_batches: u32,
     /// Their bytes.
     pub outbox_bytes: u64,
+    /// Entries that wait in the buffer for a quorum.
+    pub buffer_entries: u32,
+    /// Their bytes.
+    pub buffer_bytes: u64,
     /// Sequence of the last batch that is final.
     pub final_seq: BatchSeq,
     /// Digest of the queue's state at `context.applied`.
@@ -337,6 +371,15 @@ pub enum OpAnswer {
         /// How it ended.
         outcome: super::cluster::WriteOutcome,
         /// Mode of the agent when it ended.
+        mode: Mode,
+    },
+    /// To `EnterOrBuffer` without a quorum, and to `Buffered`.
+    Buffered {
+        /// Identity of the entry; a submission's is its task's.
+        id: EntryId,
+        /// Where it is.
+        state: BufferedState,
+        /// Mode of the agent.
         mode: Mode,
     },
     /// To `Task`.

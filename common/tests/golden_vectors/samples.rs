@@ -597,6 +597,7 @@ fn operators_requests(all: &mut impl Samples, fleet: &Fleet) {
         },
     );
     all.add("request_status", OpRequest::Status);
+    all.add("request_buffered", OpRequest::Buffered { id: EntryId([4; 32]) });
     all.add(
         "request_transfer_leader",
         OpRequest::TransferLeader {
@@ -665,7 +666,13 @@ fn operators_answers(all: &mut impl Samples, fleet: &Fleet) {
         height: Height(40),
         verdict: Verdict::Granted,
     };
-    let views = vec![view(author, is_final), view(author, Finality::ClusterCommitted)];
+    let refused = Finality::Refused { verdict: Verdict::Late };
+    let views = vec![
+        view(author, is_final),
+        view(author, Finality::ClusterCommitted),
+        view(author, Finality::Buffered),
+        view(author, refused),
+    ];
     for (i, outcome) in write_outcomes().into_iter().enumerate() {
         let id = EntryId([4; 32]);
         all.add(
@@ -708,6 +715,22 @@ fn operators_answers(all: &mut impl Samples, fleet: &Fleet) {
     );
     all.add("answer_proof", OpAnswer::Proof(vec![1, 2, 3].try_into().unwrap()));
     all.add("answer_highest_number", OpAnswer::HighestNumber(EntryNumber(300)));
+    let answer = Answer {
+        index: LogIndex(9),
+        verdict: Verdict::Granted,
+    };
+    let refused = BufferedState::Refused {
+        verdict: Verdict::Late,
+        detail: label("late"),
+    };
+    for (i, state) in [BufferedState::Waiting, BufferedState::Committed(answer), refused]
+        .into_iter()
+        .enumerate()
+    {
+        let id = EntryId([4; 32]);
+        let mode = Mode::ReadOnly;
+        all.add(&format!("answer_buffered_{i}"), OpAnswer::Buffered { id, state, mode });
+    }
     all.add(
         "answer_leader",
         OpAnswer::Leader {
@@ -754,6 +777,8 @@ fn agent_status(fleet: &Fleet) -> AgentStatus {
         voters: vec![RaftNodeId(1), RaftNodeId(1 << 32 | 1)].try_into().unwrap(),
         outbox_batches: 2,
         outbox_bytes: 70_000,
+        buffer_entries: 3,
+        buffer_bytes: 1_200,
         final_seq: BatchSeq(12),
         queue_digest: Digest([8; 32]),
         global_digest: Digest([9; 32]),
