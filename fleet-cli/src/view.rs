@@ -130,6 +130,8 @@ pub fn read_words(read: &ReadContext, from: &str) -> String {
 
 fn finality_words(finality: &Finality) -> (String, Option<u64>) {
     match finality {
+        Finality::Buffered => ("buffered".into(), None),
+        Finality::Refused { verdict } => (format!("refused ({})", verdict_words(verdict)), None),
         Finality::ClusterCommitted => ("cluster_committed".into(), None),
         Finality::Final { height, verdict } => match verdict {
             Verdict::Granted => ("final".into(), Some(height.0)),

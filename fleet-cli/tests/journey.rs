@@ -242,6 +242,55 @@ fn agent_named_with_via_is_the_only_one_that_answers() {
 }
 
 #[test]
+fn buffered_submission_survives_kill_nine_and_becomes_final_once() {
+    let fleet = DevFleet::up(&["--clusters", "1"]);
+    submit(&fleet, "before");
+    fleet.run(&["dev", "kill", "c1-2", "c1-3"]).ended_with(0);
+    let read = |id: &str| fleet.json(&["task", "get", id, "--via", "c1-1"]);
+    eventually("it knows that it is alone", || {
+        let listed = fleet.json(&["task", "list", "--via", "c1-1"]);
+        listed
+            .as_array()
+            .unwrap()
+            .first()
+            .is_some_and(|task| task["read"]["mode"] == "read_only")
+    });
+    let buffer = [
+        "task", "submit", "--kind", "survey", "--key", "kept", "--buffer", "--via", "c1-1", "-o", "json",
+    ];
+    let kept = fleet.run(&buffer).ended_with(0).json();
+    assert_eq!(
+        (&kept["finality"], &kept["mode"]),
+        (&"buffered".into(), &"read_only".into()),
+        "{kept}"
+    );
+    let id = kept["task"].as_str().unwrap().to_owned();
+    assert_eq!(read(&id)["finality"], "buffered");
+    fleet.run(&["dev", "kill", "c1-1"]).ended_with(0);
+    fleet.run(&["dev", "up"]).ended_with(0);
+    eventually("it is final", || {
+        let done = fleet.run(&["task", "get", &id, "-o", "json"]);
+        done.code == 0 && done.json()["finality"] == "final"
+    });
+    let status = fleet.json(&["cluster", "status"]);
+    assert!(
+        status
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|agent| agent["buffer_entries"] == 0),
+        "{status}"
+    );
+    let history = fleet.json(&["task", "history", &id]);
+    let submits = history
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|event| event["what"] == "submit");
+    assert_eq!(submits.count(), 1);
+}
+
+#[test]
 fn interrupted_demo_leaves_no_process_behind() {
     build_siblings();
     let home = tempfile::Builder::new().prefix("ft").tempdir().unwrap();

@@ -22,8 +22,8 @@ use common::{
         feed::{BatchReceipt, FetchByDigest, Follow, Followed},
         frame::{Hello, Refusal, RefusalCode, WIRE_VERSION},
         op::{
-            AgentStatus, Consistency, EventView, Finality, HolderView, Mode, OpAnswer, OpRequest, ReadContext,
-            TaskView, ValidatorStatus, WriteRefusal,
+            AgentStatus, BufferedState, Consistency, EventView, Finality, HolderView, Mode, OpAnswer, OpRequest,
+            ReadContext, TaskView, ValidatorStatus, WriteRefusal,
         },
     },
 };

@@ -18,7 +18,7 @@ use common::{
     wire::{
         cluster::WriteOutcome,
         frame::RefusalCode,
-        op::{AgentStatus, Mode, OpAnswer, OpRequest, WriteRefusal},
+        op::{AgentStatus, BufferedState, Mode, OpAnswer, OpRequest, WriteRefusal},
     },
 };
 use futures::{StreamExt, stream::FuturesUnordered};
@@ -55,6 +55,22 @@ pub struct Entered {
     pub via: String,
     /// Mode of that agent.
     pub mode: Mode,
+}
+
+/// How a write ended that may wait for a majority.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It stands in the log.
+    Entered(Entered),
+    /// An agent keeps it: it is in no log yet.
+    Buffered {
+        /// Its identity.
+        id: EntryId,
+        /// Label of the agent.
+        via: String,
+        /// Mode of that agent.
+        mode: Mode,
+    },
 }
 
 /// Agents to bring entries in by, best first, and the height they know.
@@ -234,14 +250,7 @@ impl<'a> Author<'a> {
                 }
                 let answer = self.client.ask(peer, &request, left.min(WRITE_CALL_DEADLINE)).await;
                 if let Some(outcome) = tries.take(peer, answer) {
-                    return outcome.map(|done| Entered {
-                        id,
-                        cluster: route.cluster,
-                        index: done.answer.index,
-                        verdict: done.answer.verdict,
-                        via: peer.label.clone(),
-                        mode: done.mode,
-                    });
+                    return outcome.map(|done| done.entered(id, route, peer));
                 }
             }
             // Who names one agent wants to hear what it says, not to wait until it says something else.
@@ -252,13 +261,71 @@ impl<'a> Author<'a> {
         }
     }
 
+    /// Brings a submission in; where no agent of the route has a majority, the first that answers keeps it.
+    ///
+    /// # Errors
+    /// As [`enter_or_keep`](Self::enter_or_keep).
+    pub async fn enter_or_buffer(&self, route: &Route, entry: &SignedEntry, deadline: Duration) -> Outcome<Ended> {
+        let outcome = self.try_or_buffer(route, entry, deadline).await;
+        self.keep_if_unknown(entry, outcome)
+    }
+
+    async fn try_or_buffer(&self, route: &Route, entry: &SignedEntry, deadline: Duration) -> Outcome<Ended> {
+        let id = entry.id(&self.client.context.chain);
+        let end = Instant::now() + deadline;
+        let mut failure = None;
+        // Once around without it: another agent may be on the better side of the cut.
+        let rounds = if self.client.context.pinned.is_some() { 1 } else { 2 };
+        for round in 1..=rounds {
+            for peer in &route.agents {
+                let request = if round == rounds {
+                    OpRequest::EnterOrBuffer(entry.clone())
+                } else {
+                    OpRequest::Enter(entry.clone())
+                };
+                let left = end.saturating_duration_since(Instant::now()).min(WRITE_CALL_DEADLINE);
+                let answer = self.client.ask(peer, &request, left).await;
+                if let Ok(OpAnswer::Buffered { id, state, mode }) = answer {
+                    return self.ended_of(route, peer, id, state, mode);
+                }
+                let mut tries = Tries::default();
+                if let Some(outcome) = tries.take(peer, answer) {
+                    return outcome.map(|done| Ended::Entered(done.entered(id, route, peer)));
+                }
+                let told = tries.failure(&id);
+                if failure
+                    .as_ref()
+                    .is_none_or(|known: &Failure| known.exit != Exit::OutcomeUnknown)
+                {
+                    failure = Some(told);
+                }
+            }
+        }
+        Err(failure.unwrap_or_else(|| Failure::new(Exit::NoConnection, "no agent of the cluster can be asked")))
+    }
+
+    fn ended_of(&self, route: &Route, peer: &Peer, id: EntryId, state: BufferedState, mode: Mode) -> Outcome<Ended> {
+        let via = peer.label.clone();
+        match state {
+            BufferedState::Waiting => Ok(Ended::Buffered { id, via, mode }),
+            BufferedState::Committed(answer) => Ok(Ended::Entered(Done { answer, mode }.entered(id, route, peer))),
+            BufferedState::Refused { verdict, detail } => {
+                Err(failure_of_refusal(&WriteRefusal::Rejected { verdict, detail }).id(id.to_hex()))
+            }
+        }
+    }
+
     /// Brings an entry in; if its outcome stays unknown, keeps its bytes for [`resend`](Self::resend).
     ///
     /// # Errors
     /// As [`enter`](Self::enter).
     pub async fn enter_or_keep(&self, route: &Route, entry: &SignedEntry, deadline: Duration) -> Outcome<Entered> {
-        let id = entry.id(&self.client.context.chain);
         let outcome = self.enter(route, entry, deadline).await;
+        self.keep_if_unknown(entry, outcome)
+    }
+
+    fn keep_if_unknown<T>(&self, entry: &SignedEntry, outcome: Outcome<T>) -> Outcome<T> {
+        let id = entry.id(&self.client.context.chain);
         let path = self.pending_path(&id);
         match &outcome {
             Err(failure) if failure.exit == Exit::OutcomeUnknown => {
@@ -352,6 +419,19 @@ struct Tries {
 struct Done {
     answer: Answer,
     mode: Mode,
+}
+
+impl Done {
+    fn entered(self, id: EntryId, route: &Route, peer: &Peer) -> Entered {
+        Entered {
+            id,
+            cluster: route.cluster,
+            index: self.answer.index,
+            verdict: self.answer.verdict,
+            via: peer.label.clone(),
+            mode: self.mode,
+        }
+    }
 }
 
 impl Tries {

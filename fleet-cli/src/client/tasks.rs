@@ -68,10 +68,13 @@ pub struct Listed {
 /// Ranks what is said of a task: its own cluster first, then what is final at a greater height.
 fn rank(view: &TaskView, from: Option<ClusterId>) -> (bool, u64) {
     let height = match view.finality {
-        Finality::Final { height, .. } => height.0 + 1,
-        Finality::ClusterCommitted => 0,
+        Finality::Final { height, .. } => height.0 + 3,
+        Finality::ClusterCommitted => 2,
+        Finality::Refused { .. } => 1,
+        Finality::Buffered => 0,
     };
-    (from.is_some() && view.cluster == from, height)
+    let is_in_log = height >= 2;
+    (is_in_log && from.is_some() && view.cluster == from, height)
 }
 
 struct Merge {
@@ -208,6 +211,9 @@ impl Client {
                 }
             }
         }
+        if merge.rows.is_empty() && freshness.consistency == Consistency::Local {
+            self.find_kept(&request, &mut merge).await;
+        }
         match merge.into_rows().pop() {
             Some(found) => match failures.remove(&own_cluster(&found.view)) {
                 // What another cluster knows of it is not what was asked for.
@@ -219,6 +225,23 @@ impl Client {
                     .means("it was never committed, or is not final yet where you asked")
                     .todo("look at `fleet task list`")
             })),
+        }
+    }
+
+    /// Asks every agent for a task that no cluster knows: one may keep it for lack of a quorum.
+    async fn find_kept(&self, request: &OpRequest, merge: &mut Merge) {
+        let clusters = self.context.asked_clusters();
+        let agents = self.context.agents(None);
+        let is_asked = |peer: &&Peer| peer.cluster.is_some_and(|cluster| clusters.contains(&cluster));
+        let agents: Vec<&Peer> = agents.into_iter().filter(is_asked).collect();
+        for (peer, answer) in agents.iter().zip(self.ask_all(&agents, request).await) {
+            if let Ok(OpAnswer::Task {
+                task: Some(view),
+                context,
+            }) = answer
+            {
+                merge.take(peer, view, &context);
+            }
         }
     }
 

@@ -67,7 +67,7 @@ fn is_final(view: &TaskView) -> bool {
             verdict,
             Verdict::Rejected(Reason::DuplicateOf(_) | Reason::KeyConflict(_))
         ),
-        Finality::ClusterCommitted => false,
+        Finality::Buffered | Finality::Refused { .. } | Finality::ClusterCommitted => false,
     }
 }
 

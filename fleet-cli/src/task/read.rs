@@ -110,7 +110,8 @@ pub(super) async fn get(client: &Client, args: &GetArgs, printer: &Printer) -> O
 }
 
 fn is_over(found: &Found) -> bool {
-    !found.view.state.is_open() && matches!(found.view.finality, Finality::Final { .. })
+    let is_settled = matches!(found.view.finality, Finality::Final { .. } | Finality::Refused { .. });
+    !found.view.state.is_open() && is_settled
 }
 
 pub(super) async fn watch(client: &Client, args: &WatchArgs, printer: &Printer) -> Outcome {

@@ -20,7 +20,7 @@ use super::bulk;
 use crate::{
     client::{
         Client,
-        author::{Author, accepted, task_payload},
+        author::{Author, Ended, accepted, task_payload},
         tasks::Freshness,
     },
     clock::{self, parse_duration, parse_time},
@@ -98,6 +98,10 @@ pub struct SubmitArgs {
     /// Send the kept bytes of an entry whose outcome was unknown.
     #[arg(long, value_name = "ID", conflicts_with_all = ["kind", "key"])]
     resend: Option<String>,
+    /// If there is no majority, let the agent keep it on its disk and enter it when there is one again. It
+    /// is then "buffered" and not accepted: it may still be refused.
+    #[arg(long, conflicts_with_all = ["file", "resend"])]
+    buffer: bool,
     /// Wait until the task is final in the fleet's order.
     #[arg(long)]
     wait: bool,
@@ -181,14 +185,36 @@ pub(super) async fn run(client: &Client, args: SubmitArgs, printer: &Printer) ->
     let route = author.route(&clusters).await?;
     let number = author.reserve(&route, 1).await?;
     let entry = author.sign(&route, number, args.scope, Action::Submit, task_payload(&task));
-    let entered = author.enter_or_keep(&route, &entry, args.timeout).await?;
-    let verdict = accepted(entered.verdict)?;
-    let id = task_of(entered.id, entered.verdict);
-    let mut result = json!({
-        "task": id.to_hex(), "key": spec.key, "verdict": verdict, "entry": entered.id.to_hex(), "index": entered.index.0,
-        "cluster": client.context.cluster_label(entered.cluster), "finality": "cluster_committed",
-        "via": entered.via, "mode": entered.mode.word(),
-    });
+    let ended = if args.buffer {
+        author.enter_or_buffer(&route, &entry, args.timeout).await?
+    } else {
+        Ended::Entered(author.enter_or_keep(&route, &entry, args.timeout).await?)
+    };
+    let (id, mut result) = match ended {
+        Ended::Entered(entered) => {
+            let verdict = accepted(entered.verdict)?;
+            let id = task_of(entered.id, entered.verdict);
+            let result = json!({
+                "task": id.to_hex(), "key": spec.key, "verdict": verdict, "entry": entered.id.to_hex(),
+                "index": entered.index.0, "cluster": client.context.cluster_label(entered.cluster),
+                "finality": "cluster_committed", "via": entered.via, "mode": entered.mode.word(),
+            });
+            (id, result)
+        }
+        Ended::Buffered { id, via, mode } => {
+            printer.note(&format!(
+                "{via} keeps it until it has a majority again; look with `fleet task get {} --via {via}`",
+                id.to_hex()
+            ));
+            let id = TaskId::from(id);
+            let result = json!({
+                "task": id.to_hex(), "key": spec.key, "entry": id.to_hex(),
+                "cluster": client.context.cluster_label(route.cluster),
+                "finality": "buffered", "via": via, "mode": mode.word(),
+            });
+            (id, result)
+        }
+    };
     if args.wait {
         let (height, verdict) = wait_final(client, id, args.timeout).await?;
         result["finality"] = json!("final");
@@ -295,20 +321,33 @@ async fn wait_final(client: &Client, id: TaskId, limit: Duration) -> Outcome<(u6
         staleness_ms_max: None,
     };
     loop {
-        if let Ok(found) = client.find(id, freshness).await
-            && let Finality::Final { height, verdict } = found.view.finality
-        {
-            accepted(verdict)?;
-            return Ok((height.0, verdict));
+        let found = client.find(id, freshness).await.ok().map(|found| found.view.finality);
+        match found {
+            Some(Finality::Final { height, verdict }) => {
+                accepted(verdict)?;
+                return Ok((height.0, verdict));
+            }
+            Some(Finality::Refused { verdict }) => {
+                accepted(verdict)?;
+            }
+            _ => {}
         }
         if Instant::now() >= end {
-            return Err(Failure::new(
-                Exit::OutcomeUnknown,
-                "the task is acknowledged, and not final within the timeout",
-            )
-            .means("it is on a majority of its cluster's disks; the validators have not ordered it yet")
-            .todo("look at `fleet status`; watch it with `fleet task watch`")
-            .id(id.to_hex()));
+            let (what, means) = if found == Some(Finality::Buffered) {
+                (
+                    "the task is buffered, and not accepted within the timeout",
+                    "one agent keeps it; it enters when that agent has a majority again",
+                )
+            } else {
+                (
+                    "the task is acknowledged, and not final within the timeout",
+                    "it is on a majority of its cluster's disks; the validators have not ordered it yet",
+                )
+            };
+            return Err(Failure::new(Exit::OutcomeUnknown, what)
+                .means(means)
+                .todo("look at `fleet status`; watch it with `fleet task watch`")
+                .id(id.to_hex()));
         }
         sleep(Duration::from_millis(50)).await;
     }
