@@ -1,8 +1,15 @@
-//! The processes of a run: how they are started, watched, killed and started again.
+//! The processes of a run: how they are started, watched, killed, paused and started again.
 //!
-//! Disks outlive processes. Everything else of a process dies with it.
+//! # Rules
+//! * Disks and clocks outlive processes. Everything else of a process dies with it.
+//! * A process that ends by itself is killed and started again after a while, as a supervisor would. It
+//!   may end only when its disk was in trouble; everything else is a finding.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use cluster_agent::{
     agent::{Agent, AgentHandle, Settings},
@@ -10,22 +17,25 @@ use cluster_agent::{
     peers::Door as AgentDoor,
     ports::AgentPorts,
     raft::{LinkProfile, RaftConfig},
+    shell::Ending,
 };
 use common::{
     codec::Label,
     genesis::Timing,
-    ids::{ClusterId, Founding, NodeIdx, RaftNodeId},
+    ids::{ClusterId, DeviceId, Founding, NodeIdx, RaftNodeId},
     lease_terms::{ClockBounds, LeaseTerms},
     testing::Fleet,
     wire::frame::{Hello, WIRE_VERSION},
 };
-use global_validator::{Door as ValidatorDoor, Ports as ValidatorPorts, Setup, Validator};
+use futures::FutureExt;
+use global_validator::{Door as ValidatorDoor, Ports as ValidatorPorts, Setup, Validator, exit::Stop};
 
 use crate::{
-    ports::{DiskTiming, LinkConditions, SimClock, SimDisk, SimLog, SimNetwork, SimSnapshots},
+    ports::{Direction, DiskTiming, DiskTrouble, LinkConditions, SimClock, SimDisk, SimLog, SimNetwork, SimSnapshots},
     random::Stream,
     runtime::{Process, ProcessId, SimRuntime},
     trace::{Event, Trace},
+    witness::Witness,
 };
 
 /// How many processes of each sort.
@@ -39,6 +49,14 @@ pub struct Population {
     pub validators: u32,
 }
 
+impl Population {
+    /// Processes altogether.
+    #[must_use]
+    pub fn nodes(&self) -> u32 {
+        self.clusters * self.agents + self.validators
+    }
+}
+
 /// The machine under every process of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conditions {
@@ -46,30 +64,95 @@ pub struct Conditions {
     pub links: LinkConditions,
     /// Disks.
     pub disks: DiskTiming,
+    /// Clocks gain or lose at most this, per million; at most the fleet's bound.
+    pub drift_ppm_max: u32,
+    /// What agents suppose of their links.
+    pub profile: LinkProfile,
+    /// A snapshot is made after this many entries, and this many are kept below it.
+    pub snapshot_entries: (u64, u64),
+}
+
+/// Drift that clocks of a simulated fleet stay below.
+pub const DRIFT_PPM: u32 = 500;
+
+/// What a process runs on.
+struct Machine {
+    idx: NodeIdx,
+    device: DeviceId,
+    disk: SimDisk,
+    clock: SimClock,
+    process: Option<Process>,
+    down_until_us: u64,
+    /// In this life its disk was in trouble: it may end by itself.
+    may_end: bool,
 }
 
 struct AgentSlot {
-    disk: SimDisk,
     log: SimLog,
     snapshots: SimSnapshots,
-    running: Option<(Process, AgentHandle)>,
+    handle: Option<AgentHandle>,
 }
 
-struct ValidatorSlot {
-    disk: SimDisk,
-    running: Option<(Process, Validator)>,
+/// What is behind the door of an agent now.
+#[derive(Clone)]
+pub struct OpenDoor {
+    process: Process,
+    agent: AgentHandle,
+}
+
+impl OpenDoor {
+    /// Asks the agent. `None` if it was killed meanwhile; a paused agent answers when it goes on.
+    pub async fn ask<T, F>(&self, question: impl FnOnce(AgentHandle) -> F) -> Option<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + Send + 'static,
+    {
+        self.process.spawn(question(self.agent.clone())).await.ok()
+    }
+}
+
+/// Doors that outlive the agents behind them.
+#[derive(Clone, Default)]
+pub struct Doors(Arc<Mutex<BTreeMap<String, OpenDoor>>>);
+
+impl Doors {
+    /// The newest life of the agent `name`, if it runs.
+    #[must_use]
+    pub fn open(&self, name: &str) -> Option<OpenDoor> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    fn set(&self, name: &str, door: Option<OpenDoor>) {
+        let mut doors = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match door {
+            Some(door) => doors.insert(name.to_owned(), door),
+            None => doors.remove(name),
+        };
+    }
 }
 
 /// A simulated fleet. Names are those of a development fleet: `c1-1`, `v1`, operator `op1`.
 pub struct SimFleet {
     /// Keys and genesis file.
     pub fleet: Fleet,
-    /// The links, for faults.
+    /// How many processes there are.
+    pub population: Population,
+    /// Its machines when nothing is wrong.
+    pub conditions: Conditions,
+    /// The links.
     pub network: SimNetwork,
+    /// Ways to the running agents.
+    pub doors: Doors,
+    /// Who is told what happens.
+    pub witness: Witness,
     trace: Trace,
     seeds: Stream,
+    machines: BTreeMap<String, Machine>,
     agents: BTreeMap<String, AgentSlot>,
-    validators: BTreeMap<String, ValidatorSlot>,
+    validators: BTreeMap<String, Option<Validator>>,
+    /// Cut directions by the number of the fault that cuts them.
+    cuts: BTreeMap<u64, BTreeSet<Direction>>,
+    sides: BTreeMap<String, bool>,
 }
 
 /// The timing of a development fleet, for links of up to 100 ms.
@@ -78,7 +161,7 @@ fn timing() -> Timing {
         clocks: ClockBounds {
             block_time_bound_ms: 500,
             clock_error_ms: 100,
-            drift_ppm: 500,
+            drift_ppm: DRIFT_PPM,
         },
         idle_block_interval_ms: 1_000,
         delay_ms_min: 10,
@@ -93,56 +176,79 @@ fn timing() -> Timing {
     }
 }
 
+/// Time after which a process that ended by itself is started again.
+const RESTART_US: u64 = 1_000_000;
+
 impl SimFleet {
     /// A fleet of `population` with empty disks; nothing runs yet.
     #[must_use]
-    pub fn new(seed: u64, population: Population, conditions: Conditions, trace: Trace) -> Self {
-        let Population {
-            clusters,
-            agents,
-            validators,
-        } = population;
-        let fleet = Fleet::with_timing(clusters, agents, validators, timing());
+    pub fn new(
+        seed: u64,
+        population: Population,
+        conditions: Conditions,
+        trace: Trace,
+        make: impl FnOnce(&Fleet) -> Witness,
+    ) -> Self {
+        let fleet = Fleet::with_timing(population.clusters, population.agents, population.validators, timing());
         let network = SimNetwork::new(seed, conditions.links, trace.clone());
-        let disk = |idx: NodeIdx| SimDisk::new(idx.0, seed, conditions.disks, trace.clone());
-        let mut agent_slots = BTreeMap::new();
-        let mut validator_slots = BTreeMap::new();
-        for member in fleet.registry.members() {
-            let (label, disk) = (member.label.as_str().to_owned(), disk(member.idx));
+        let witness = make(&fleet);
+        let mut drifts = Stream::split(seed, 0x6472_6966);
+        let mut sim = Self {
+            fleet,
+            population,
+            conditions,
+            network,
+            doors: Doors::default(),
+            witness,
+            seeds: Stream::split(seed, 0x6c69_6665),
+            trace,
+            machines: BTreeMap::new(),
+            agents: BTreeMap::new(),
+            validators: BTreeMap::new(),
+            cuts: BTreeMap::new(),
+            sides: BTreeMap::new(),
+        };
+        for member in sim.fleet.registry.members() {
             let cluster = member.cluster.map(|cluster| (cluster, Founding(0)));
-            let raft = cluster.map_or(0, |_| RaftNodeId::new(member.idx, 1).0);
             let hello = Hello {
                 version: WIRE_VERSION,
-                chain: fleet.chain,
+                chain: sim.fleet.chain,
                 device: member.id,
                 cluster,
-                raft,
+                raft: cluster.map_or(0, |_| RaftNodeId::new(member.idx, 1).0),
             };
-            network.enroll(ProcessId(member.idx.0), member.idx, hello);
-            if cluster.is_some() {
-                let (log, snapshots) = (SimLog::new(disk.clone()), SimSnapshots::new(disk.clone()));
-                agent_slots.insert(
-                    label,
-                    AgentSlot {
-                        disk,
-                        log,
-                        snapshots,
-                        running: None,
-                    },
-                );
+            sim.network.enroll(ProcessId(member.idx.0), member.idx, hello);
+            let name = member.label.as_str().to_owned();
+            let disk = SimDisk::new(member.idx.0, seed, conditions.disks, sim.trace.clone());
+            if let Some(cluster) = member.cluster {
+                let slot = AgentSlot {
+                    log: SimLog::new(disk.clone()),
+                    snapshots: SimSnapshots::new(disk.clone()),
+                    handle: None,
+                };
+                sim.witness.watch_log(cluster, name.clone(), slot.log.clone());
+                sim.agents.insert(name.clone(), slot);
             } else if member.consensus_key.is_some() {
-                validator_slots.insert(label, ValidatorSlot { disk, running: None });
+                sim.validators.insert(name.clone(), None);
+            } else {
+                continue;
             }
+            let most = u64::from(conditions.drift_ppm_max);
+            let drift_ppm = drifts.between(0, 2 * most) as i64 - most as i64;
+            // Machines booted at different times.
+            let clock = SimClock::new(sim.trace.clone(), u64::from(member.idx.0 + 1) * 60_000_000, drift_ppm);
+            let machine = Machine {
+                idx: member.idx,
+                device: member.id,
+                disk,
+                clock,
+                process: None,
+                down_until_us: 0,
+                may_end: false,
+            };
+            sim.machines.insert(name, machine);
         }
-        let seeds = Stream::split(seed, 0x6c69_6665);
-        Self {
-            fleet,
-            network,
-            trace,
-            seeds,
-            agents: agent_slots,
-            validators: validator_slots,
-        }
+        sim
     }
 
     /// Names of all agents.
@@ -157,85 +263,178 @@ impl SimFleet {
         self.validators.keys().cloned().collect()
     }
 
+    /// Names of the agents of each cluster.
+    #[must_use]
+    pub fn clusters(&self) -> Vec<Vec<String>> {
+        let members = |cluster: u32| (1..=self.population.agents).map(move |agent| format!("c{cluster}-{agent}"));
+        (1..=self.population.clusters).map(|cluster| members(cluster).collect()).collect()
+    }
+
     /// A running agent.
     #[must_use]
-    pub fn agent(&self, name: &str) -> Option<AgentHandle> {
-        self.agents
-            .get(name)?
-            .running
-            .as_ref()
-            .map(|(_, handle)| handle.clone())
+    pub fn agent(&self, name: &str) -> Option<&AgentHandle> {
+        self.agents.get(name)?.handle.as_ref()
     }
 
     /// A running validator.
     #[must_use]
-    pub fn validator(&self, name: &str) -> Option<Validator> {
-        self.validators
-            .get(name)?
-            .running
-            .as_ref()
-            .map(|(_, validator)| validator.clone())
+    pub fn validator(&self, name: &str) -> Option<&Validator> {
+        self.validators.get(name)?.as_ref()
     }
 
-    /// The running agents of a cluster, by name.
+    /// The agent of a cluster that leads in the newest term, if one leads.
     #[must_use]
-    pub fn cluster(&self, cluster: ClusterId) -> Vec<(String, AgentHandle)> {
-        let prefix = format!("c{}-", cluster.0 + 1);
-        let of_cluster = self.agents.iter().filter(|(name, _)| name.starts_with(&prefix));
-        of_cluster
-            .filter_map(|(name, slot)| Some((name.clone(), slot.running.as_ref()?.1.clone())))
-            .collect()
+    pub fn leader(&self, cluster: &[String]) -> Option<String> {
+        let statuses = cluster.iter().filter_map(|name| Some((name, self.agent(name)?.status())));
+        let leaders = statuses.filter(|(_, status)| status.is_leader);
+        let newest = leaders.max_by_key(|(_, status)| status.context.term);
+        newest.map(|(name, _)| name.clone())
     }
 
-    /// Starts everything that does not run.
-    ///
-    /// # Panics
-    /// If a shell refuses its own disk: in a simulation that is a bug.
-    pub async fn start_all(&mut self) {
-        for name in self.validator_names() {
-            self.start_validator(&name).await;
-        }
-        for name in self.agent_names() {
-            self.start_agent(&name).await;
+    fn machine(&self, name: &str) -> &Machine {
+        self.machines
+            .get(name)
+            .unwrap_or_else(|| panic!("no process is called {name}"))
+    }
+
+    fn machine_mut(&mut self, name: &str) -> &mut Machine {
+        self.machines
+            .get_mut(name)
+            .unwrap_or_else(|| panic!("no process is called {name}"))
+    }
+
+    /// The number of a process.
+    #[must_use]
+    pub fn id(&self, name: &str) -> ProcessId {
+        ProcessId(self.machine(name).idx.0)
+    }
+
+    /// The clocks of a machine.
+    #[must_use]
+    pub fn clock(&self, name: &str) -> SimClock {
+        self.machine(name).clock.clone()
+    }
+
+    /// The log of an agent.
+    #[must_use]
+    pub fn log(&self, name: &str) -> Option<&SimLog> {
+        self.agents.get(name).map(|slot| &slot.log)
+    }
+
+    /// The snapshots of an agent.
+    #[must_use]
+    pub fn snapshots(&self, name: &str) -> Option<&SimSnapshots> {
+        self.agents.get(name).map(|slot| &slot.snapshots)
+    }
+
+    /// Begins or ends trouble of a disk.
+    pub fn set_trouble(&mut self, name: &str, trouble: DiskTrouble) {
+        let machine = self.machine_mut(name);
+        machine.disk.set_trouble(trouble);
+        machine.may_end |= matches!(trouble, DiskTrouble::Failing | DiskTrouble::Full);
+    }
+
+    /// Cuts exactly these directions in the name of the fault `number`, beside what others cut.
+    pub fn set_cuts(&mut self, number: u64, directions: BTreeSet<Direction>) {
+        self.cuts.insert(number, directions);
+        self.cuts.retain(|_, directions| !directions.is_empty());
+        self.network.set_cuts(&self.cuts.values().flatten().copied().collect());
+        self.note_sides();
+    }
+
+    /// Stops every task of a process where it stands, until [`resume`](Self::resume).
+    pub fn pause(&self, name: &str) {
+        if let Some(process) = &self.machine(name).process {
+            process.pause();
         }
     }
 
-    /// Starts a process by name, if it does not run.
-    ///
-    /// # Panics
-    /// If it refuses to start, or there is none of this name.
-    pub async fn start(&mut self, name: &str) {
-        if self.agents.contains_key(name) {
-            self.start_agent(name).await;
-        } else {
-            self.start_validator(name).await;
+    /// Lets it go on.
+    pub fn resume(&self, name: &str) {
+        if let Some(process) = &self.machine(name).process {
+            process.resume();
         }
     }
 
-    /// Starts an agent, if it does not run.
-    ///
-    /// # Panics
-    /// If it refuses to start.
-    pub async fn start_agent(&mut self, name: &str) {
-        let idx = self.fleet.idx(name);
-        let (clock, process) = (self.clock(idx), self.life(idx));
-        let device = self.fleet.id(name);
+    /// Starts every process that does not run and need not be down, and ends those that must not go on.
+    pub async fn supervise(&mut self) {
+        let now_us = self.trace.now_us();
+        let names: Vec<String> = self.machines.keys().cloned().collect();
+        for name in &names {
+            self.look_after(name, now_us);
+        }
+        for name in names {
+            let machine = self.machine(&name);
+            if machine.process.is_some() || machine.down_until_us > now_us {
+                continue;
+            }
+            let started = if self.agents.contains_key(&name) {
+                self.start_agent(&name).await
+            } else {
+                self.start_validator(&name).await
+            };
+            let is_in_trouble = self.machine(&name).may_end;
+            if let Err(reason) = started {
+                if !is_in_trouble {
+                    self.witness.violate("restarts", format!("{name} does not start: {reason}"));
+                }
+                self.machine_mut(&name).down_until_us = now_us + RESTART_US;
+            }
+        }
+        self.note_sides();
+    }
+
+    /// Ends a process that cannot go on, and tells the witness if it had no reason.
+    fn look_after(&mut self, name: &str, now_us: u64) {
+        let machine = self.machine(name);
+        let Some(process) = &machine.process else { return };
+        let may_end = machine.may_end;
+        if let Some(panic) = process.panicked() {
+            self.witness.violate("no-panic", format!("{name} panicked: {panic}"));
+        }
+        let Some((code, reason)) = self.ending(name) else { return };
+        let is_of_disk = code == 74 || (code == 70 && self.validators.contains_key(name));
+        if !(may_end && is_of_disk) {
+            self.witness
+                .violate("restarts", format!("{name} ended by itself with exit code {code}: {reason}"));
+        }
+        self.kill(name, now_us + RESTART_US);
+    }
+
+    fn ending(&self, name: &str) -> Option<(u8, String)> {
+        if let Some(agent) = self.agent(name) {
+            return match agent.ended().now_or_never()? {
+                Ending::Stopped => Some((0, "asked to stop".into())),
+                Ending::Fatal { exit_code, reason } => Some((exit_code, reason)),
+            };
+        }
+        let stop: Arc<Stop> = self.validator(name)?.stop_reason()?;
+        let code = if matches!(*stop, Stop::Storage { .. }) { 70 } else { stop.exit_code().max(1) };
+        Some((code, stop.to_string()))
+    }
+
+    async fn start_agent(&mut self, name: &str) -> Result<(), String> {
+        let process = self.life(name);
+        let machine = self.machine(name);
+        let (idx, device) = (machine.idx, machine.device);
+        let (clock, disk) = (Arc::new(machine.clock.clone()), Arc::new(machine.disk.clone()));
+        let transport = self.network.transport(device);
         let slot = self.agents.get_mut(name).expect("an agent of this fleet");
-        if slot.running.is_some() {
-            return;
-        }
         let ports = AgentPorts {
-            transport: self.network.transport(device),
-            clock: Arc::new(clock),
+            transport,
+            clock,
             spawner: Arc::new(process.clone()),
             entropy: Arc::new(process.clone()),
-            disk: Arc::new(slot.disk.clone()),
+            disk,
             log: Arc::new(slot.log.open(process.clone())),
             snapshots: Arc::new(slot.snapshots.clone()),
         };
+        let (snapshot_entries, snapshot_entries_kept) = self.conditions.snapshot_entries;
         let raft = RaftConfig {
             cluster_name: name.to_owned(),
-            ..RaftConfig::for_profile(LinkProfile::Dev)
+            snapshot_entries,
+            snapshot_entries_kept,
+            ..RaftConfig::for_profile(self.conditions.profile)
         };
         let settings = Settings {
             genesis: Arc::new(self.fleet.genesis.clone()),
@@ -247,31 +446,38 @@ impl SimFleet {
         };
         let door = AgentDoor::default();
         let started = process.run(Agent::start::<SimRuntime>(settings, ports, &door)).await;
-        let handle = started.unwrap_or_else(|error| panic!("{name} does not start: {error}"));
+        let agent = match started {
+            Ok(agent) => agent,
+            Err(error) => {
+                process.kill();
+                return Err(error.to_string());
+            }
+        };
         self.network.connect(device, process.clone(), Arc::new(door));
         self.trace.record(Event::Started, idx.0, idx.0, name.as_bytes());
-        watch_agent(&process, &handle, self.trace.clone(), idx);
-        slot.running = Some((process, handle));
+        self.witness.watch_agent(&process, &agent, name, idx);
+        let open = OpenDoor {
+            process: process.clone(),
+            agent: agent.clone(),
+        };
+        self.doors.set(name, Some(open));
+        if let Some(slot) = self.agents.get_mut(name) {
+            slot.handle = Some(agent);
+        }
+        self.machine_mut(name).process = Some(process);
+        Ok(())
     }
 
-    /// Starts a validator, if it does not run.
-    ///
-    /// # Panics
-    /// If it refuses to start.
-    pub async fn start_validator(&mut self, name: &str) {
-        let idx = self.fleet.idx(name);
-        let (clock, process) = (self.clock(idx), self.life(idx));
-        let device = self.fleet.id(name);
-        let slot = self.validators.get_mut(name).expect("a validator of this fleet");
-        if slot.running.is_some() {
-            return;
-        }
+    async fn start_validator(&mut self, name: &str) -> Result<(), String> {
+        let process = self.life(name);
+        let machine = self.machine(name);
+        let (idx, device) = (machine.idx, machine.device);
         let ports = ValidatorPorts {
             transport: self.network.transport(device),
-            clock: Arc::new(clock),
+            clock: Arc::new(machine.clock.clone()),
             spawner: Arc::new(process.clone()),
             entropy: Arc::new(process.clone()),
-            disk: Arc::new(slot.disk.clone()),
+            disk: Arc::new(machine.disk.clone()),
         };
         let setup = Setup {
             genesis: Arc::new(self.fleet.genesis.clone()),
@@ -281,60 +487,83 @@ impl SimFleet {
         };
         let door = ValidatorDoor::new();
         let started = process.run(Validator::start(setup, ports, &door)).await;
-        let validator = started.unwrap_or_else(|stop| panic!("{name} does not start: {stop}"));
+        let validator = match started {
+            Ok(validator) => validator,
+            Err(stop) => {
+                process.kill();
+                return Err(stop.to_string());
+            }
+        };
         self.network.connect(device, process.clone(), Arc::new(door));
         self.trace.record(Event::Started, idx.0, idx.0, name.as_bytes());
-        watch_validator(&process, &validator, self.trace.clone(), idx);
-        slot.running = Some((process, validator));
+        self.witness.watch_validator(&process, &validator, name, idx);
+        self.validators.insert(name.to_owned(), Some(validator));
+        self.machine_mut(name).process = Some(process);
+        Ok(())
     }
 
-    /// Kills a process as kill -9 would; its disk keeps what was synced. False if it did not run.
-    pub fn kill(&mut self, name: &str) -> bool {
-        let process = match (self.agents.get_mut(name), self.validators.get_mut(name)) {
-            (Some(slot), _) => slot.running.take().map(|(process, _)| process),
-            (_, Some(slot)) => slot.running.take().map(|(process, _)| process),
-            _ => None,
-        };
+    /// A new life of a process. What it may blame its disk for begins anew.
+    fn life(&mut self, name: &str) -> Process {
+        let seed = self.seeds.next_u64();
+        let machine = self.machine_mut(name);
+        machine.may_end = matches!(machine.disk.trouble(), DiskTrouble::Failing | DiskTrouble::Full);
+        Process::new(ProcessId(machine.idx.0), seed)
+    }
+
+    /// Kills a process as kill -9 would, and keeps it down until `until_us`; its disk keeps what was
+    /// synced. False if it did not run.
+    pub fn kill(&mut self, name: &str, until_us: u64) -> bool {
+        let machine = self.machine_mut(name);
+        machine.down_until_us = machine.down_until_us.max(until_us);
+        let (process, disk, device) = (machine.process.take(), machine.disk.clone(), machine.device);
         let Some(process) = process else { return false };
         process.kill();
-        self.network.disconnect(&self.fleet.id(name));
+        disk.crash();
+        if let Some(slot) = self.agents.get_mut(name) {
+            slot.log.crash();
+            slot.handle = None;
+            self.doors.set(name, None);
+        } else {
+            self.validators.insert(name.to_owned(), None);
+        }
+        self.network.disconnect(&device);
         let id = process.id().0;
         self.trace.record(Event::Killed, id, id, name.as_bytes());
+        self.note_sides();
         true
     }
 
-    fn life(&mut self, idx: NodeIdx) -> Process {
-        Process::new(ProcessId(idx.0), self.seeds.next_u64())
+    /// Nothing need be down any longer.
+    pub fn let_all_start(&mut self) {
+        for machine in self.machines.values_mut() {
+            machine.down_until_us = 0;
+        }
     }
 
-    /// A clock that showed some minutes when the run began, as machines that booted at different times do.
-    fn clock(&self, idx: NodeIdx) -> SimClock {
-        SimClock::new(self.trace.clone(), u64::from(idx.0 + 1) * 60_000_000)
+    /// Which agents reach a majority of their cluster's members both ways, over others if need be.
+    fn note_sides(&mut self) {
+        for (number, members) in (0..).zip(self.clusters()) {
+            for name in &members {
+                let has_majority = 2 * self.reached_from(name, &members) > members.len();
+                if self.sides.insert(name.clone(), has_majority) != Some(has_majority) {
+                    self.witness.side(name, ClusterId(number), has_majority);
+                }
+            }
+        }
     }
-}
 
-/// Records the digest of the queue after each step of the log.
-fn watch_agent(process: &Process, handle: &AgentHandle, trace: Trace, idx: NodeIdx) {
-    let machine = handle.machine();
-    process.spawn(async move {
-        let mut seen = 0;
-        loop {
-            machine.pulse().next(&mut seen).await;
-            let digest = machine.with(|state| state.queue.digest());
-            trace.record(Event::Applied, idx.0, idx.0, &digest.0);
+    fn reached_from(&self, name: &str, members: &[String]) -> usize {
+        let is_up = |name: &String| self.machine(name).process.is_some();
+        let mut reached: BTreeSet<&str> = BTreeSet::from([name]);
+        let mut todo = vec![name];
+        while let Some(near) = todo.pop() {
+            for far in members.iter().filter(|far| is_up(far)) {
+                if !reached.contains(far.as_str()) && self.network.is_open(self.id(near), self.id(far)) {
+                    reached.insert(far);
+                    todo.push(far);
+                }
+            }
         }
-    });
-}
-
-/// Records the root of the state after each executed block.
-fn watch_validator(process: &Process, validator: &Validator, trace: Trace, idx: NodeIdx) {
-    let executed = validator.executed().clone();
-    process.spawn(async move {
-        let mut height = common::ids::Height(0);
-        loop {
-            let now = executed.wait_until(|executed| executed.queue.height() > height).await;
-            height = now.queue.height();
-            trace.record(Event::Applied, idx.0, idx.0, &now.queue.state_root().0);
-        }
-    });
+        reached.len()
+    }
 }

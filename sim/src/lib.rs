@@ -1,12 +1,13 @@
 //! Deterministic simulation of whole fleets: the real shells of both tiers in virtual time, from one seed.
 //!
-//! * [`run`]: one run of a plan, and what it came to ([`judge`]).
+//! * [`run`]: one run of a plan, and what it came to.
+//! * [`fleet`]: which processes run, and how they are started, killed and paused.
+//! * [`faults`]: cuts, bad links, bad disks, wrong clocks, crashes, pauses.
+//! * [`workload`]: what the fleet is asked to do, and what it acknowledged.
+//! * [`witness`]: hears what happens and asks the [`checkers`], one for each invariant.
 //! * [`runtime`]: tokio's current-thread runtime with paused time, under openraft's `AsyncRuntime`.
 //! * [`ports`]: what a shell touches instead of the machine: clock, tasks, entropy, messages, disk.
 //! * [`trace`]: the hash that two runs of one seed must share.
-//! * [`fleet`]: which processes run, and how they are started and killed.
-//! * [`faults`]: what is killed, and when it comes back.
-//! * [`workload`]: what the fleet is asked to do, and what it acknowledged.
 //!
 //! # Why it is deterministic
 //! One thread; virtual time that moves only when nothing can run; every random number from the seed;
@@ -17,12 +18,13 @@
     allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::disallowed_macros)
 )]
 
+pub mod checkers;
 pub mod faults;
 pub mod fleet;
-pub mod judge;
 pub mod ports;
 pub mod random;
 pub mod run;
 pub mod runtime;
 pub mod trace;
+pub mod witness;
 pub mod workload;

@@ -1,13 +1,19 @@
 //! The fleet simulator's command line.
 //!
-//! `sim run --seed S` runs a small fleet and prints the trace hash; the same seed gives the same hash.
+//! `sim run --seed S` runs one fleet and prints what it came to; the same seed gives the same trace hash.
+//! `sim soak --seeds A..B` runs many, and prints each that broke something with the command that shows it.
 #![forbid(unsafe_code)]
 
-use std::{process::ExitCode, time::Duration};
+use std::{
+    process::ExitCode,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use clap::{Parser, Subcommand, ValueEnum};
-use serde_json::json;
+use serde_json::{Value, json};
 use sim::{
+    faults::Family,
     run::{Plan, Report, run},
     trace::Event,
 };
@@ -21,33 +27,92 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs 3 clusters of 3 agents and 4 validators under a small workload.
+    /// Runs one fleet under a workload and faults; exit 1 when an invariant broke.
     Run {
         /// Determines the run.
         #[arg(long)]
         seed: u64,
-        /// Tasks submitted through each cluster.
-        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-        tasks: u32,
-        /// Frames lost, per million.
-        #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(0..=500_000))]
-        loss_ppm: u64,
-        /// How often a process or a whole cluster is killed and started again.
-        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000))]
-        kills: u32,
-        /// Longest virtual time, seconds.
-        #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=86_400))]
-        seconds: u64,
+        #[command(flatten)]
+        shape: Shape,
+        /// How the result is printed.
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+    /// Runs many seeds; exit 1 when an invariant broke in any.
+    Soak {
+        /// First seed and the one behind the last, as in 0..200.
+        #[arg(long, value_parser = seeds)]
+        seeds: (u64, u64),
+        /// Runs at a time.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+        jobs: u8,
+        #[command(flatten)]
+        shape: Shape,
         /// How the result is printed.
         #[arg(short, long, value_enum, default_value_t = Output::Table)]
         output: Output,
     },
 }
 
+#[derive(Clone, Copy, clap::Args)]
+struct Shape {
+    /// Which fleet.
+    #[arg(long, value_enum, default_value_t = Size::Small)]
+    population: Size,
+    /// Virtual seconds of work and faults; the fleet settles after them.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    secs: Option<u64>,
+    /// Mean virtual seconds between two faults; 0 is none.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    fault_every: Option<u64>,
+}
+
 #[derive(Clone, Copy, ValueEnum)]
+enum Size {
+    /// 1 to 3 clusters of 3 to 7 agents and 4 validators: for finding bugs.
+    Small,
+    /// 50 clusters of 10 agents and 7 validators: for scale.
+    Fleet,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Output {
     Table,
     Json,
+}
+
+fn seeds(text: &str) -> Result<(u64, u64), String> {
+    let bad = || format!("\"{text}\" is no range of seeds such as 0..200");
+    let (from, to) = text.split_once("..").ok_or_else(bad)?;
+    let range = (from.parse().map_err(|_| bad())?, to.parse().map_err(|_| bad())?);
+    if range.0 < range.1 { Ok(range) } else { Err(bad()) }
+}
+
+impl Shape {
+    fn plan(self, seed: u64) -> Plan {
+        let mut plan = match self.population {
+            Size::Small => Plan::small(seed),
+            Size::Fleet => Plan::fleet(seed),
+        };
+        if let Some(secs) = self.secs {
+            plan.lasts = Duration::from_secs(secs);
+        }
+        if let Some(secs) = self.fault_every {
+            plan.weather.every_us = secs * 1_000_000;
+        }
+        plan
+    }
+
+    /// The command that runs `seed` alone.
+    fn command(self, seed: u64) -> String {
+        let population = match self.population {
+            Size::Small => "",
+            Size::Fleet => " --population fleet",
+        };
+        let option = |name: &str, value: Option<u64>| value.map_or(String::new(), |value| format!(" --{name} {value}"));
+        let (secs, every) = (option("secs", self.secs), option("fault-every", self.fault_every));
+        format!("sim run --seed {seed}{population}{secs}{every}")
+    }
 }
 
 fn main() -> ExitCode {
@@ -55,36 +120,116 @@ fn main() -> ExitCode {
         eprintln!("sim: {error}");
         return ExitCode::from(78);
     }
-    let Command::Run {
-        seed,
-        tasks,
-        loss_ppm,
-        kills,
-        seconds,
-        output,
-    } = Arguments::parse().command;
-    let mut plan = Plan::small(seed);
-    plan.load.tasks_per_cluster = tasks;
-    plan.conditions.links.loss_ppm = loss_ppm;
-    plan.kills = kills;
-    plan.lasts = Duration::from_secs(seconds);
-    let report = run(plan);
-    match output {
-        Output::Json => println!("{}", as_json(&report)),
-        Output::Table => print_table(&report),
-    }
-    if report.verdict.is_clean() && report.ended.is_empty() {
-        return ExitCode::SUCCESS;
-    }
-    eprintln!(
-        "sim: seed {seed} of commit {COMMIT} is not clean: {:?} {:?}",
-        report.verdict, report.ended
-    );
-    ExitCode::from(1)
+    let is_clean = match Arguments::parse().command {
+        Command::Run { seed, shape, output } => run_one(seed, shape, output),
+        Command::Soak {
+            seeds,
+            jobs,
+            shape,
+            output,
+        } => soak(seeds, jobs, shape, output),
+    };
+    if is_clean { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// The commit this binary was built from, or `unknown` outside of a checkout.
 const COMMIT: &str = env!("MUSTER_COMMIT");
+
+/// A report and the wall time it took.
+fn timed(plan: Plan) -> (Report, Duration) {
+    #[allow(clippy::disallowed_methods, reason = "how fast the simulator is, beside the simulation")]
+    let began = std::time::Instant::now();
+    let report = run(plan);
+    (report, began.elapsed())
+}
+
+fn run_one(seed: u64, shape: Shape, output: Output) -> bool {
+    let (report, wall) = timed(shape.plan(seed));
+    match output {
+        Output::Json => println!("{}", as_json(&report, wall)),
+        Output::Table => print_table(&report, wall),
+    }
+    complain(&report, shape);
+    report.violation.is_none()
+}
+
+fn complain(report: &Report, shape: Shape) {
+    if let Some(violation) = &report.violation {
+        let seed = report.plan.seed;
+        eprintln!("sim: seed {seed} of commit {COMMIT} at {violation}");
+        eprintln!("sim: again with: {}", shape.command(seed));
+    }
+}
+
+#[derive(Default)]
+struct Totals {
+    runs: u64,
+    virtual_ms: u64,
+    node_ms: u64,
+    faults: u64,
+    tasks_acked: u64,
+    violations: Vec<Value>,
+}
+
+fn soak((from, to): (u64, u64), jobs: u8, shape: Shape, output: Output) -> bool {
+    let next = AtomicU64::new(from);
+    let totals = std::sync::Mutex::new(Totals::default());
+    #[allow(clippy::disallowed_methods, reason = "how fast the simulator is, beside the simulation")]
+    let began = std::time::Instant::now();
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= to {
+                return;
+            }
+            let (report, wall) = timed(shape.plan(seed));
+            complain(&report, shape);
+            let mut totals = totals.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            add(&mut totals, &report, wall, shape);
+        }
+    };
+    // Runs share nothing: each has its own thread and its own time.
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(work);
+        }
+    });
+    let totals = totals.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let summary = json!({
+        "seeds": [from, to],
+        "commit": COMMIT,
+        "runs": totals.runs,
+        "sim_seconds": totals.virtual_ms as f64 / 1e3,
+        "node_hours": totals.node_ms as f64 / 3.6e6,
+        "wall_seconds": began.elapsed().as_secs_f64(),
+        "faults": totals.faults,
+        "tasks_acked": totals.tasks_acked,
+        "violations": totals.violations,
+    });
+    match output {
+        Output::Json => println!("{summary}"),
+        Output::Table => println!("{summary:#}"),
+    }
+    totals.violations.is_empty()
+}
+
+fn add(totals: &mut Totals, report: &Report, wall: Duration, shape: Shape) {
+    totals.runs += 1;
+    totals.virtual_ms += report.virtual_ms;
+    totals.node_ms += report.virtual_ms * u64::from(report.plan.population.nodes());
+    totals.faults += report.faults.len() as u64;
+    totals.tasks_acked += report.tasks_acked;
+    if let Some(violation) = &report.violation {
+        totals.violations.push(json!({
+            "seed": report.plan.seed,
+            "checker": violation.checker,
+            "at_ms": violation.at_ms,
+            "what": violation.what,
+            "command": shape.command(report.plan.seed),
+            "wall_seconds": wall.as_secs_f64(),
+        }));
+    }
+}
 
 const EVENTS: [(&str, Event); 6] = [
     ("delivered", Event::Delivered),
@@ -95,49 +240,99 @@ const EVENTS: [(&str, Event); 6] = [
     ("killed", Event::Killed),
 ];
 
-fn as_json(report: &Report) -> serde_json::Value {
-    let counts: serde_json::Map<String, serde_json::Value> = EVENTS
+fn speed(report: &Report, wall: Duration) -> f64 {
+    report.virtual_ms as f64 / 1e3 / wall.as_secs_f64().max(1e-9)
+}
+
+fn as_json(report: &Report, wall: Duration) -> Value {
+    let kinds: serde_json::Map<String, Value> = EVENTS
         .iter()
         .map(|(word, event)| ((*word).to_owned(), report.counts.of(*event).into()))
         .collect();
-    let verdict = &report.verdict;
+    let faults: Vec<Value> = report
+        .faults
+        .iter()
+        .map(|fault| {
+            json!({
+                "family": fault.family.word(),
+                "what": fault.what,
+                "from_ms": fault.from_ms,
+                "until_ms": fault.until_ms,
+            })
+        })
+        .collect();
+    let violations: Vec<Value> = report
+        .violation
+        .iter()
+        .map(|violation| json!({ "checker": violation.checker, "at_ms": violation.at_ms, "what": violation.what }))
+        .collect();
+    let population = report.plan.population;
     json!({
-        "seed": report.seed,
+        "seed": report.plan.seed,
         "commit": COMMIT,
         "trace_hash": report.trace_hash.to_hex(),
-        "events": counts,
-        "virtual_ms": report.virtual_ms,
-        "acknowledged": verdict.acknowledged,
-        "finalized": verdict.finalized,
-        "completed": verdict.completed,
-        "lost": verdict.lost,
-        "doubled": verdict.doubled,
-        "forks": verdict.forks,
-        "height": verdict.height.0,
+        "events": EVENTS.iter().map(|(_, event)| report.counts.of(*event)).sum::<u64>(),
+        "kinds": kinds,
+        "frames": report.counts.of(Event::Delivered) + report.counts.of(Event::Dropped),
+        "syncs": report.counts.of(Event::Synced),
+        "applies": report.applies,
+        "sim_seconds": report.virtual_ms as f64 / 1e3,
+        "wall_seconds": wall.as_secs_f64(),
+        "speed": speed(report, wall),
+        "population": { "clusters": population.clusters, "agents": population.agents, "validators": population.validators },
+        "nodes": population.nodes(),
+        "messages": report.counts.of(Event::Delivered),
+        "faults": faults,
+        "tasks_acked": report.tasks_acked,
+        "tasks_final": report.tasks_final,
+        "completed": report.completed,
         "retries": report.retries,
-        "clean": verdict.is_clean() && report.ended.is_empty(),
+        "linearizable_reads": report.linearizable_reads,
+        "no_quorum": report.no_quorum,
+        "height": report.height.0,
+        "violations": violations,
     })
 }
 
-fn print_table(report: &Report) {
-    let verdict = &report.verdict;
-    println!("seed          {} (commit {COMMIT})", report.seed);
+fn print_table(report: &Report, wall: Duration) {
+    let population = report.plan.population;
+    println!("seed          {} (commit {COMMIT})", report.plan.seed);
+    println!(
+        "population    {} clusters of {} agents, {} validators",
+        population.clusters, population.agents, population.validators
+    );
     println!("trace hash    {}", report.trace_hash.to_hex());
     for (word, event) in EVENTS {
         println!("{word:<13} {}", report.counts.of(event));
     }
     println!(
-        "virtual time  {}.{:03} s",
+        "virtual time  {}.{:03} s, {:.1} times as fast as real time",
         report.virtual_ms / 1_000,
-        report.virtual_ms % 1_000
+        report.virtual_ms % 1_000,
+        speed(report, wall)
     );
     println!(
-        "acknowledged  {}, final {}, completed {}",
-        verdict.acknowledged, verdict.finalized, verdict.completed
+        "tasks         {} acknowledged, {} final, {} completions",
+        report.tasks_acked, report.tasks_final, report.completed
     );
     println!(
-        "lost          {}, doubled {}, forks {}",
-        verdict.lost, verdict.doubled, verdict.forks
+        "clients       {} retries, {} linearizable reads, {} refused for want of a majority",
+        report.retries, report.linearizable_reads, report.no_quorum
     );
-    println!("height        {}", verdict.height);
+    println!("height        {}", report.height);
+    for family in Family::ALL {
+        let of_family = report.faults.iter().filter(|fault| fault.family == family);
+        for fault in of_family {
+            println!(
+                "{:<13} {:>6}.{:03} to {:>6}.{:03} s: {}",
+                family.word(),
+                fault.from_ms / 1_000,
+                fault.from_ms % 1_000,
+                fault.until_ms / 1_000,
+                fault.until_ms % 1_000,
+                fault.what
+            );
+        }
+    }
+    println!("violations    {}", u64::from(report.violation.is_some()));
 }

@@ -1,16 +1,35 @@
-//! One run: a fleet under a workload in virtual time, from one seed.
+//! One run: a fleet under a workload and faults in virtual time, from one seed.
+//!
+//! # Rules
+//! * For the length of the plan the operators write and faults come. Then everything heals, nothing new is
+//!   asked for, and the fleet has a bounded time to settle.
+//! * A violation ends the run at once.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use common::ids::Digest;
+use cluster_agent::{
+    config::Limits,
+    raft::{LinkProfile, RaftConfig},
+};
+use common::{
+    codec::{decode, encode},
+    ids::{ClusterId, Digest, Height, TaskId},
+    wire::{
+        frame::FrameKind,
+        op::{OpAnswer, OpRequest},
+    },
+};
+use transport::ports::Transport;
 
 use crate::{
-    faults::Nemesis,
-    fleet::{Conditions, Population, SimFleet},
-    judge::{Verdict, judge},
+    checkers::{self, Observation, SETTLE_US},
+    faults::{Injected, Nemesis, Weather},
+    fleet::{Conditions, DRIFT_PPM, Population, SimFleet},
     ports::{DiskTiming, LinkConditions},
+    random::Stream,
     trace::{Counts, Trace},
-    workload::{self, Doors, Load, SharedJournal},
+    witness::{Violation, Witness},
+    workload::{self, Desk, Load},
 };
 
 /// What is run.
@@ -20,45 +39,93 @@ pub struct Plan {
     pub seed: u64,
     /// Processes.
     pub population: Population,
-    /// Links and disks.
+    /// Links, disks, clocks.
     pub conditions: Conditions,
     /// Work.
     pub load: Load,
-    /// How often a process or a whole cluster is killed and started again.
-    pub kills: u32,
-    /// The run ends when all work is done and final, and at this virtual time at the latest.
+    /// Faults.
+    pub weather: Weather,
+    /// How long the operators write and faults come.
     pub lasts: Duration,
 }
 
+/// Delays of 2 to 20 ms, a little loss.
+const USUAL_LINKS: LinkConditions = LinkConditions {
+    delay_us_min: 2_000,
+    delay_us_max: 20_000,
+    loss_ppm: 1_000,
+    spike_ppm: 0,
+    spike_us: 0,
+    duplicate_ppm: 0,
+    bytes_per_second: 0,
+};
+
 impl Plan {
-    /// 3 clusters of 3 agents and 4 validators, delays of 2 to 20 ms, 1 % loss, a small workload.
+    /// The population for finding bugs: 3 clusters of 3 agents and 4 validators in half of the seeds, else 1
+    /// to 3 clusters of 3 to 7; a fault every 8 s, up to 3 at once.
     #[must_use]
     pub fn small(seed: u64) -> Self {
+        let mut random = Stream::split(seed, 0x706f_7075);
+        let (clusters, agents) = match random.between(0, 7) {
+            0 => (1, 5),
+            1 => (2, 5),
+            2 => (1, 7),
+            3 => (2, 4),
+            _ => (3, 3),
+        };
+        let snapshot_entries = random.between(100, 1_500);
         Self {
             seed,
             population: Population {
-                clusters: 3,
-                agents: 3,
+                clusters,
+                agents,
                 validators: 4,
             },
             conditions: Conditions {
-                links: LinkConditions {
-                    delay_us_min: 2_000,
-                    delay_us_max: 20_000,
-                    loss_ppm: 10_000,
-                },
+                links: USUAL_LINKS,
                 disks: DiskTiming {
                     sync_us_min: 500,
                     sync_us_max: 5_000,
                 },
+                drift_ppm_max: DRIFT_PPM,
+                profile: LinkProfile::Dev,
+                snapshot_entries: (snapshot_entries, snapshot_entries / 2),
             },
             load: Load {
-                tasks_per_cluster: 20,
-                submit_every: Duration::from_millis(200),
-                work: Duration::from_millis(500),
+                write_every: Duration::from_millis(100),
+                read_every: Duration::from_millis(200),
+                work_max: Duration::from_secs(3),
             },
-            kills: 0,
-            lasts: Duration::from_secs(120),
+            weather: Weather {
+                every_us: 8_000_000,
+                lasts_us: (500_000, 15_000_000),
+                at_once_max: 3,
+            },
+            lasts: Duration::from_secs(40),
+        }
+    }
+
+    /// The population for scale: 50 clusters of 10 agents and 7 validators.
+    #[must_use]
+    pub fn fleet(seed: u64) -> Self {
+        let small = Self::small(seed);
+        Self {
+            population: Population {
+                clusters: 50,
+                agents: 10,
+                validators: 7,
+            },
+            conditions: Conditions {
+                profile: LinkProfile::Mesh,
+                snapshot_entries: (10_000, 5_000),
+                ..small.conditions
+            },
+            load: Load {
+                write_every: Duration::from_secs(1),
+                read_every: Duration::from_secs(5),
+                ..small.load
+            },
+            ..small
         }
     }
 }
@@ -66,26 +133,40 @@ impl Plan {
 /// What a run left.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// The seed.
-    pub seed: u64,
+    /// The plan.
+    pub plan: Plan,
     /// Equal in every run of this plan by this build.
     pub trace_hash: Digest,
     /// Events behind the hash.
     pub counts: Counts,
+    /// State machines seen at a new position.
+    pub applies: u64,
     /// Virtual time it took.
     pub virtual_ms: u64,
+    /// Faults, in the order of their ends.
+    pub faults: Vec<Injected>,
+    /// Tasks whose submission was acknowledged.
+    pub tasks_acked: u64,
+    /// Of these, final on every validator.
+    pub tasks_final: u64,
+    /// Completions acknowledged to drones.
+    pub completed: u64,
     /// Writes sent again.
     pub retries: u64,
-    /// What it came to.
-    pub verdict: Verdict,
-    /// Why a process ended by itself, if one did.
-    pub ended: Vec<String>,
+    /// Linearizable reads answered.
+    pub linearizable_reads: u64,
+    /// Writes and reads refused for want of a majority.
+    pub no_quorum: u64,
+    /// Lowest final height of a validator.
+    pub height: Height,
+    /// What broke, if anything did.
+    pub violation: Option<Violation>,
 }
 
 /// Runs `plan` to its end.
 ///
 /// # Panics
-/// If a shell refuses to start, or breaks a rule that the simulated ports check.
+/// If a rule of the simulator itself is broken.
 #[must_use]
 pub fn run(plan: Plan) -> Report {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -96,49 +177,247 @@ pub fn run(plan: Plan) -> Report {
     runtime.block_on(simulate(plan))
 }
 
-/// Between two looks at whether the work is done.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Between two looks at processes and faults.
+const TICK: Duration = Duration::from_millis(20);
+/// Looks at sizes and logs come every so many ticks.
+const TICKS_PER_INSPECTION: u64 = 50;
+/// Looks at the health of a healed fleet come every so many ticks.
+const TICKS_PER_HEALTH: u64 = 10;
+/// Proofs asked for at the end.
+const PROOFS: usize = 3;
+/// Records above what snapshots leave that a log may have: what comes in while one is made and purged.
+const LOG_SLACK: u64 = 3_000;
+
+struct World {
+    plan: Plan,
+    trace: Trace,
+    fleet: SimFleet,
+    desk: Desk,
+    nemesis: Nemesis,
+    ticks: u64,
+}
 
 async fn simulate(plan: Plan) -> Report {
     let trace = Trace::begin();
-    let mut fleet = SimFleet::new(plan.seed, plan.population, plan.conditions, trace.clone());
-    fleet.start_all().await;
-    let (journal, doors) = (SharedJournal::default(), Doors::default());
-    for name in fleet.agent_names() {
-        let agent = fleet.agent(&name).expect("all agents were started");
-        doors.lock().expect("nobody holds it yet").insert(name, agent);
+    let make = |fleet: &common::testing::Fleet| {
+        Witness::new(trace.clone(), checkers::all(&Arc::new(fleet.genesis.clone())))
+    };
+    let mut fleet = SimFleet::new(plan.seed, plan.population, plan.conditions, trace.clone(), make);
+    fleet.supervise().await;
+    let desk = workload::start(&fleet, plan.load, plan.seed);
+    let mut world = World {
+        nemesis: Nemesis::new(plan.seed, plan.weather),
+        plan,
+        trace,
+        fleet,
+        desk,
+        ticks: 0,
+    };
+    if world.live().await && world.settle().await {
+        world.ask_at_the_end().await;
+        world.fleet.witness.finish();
     }
-    workload::start(&fleet, plan.load, plan.seed, &journal, &doors);
-    let mut nemesis = Nemesis::new(plan.seed, plan.kills, &fleet);
-    let tasks = u64::from(plan.load.tasks_per_cluster) * u64::from(plan.population.clusters);
-    let mut verdict = Verdict::default();
-    while u128::from(trace.now_us()) < plan.lasts.as_micros() {
-        tokio::time::sleep(LOOK_EVERY).await;
-        if !nemesis.is_done() {
-            nemesis.strike(&mut fleet, trace.now_us(), &doors).await;
-            continue;
+    world.report()
+}
+
+impl World {
+    /// One tick. False when something is broken.
+    async fn tick(&mut self) -> bool {
+        tokio::time::sleep(TICK).await;
+        self.ticks += 1;
+        let now_us = self.trace.now_us();
+        self.nemesis.step(&mut self.fleet, now_us);
+        self.fleet.supervise().await;
+        if self.ticks.is_multiple_of(TICKS_PER_INSPECTION) {
+            self.inspect();
         }
-        verdict = judge(&fleet, &journal.snapshot());
-        if verdict.acknowledged == tasks && verdict.completed == tasks && verdict.is_clean() {
-            break;
+        self.fleet.witness.violation().is_none()
+    }
+
+    async fn live(&mut self) -> bool {
+        let ends_us = u64::try_from(self.plan.lasts.as_micros()).unwrap_or(u64::MAX);
+        while self.trace.now_us() < ends_us {
+            if !self.tick().await {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Heals everything and waits until the fleet has settled. False when something is broken.
+    async fn settle(&mut self) -> bool {
+        self.desk.close();
+        let healed_us = self.trace.now_us();
+        self.nemesis.heal(&mut self.fleet, healed_us);
+        self.fleet.supervise().await;
+        self.fleet.witness.see(&Observation::Healed);
+        let first = self.lowest_height();
+        loop {
+            if !self.tick().await {
+                return false;
+            }
+            if !self.ticks.is_multiple_of(TICKS_PER_HEALTH) {
+                continue;
+            }
+            let health = self.health();
+            self.fleet.witness.see(&health);
+            let is_well = matches!(
+                &health,
+                Observation::Health { leaderless, open_writes: 0, outbox_bytes: 0, not_final: 0, height }
+                    if leaderless.is_empty() && *height > first
+            );
+            if is_well || self.trace.now_us() - healed_us > SETTLE_US + 1_000_000 {
+                return self.fleet.witness.violation().is_none();
+            }
         }
     }
-    let (trace_hash, counts) = trace.summary();
-    Report {
-        seed: plan.seed,
-        trace_hash,
-        counts,
-        virtual_ms: trace.now_us() / 1_000,
-        retries: journal.snapshot().retries,
-        verdict,
-        ended: ended(&fleet),
+
+    fn inspect(&self) {
+        self.fleet.witness.look_at_logs();
+        let (entries, kept) = self.plan.conditions.snapshot_entries;
+        let quota = Limits::for_raft(&RaftConfig::for_profile(self.plan.conditions.profile)).outbox_bytes_max;
+        for name in self.fleet.agent_names() {
+            let (Some(agent), Some(log)) = (self.fleet.agent(&name), self.fleet.log(&name)) else {
+                continue;
+            };
+            let records = log.range().map_or(0, |(first, last)| last.0 + 1 - first.0);
+            self.fleet.witness.see(&Observation::Sizes {
+                agent: name.clone(),
+                outbox_bytes: agent.machine().with(|state| state.queue.batcher().pending_bytes()),
+                outbox_bytes_max: quota,
+                log_records: records,
+                log_records_max: entries + kept + LOG_SLACK,
+            });
+        }
+    }
+
+    fn lowest_height(&self) -> Height {
+        let names = self.fleet.validator_names();
+        let heights = names.iter().map(|name| {
+            let validator = self.fleet.validator(name);
+            validator.map_or(Height(0), |validator| validator.executed().get().queue.height())
+        });
+        heights.min().unwrap_or_default()
+    }
+
+    fn health(&self) -> Observation {
+        let mut leaderless = Vec::new();
+        let mut outbox_bytes = 0;
+        for (number, members) in (0..).zip(self.fleet.clusters()) {
+            let leader = self.fleet.leader(&members);
+            let leader = leader.and_then(|name| Some(self.fleet.agent(&name)?.status().raft));
+            let follows = |name: &String| {
+                let known = self.fleet.agent(name).map(|agent| agent.status().context.leader);
+                known == Some(leader)
+            };
+            if leader.is_none() || !members.iter().all(follows) {
+                leaderless.push(ClusterId(number));
+            }
+            for agent in members.iter().filter_map(|name| self.fleet.agent(name)) {
+                outbox_bytes += agent.machine().with(|state| {
+                    let batcher = state.queue.batcher();
+                    let rows = batcher.outbox().filter(|batch| !batch.entries.is_empty());
+                    rows.map(|batch| batch.bytes).sum::<u64>() + batcher.open_len() as u64
+                });
+            }
+        }
+        let (acknowledged, open_writes) = {
+            let journal = self.desk.journal();
+            (journal.acknowledged.len() as u64, journal.open_writes)
+        };
+        Observation::Health {
+            leaderless,
+            open_writes,
+            outbox_bytes,
+            not_final: acknowledged - self.tasks_final(),
+            height: self.lowest_height(),
+        }
+    }
+
+    /// Acknowledged tasks that every validator's final state has.
+    fn tasks_final(&self) -> u64 {
+        let names = self.fleet.validator_names();
+        let states: Vec<_> = names
+            .iter()
+            .map(|name| Some(self.fleet.validator(name)?.executed().get().queue.clone()))
+            .collect();
+        let is_final = |task: &&TaskId| {
+            let has = |state: &Option<Arc<common::global_queue::GlobalQueue>>| {
+                state.as_ref().is_some_and(|state| state.task(task).is_some())
+            };
+            states.iter().all(has)
+        };
+        self.desk.journal().acknowledged.keys().filter(is_final).count() as u64
+    }
+
+    /// What everybody knows, and proofs of some tasks.
+    async fn ask_at_the_end(&self) {
+        let witness = &self.fleet.witness;
+        let tasks: Vec<TaskId> = self.desk.journal().acknowledged.keys().copied().collect();
+        for name in self.fleet.validator_names() {
+            let Some(validator) = self.fleet.validator(&name) else { continue };
+            let state = validator.executed().get().queue.clone();
+            let known: BTreeSet<TaskId> = tasks.iter().filter(|task| state.task(task).is_some()).copied().collect();
+            witness.see(&Observation::Knows {
+                process: name,
+                cluster: None,
+                tasks: Arc::new(known),
+            });
+        }
+        for name in self.fleet.agent_names() {
+            let Some(agent) = self.fleet.agent(&name) else { continue };
+            let (cluster, known) = agent.machine().with(|state| {
+                let queue = &state.queue;
+                let is_known = |task: &&TaskId| queue.task_row(task).is_some() || queue.global().task(task).is_some();
+                let known: BTreeSet<TaskId> = tasks.iter().filter(is_known).copied().collect();
+                (queue.cluster(), known)
+            });
+            witness.see(&Observation::Knows {
+                process: name,
+                cluster: Some(cluster),
+                tasks: Arc::new(known),
+            });
+        }
+        let step = (tasks.len() / PROOFS).max(1);
+        for task in tasks.iter().step_by(step) {
+            self.ask_for_proof(*task).await;
+        }
+    }
+
+    async fn ask_for_proof(&self, task: TaskId) {
+        let operator = self.fleet.network.transport(self.fleet.fleet.id("op1"));
+        let validator = self.fleet.fleet.id("v1");
+        let body = encode(&OpRequest::Prove { task }).into();
+        let asked = operator.call(validator, FrameKind::Operate, body, Duration::from_secs(30)).await;
+        if let Some(OpAnswer::Proof(bytes)) = asked.ok().and_then(|bytes| decode(&bytes).ok()) {
+            self.fleet.witness.see(&Observation::Proof {
+                task,
+                bytes: bytes.to_vec(),
+            });
+        }
+    }
+
+    fn report(self) -> Report {
+        let (trace_hash, counts) = self.trace.summary();
+        let tasks_final = self.tasks_final();
+        let height = self.lowest_height();
+        let journal = self.desk.journal();
+        Report {
+            plan: self.plan,
+            trace_hash,
+            counts,
+            applies: self.fleet.witness.applies(),
+            virtual_ms: self.trace.now_us() / 1_000,
+            faults: self.nemesis.injected().to_vec(),
+            tasks_acked: journal.acknowledged.len() as u64,
+            tasks_final,
+            completed: journal.completed,
+            retries: journal.retries,
+            linearizable_reads: journal.linearizable_reads,
+            no_quorum: journal.no_quorum,
+            height,
+            violation: self.fleet.witness.violation(),
+        }
     }
 }
 
-fn ended(fleet: &SimFleet) -> Vec<String> {
-    let stopped = |name: &String| {
-        let reason: Arc<_> = fleet.validator(name)?.stop_reason()?;
-        Some(format!("{name}: {reason}"))
-    };
-    fleet.validator_names().iter().filter_map(stopped).collect()
-}

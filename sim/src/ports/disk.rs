@@ -1,7 +1,11 @@
-//! A simulated disk: what was not synced is gone after a crash.
+//! A simulated disk: what was not synced may be gone after a crash.
 //!
-//! A sync takes virtual time and is in the trace. The files outlive the process; what a killed process
-//! was still writing does not.
+//! # Rules
+//! * A sync takes virtual time and is in the trace. What was synced outlives every crash.
+//! * Of what was being written when its process was killed or its sync failed, a drawn part is on the
+//!   disk: a prefix of the records of a journal (the torn one behind it is cut off at the next
+//!   opening), the old or the new content of a small file.
+//! * Trouble of a disk ([`DiskTrouble`]) begins with the next sync. A process that met a failed sync must stop.
 
 use std::{
     collections::BTreeMap,
@@ -26,10 +30,75 @@ pub struct DiskTiming {
     pub sync_us_max: u64,
 }
 
+/// What is wrong with a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DiskTrouble {
+    /// Nothing.
+    #[default]
+    Healthy,
+    /// A sync takes this many times as long.
+    Slow {
+        /// Factor.
+        times: u64,
+    },
+    /// Every sync ends with an input/output error.
+    Failing,
+    /// There is no space left.
+    Full,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Write {
+    Replace(String, Vec<u8>),
+    Remove(String),
+    Append(String, Vec<Vec<u8>>),
+    Rewrite(String, Vec<Vec<u8>>),
+}
+
 #[derive(Default)]
 struct Files {
     small: BTreeMap<String, Vec<u8>>,
     journals: BTreeMap<String, Vec<(u64, Vec<u8>)>>,
+    /// Begun and not yet synced, by number.
+    in_flight: BTreeMap<u64, Write>,
+    writes: u64,
+    trouble: DiskTrouble,
+}
+
+impl Files {
+    fn begin(&mut self, write: Write) -> u64 {
+        self.writes += 1;
+        self.in_flight.insert(self.writes, write);
+        self.writes
+    }
+
+    fn apply(&mut self, write: Write) {
+        match write {
+            Write::Replace(name, bytes) => drop(self.small.insert(name, bytes)),
+            Write::Remove(name) => {
+                self.small.remove(&name);
+                self.journals.remove(&name);
+            }
+            Write::Append(name, new) => drop(extend(self.journals.entry(name).or_default(), new)),
+            Write::Rewrite(name, new) => {
+                let mut records = Vec::new();
+                extend(&mut records, new);
+                self.journals.insert(name, records);
+            }
+        }
+    }
+
+    /// What of an unsynced write the disk has: all, nothing, or for a journal the first records.
+    fn tear(&mut self, write: Write, random: &mut Stream) {
+        match write {
+            Write::Append(name, mut new) => {
+                new.truncate(random.between(0, new.len() as u64) as usize);
+                self.apply(Write::Append(name, new));
+            }
+            whole if random.between(0, 1) == 1 => self.apply(whole),
+            _ => {}
+        }
+    }
 }
 
 struct Inner {
@@ -62,16 +131,63 @@ impl SimDisk {
         self.0.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn random(&self) -> MutexGuard<'_, Stream> {
+        self.0.random.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins or ends trouble.
+    pub fn set_trouble(&self, trouble: DiskTrouble) {
+        self.files().trouble = trouble;
+    }
+
+    /// What is wrong with it now.
+    #[must_use]
+    pub fn trouble(&self) -> DiskTrouble {
+        self.files().trouble
+    }
+
+    /// The process is gone: decides what is left of its unsynced writes.
+    pub fn crash(&self) {
+        let mut files = self.files();
+        for write in std::mem::take(&mut files.in_flight).into_values() {
+            files.tear(write, &mut self.random());
+        }
+    }
+
+    /// A number of the disk's own stream.
+    pub(super) fn draw(&self, low: u64, high: u64) -> u64 {
+        self.random().between(low, high)
+    }
+
     /// Waits as long as a sync takes, and records it with what it made durable. A process that is
-    /// killed meanwhile never gets here: its bytes are lost.
-    pub(super) async fn sync(&self, what: &[u8]) {
+    /// killed meanwhile never gets here.
+    pub(super) async fn sync(&self, what: &[u8]) -> io::Result<()> {
         let timing = self.0.timing;
-        let us = {
-            let mut random = self.0.random.lock().unwrap_or_else(PoisonError::into_inner);
-            random.between(timing.sync_us_min, timing.sync_us_max)
-        };
+        let trouble = self.trouble();
+        let times = if let DiskTrouble::Slow { times } = trouble { times } else { 1 };
+        let us = times * self.draw(timing.sync_us_min, timing.sync_us_max);
         tokio::time::sleep(Duration::from_micros(us)).await;
-        self.0.trace.record(Event::Synced, self.0.owner, self.0.owner, what);
+        match self.trouble() {
+            DiskTrouble::Failing => Err(io::Error::other("input/output error of the simulated disk")),
+            DiskTrouble::Full => Err(io::Error::from(io::ErrorKind::StorageFull)),
+            DiskTrouble::Healthy | DiskTrouble::Slow { .. } => {
+                self.0.trace.record(Event::Synced, self.0.owner, self.0.owner, what);
+                Ok(())
+            }
+        }
+    }
+
+    async fn write(self, write: Write, bytes: Vec<u8>) -> io::Result<()> {
+        let number = self.files().begin(write);
+        let synced = self.sync(&bytes).await;
+        let mut files = self.files();
+        if let Some(write) = files.in_flight.remove(&number) {
+            match &synced {
+                Ok(()) => files.apply(write),
+                Err(_) => files.tear(write, &mut self.random()),
+            }
+        }
+        synced
     }
 }
 
@@ -81,23 +197,11 @@ impl Disk for SimDisk {
     }
 
     fn replace(&self, name: &str, bytes: Vec<u8>) -> BoxFuture<io::Result<()>> {
-        let (disk, name) = (self.clone(), name.to_owned());
-        Box::pin(async move {
-            disk.sync(&bytes).await;
-            disk.files().small.insert(name, bytes);
-            Ok(())
-        })
+        Box::pin(self.clone().write(Write::Replace(name.to_owned(), bytes.clone()), bytes))
     }
 
     fn remove(&self, name: &str) -> BoxFuture<io::Result<()>> {
-        let (disk, name) = (self.clone(), name.to_owned());
-        Box::pin(async move {
-            disk.sync(name.as_bytes()).await;
-            let mut files = disk.files();
-            files.small.remove(&name);
-            files.journals.remove(&name);
-            Ok(())
-        })
+        Box::pin(self.clone().write(Write::Remove(name.to_owned()), name.into()))
     }
 
     fn list(&self, prefix: &str) -> io::Result<Vec<String>> {
@@ -139,24 +243,34 @@ fn next_offset(records: &[(u64, Vec<u8>)]) -> u64 {
         .map_or(0, |(offset, bytes)| offset + bytes.len() as u64 + RECORD_OVERHEAD)
 }
 
-impl SimJournal {
-    fn extend(records: &mut Vec<(u64, Vec<u8>)>, new: Vec<Vec<u8>>) -> Vec<u64> {
-        new.into_iter()
-            .map(|bytes| {
-                let offset = next_offset(records);
-                records.push((offset, bytes));
-                offset
-            })
-            .collect()
-    }
+fn extend(records: &mut Vec<(u64, Vec<u8>)>, new: Vec<Vec<u8>>) -> Vec<u64> {
+    new.into_iter()
+        .map(|bytes| {
+            let offset = next_offset(records);
+            records.push((offset, bytes));
+            offset
+        })
+        .collect()
+}
+
+/// Where records of these lengths stand behind `from`.
+fn offsets(from: u64, new: &[Vec<u8>]) -> Vec<u64> {
+    let next = |at: &mut u64, bytes: &Vec<u8>| {
+        let offset = *at;
+        *at += bytes.len() as u64 + RECORD_OVERHEAD;
+        Some(offset)
+    };
+    new.iter().scan(from, next).collect()
 }
 
 impl Journal for SimJournal {
     fn append(&mut self, new: Vec<Vec<u8>>) -> BoxFuture<io::Result<Vec<u64>>> {
         let (disk, name) = (self.disk.clone(), self.name.clone());
+        let at = offsets(self.bytes(), &new);
         Box::pin(async move {
-            disk.sync(&new.concat()).await;
-            Ok(Self::extend(disk.files().journals.entry(name).or_default(), new))
+            let bytes = new.concat();
+            disk.write(Write::Append(name, new), bytes).await?;
+            Ok(at)
         })
     }
 
@@ -170,12 +284,11 @@ impl Journal for SimJournal {
 
     fn rewrite(&mut self, new: Vec<Vec<u8>>) -> BoxFuture<io::Result<Vec<u64>>> {
         let (disk, name) = (self.disk.clone(), self.name.clone());
+        let at = offsets(0, &new);
         Box::pin(async move {
-            disk.sync(&new.concat()).await;
-            let mut records = Vec::new();
-            let offsets = Self::extend(&mut records, new);
-            disk.files().journals.insert(name, records);
-            Ok(offsets)
+            let bytes = new.concat();
+            disk.write(Write::Rewrite(name, new), bytes).await?;
+            Ok(at)
         })
     }
 
@@ -185,5 +298,87 @@ impl Journal for SimJournal {
             .journals
             .get(&self.name)
             .map_or(0, |records| next_offset(records))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use futures::FutureExt;
+
+    use super::*;
+
+    const TIMING: DiskTiming = DiskTiming {
+        sync_us_min: 1_000,
+        sync_us_max: 1_000,
+    };
+
+    fn in_virtual_time<T>(test: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        runtime.block_on(test)
+    }
+
+    /// Records left of `written`, all unsynced when the process was killed.
+    async fn left_after_a_crash(seed: u64) -> usize {
+        let disk = SimDisk::new(0, seed, TIMING, Trace::begin());
+        let (mut journal, _) = disk.open_journal("j").unwrap();
+        journal.append(vec![vec![0]]).await.unwrap();
+        let mut unsynced = journal.append(vec![vec![1], vec![2], vec![3]]);
+        assert!((&mut unsynced).now_or_never().is_none());
+        drop(unsynced);
+        disk.crash();
+        let (_, records) = disk.open_journal("j").unwrap();
+        assert_eq!(records[0].1, [0], "what was synced stays");
+        let bytes: Vec<u8> = records.iter().map(|record| record.1[0]).collect();
+        assert_eq!(bytes, (0..records.len() as u8).collect::<Vec<_>>());
+        records.len() - 1
+    }
+
+    #[test]
+    fn crash_leaves_a_drawn_prefix_of_unsynced_records() {
+        in_virtual_time(async {
+            let mut drawn = BTreeSet::new();
+            for seed in 0..64 {
+                drawn.insert(left_after_a_crash(seed).await);
+            }
+            assert_eq!(drawn.into_iter().collect::<Vec<_>>(), [0, 1, 2, 3]);
+        });
+    }
+
+    #[test]
+    fn small_file_is_old_or_new_after_a_crash_and_never_between() {
+        in_virtual_time(async {
+            let mut found = BTreeSet::new();
+            for seed in 0..32 {
+                let disk = SimDisk::new(0, seed, TIMING, Trace::begin());
+                disk.replace("f", vec![1]).await.unwrap();
+                assert!(disk.replace("f", vec![2, 2]).now_or_never().is_none());
+                disk.crash();
+                found.insert(disk.read("f").unwrap().unwrap());
+            }
+            assert_eq!(found.into_iter().collect::<Vec<_>>(), [vec![1], vec![2, 2]]);
+        });
+    }
+
+    #[test]
+    fn trouble_fails_the_write_and_ends_with_healing() {
+        in_virtual_time(async {
+            let disk = SimDisk::new(0, 1, TIMING, Trace::begin());
+            disk.set_trouble(DiskTrouble::Full);
+            let error = disk.replace("f", vec![1]).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+            disk.set_trouble(DiskTrouble::Failing);
+            assert!(disk.replace("f", vec![1]).await.is_err());
+            disk.set_trouble(DiskTrouble::Slow { times: 3 });
+            let began = tokio::time::Instant::now();
+            disk.replace("f", vec![3]).await.unwrap();
+            assert_eq!(began.elapsed(), Duration::from_millis(3));
+            assert_eq!(disk.read("f").unwrap(), Some(vec![3]));
+        });
     }
 }

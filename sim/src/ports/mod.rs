@@ -2,10 +2,12 @@
 
 mod clock;
 mod disk;
+mod links;
 mod network;
 mod raft_log;
 
 pub use clock::SimClock;
-pub use disk::{DiskTiming, SimDisk};
-pub use network::{LinkConditions, SimNetwork, SimTransport};
-pub use raft_log::{SimLog, SimSnapshots};
+pub use disk::{DiskTiming, DiskTrouble, SimDisk};
+pub use links::{Direction, Fate, LinkConditions, Links};
+pub use network::{SimNetwork, SimTransport};
+pub use raft_log::{Kept, SimLog, SimSnapshots};

@@ -3,12 +3,14 @@
 //! # Rules
 //! * Bytes cross a link, not values: the frame's header is written and read as on a real stream.
 //! * A frame is delayed by a time of its own, so requests overtake each other as QUIC streams do.
-//! * A lost request or answer is silence: the caller's deadline ends it.
-//! * A process that is down at delivery has no connection: a caller waits for its deadline, since a
-//!   dial needs an answer.
+//! * A lost request or answer is silence: the caller's deadline ends it. What is lost, late or doubled is
+//!   decided in `links`.
+//! * A process that is down, or behind a cut, longer than a connection may be silent has no connection:
+//!   its callers are told after a while that nothing was sent.
+//! * A doubled request is handled twice, and its second answer goes nowhere.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -23,22 +25,11 @@ use common::{
 };
 use transport::ports::{BoxFuture, CallError, Peer, Service, Transport};
 
+use super::links::{Direction, Fate, IDLE_US, LinkConditions, Links};
 use crate::{
-    random::Stream,
     runtime::{Process, ProcessId},
     trace::{Event, Trace},
 };
-
-/// How bad the links are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LinkConditions {
-    /// Shortest one-way delay.
-    pub delay_us_min: u64,
-    /// Longest one-way delay.
-    pub delay_us_max: u64,
-    /// Frames lost, per million.
-    pub loss_ppm: u64,
-}
 
 struct Running {
     process: Process,
@@ -50,11 +41,12 @@ struct Known {
     idx: NodeIdx,
     hello: Hello,
     running: Option<Running>,
+    /// When the last life ended.
+    down_since_us: Option<u64>,
 }
 
 struct State {
-    random: Stream,
-    conditions: LinkConditions,
+    links: Links,
     known: BTreeMap<DeviceId, Known>,
 }
 
@@ -70,8 +62,7 @@ impl SimNetwork {
     #[must_use]
     pub fn new(seed: u64, conditions: LinkConditions, trace: Trace) -> Self {
         let state = State {
-            random: Stream::split(seed, 0x6e65_7477),
-            conditions,
+            links: Links::new(seed, conditions),
             known: BTreeMap::new(),
         };
         Self {
@@ -93,6 +84,7 @@ impl SimNetwork {
                 idx,
                 hello,
                 running: None,
+                down_since_us: None,
             },
         );
     }
@@ -117,41 +109,79 @@ impl SimNetwork {
             .get_mut(&device)
             .expect("devices are enrolled before they connect");
         known.running = Some(Running { process, service });
+        known.down_since_us = None;
     }
 
     /// Cuts a device off: its life is over.
     pub fn disconnect(&self, device: &DeviceId) {
-        if let Some(known) = self.lock().known.get_mut(device) {
-            known.running = None;
+        let now_us = self.trace.now_us();
+        if let Some(known) = self.lock().known.get_mut(device)
+            && known.running.take().is_some()
+        {
+            known.down_since_us = Some(now_us);
         }
+    }
+
+    /// The conditions now.
+    #[must_use]
+    pub fn conditions(&self) -> LinkConditions {
+        self.lock().links.conditions()
     }
 
     /// New conditions for all frames from now on.
     pub fn set_conditions(&self, conditions: LinkConditions) {
-        self.lock().conditions = conditions;
+        self.lock().links.set_conditions(conditions);
+    }
+
+    /// Cuts exactly these directions between processes, and opens all others.
+    pub fn set_cuts(&self, directions: &BTreeSet<Direction>) {
+        let now_us = self.trace.now_us();
+        self.lock().links.set_cuts(directions, now_us);
+    }
+
+    /// Whether frames pass both ways between two processes.
+    #[must_use]
+    pub fn is_open(&self, a: ProcessId, b: ProcessId) -> bool {
+        self.lock().links.is_open(a.0, b.0)
     }
 
     fn id_of(&self, device: &DeviceId) -> u32 {
         self.lock().known.get(device).map_or(u32::MAX, |known| known.id.0)
     }
 
-    /// One way over a link. False if the frame was lost.
-    async fn cross(&self, from: u32, to: u32, frame: &[u8]) -> bool {
-        let (is_lost, delay_us) = {
-            let mut state = self.lock();
-            let conditions = state.conditions;
-            let is_lost = state.random.happens_ppm(conditions.loss_ppm);
-            (
-                is_lost,
-                state.random.between(conditions.delay_us_min, conditions.delay_us_max),
-            )
+    /// One way over a link. `None` if the frame was lost; inside, when it arrives once more, from now.
+    async fn cross(&self, direction: Direction, frame: &[u8], may_repeat: bool) -> Option<Option<Duration>> {
+        let now_us = self.trace.now_us();
+        let fate = self.lock().links.fate(direction, frame.len(), may_repeat, now_us);
+        let Fate::Arrives { after_us, again_after_us } = fate else {
+            self.trace.record(Event::Dropped, direction.0, direction.1, frame);
+            return None;
         };
-        if is_lost {
-            self.trace.record(Event::Dropped, from, to, frame);
-            return false;
+        tokio::time::sleep(Duration::from_micros(after_us)).await;
+        if self.lock().links.is_cut(direction) {
+            self.trace.record(Event::Dropped, direction.0, direction.1, frame);
+            return None;
         }
-        tokio::time::sleep(Duration::from_micros(delay_us)).await;
-        true
+        Some(again_after_us.map(|again_us| Duration::from_micros(again_us.saturating_sub(after_us))))
+    }
+
+    /// Whether a connection between the two can still be up: it was not silent for too long.
+    fn has_connection(&self, a: &DeviceId, b: &DeviceId) -> bool {
+        let now_us = self.trace.now_us();
+        let state = self.lock();
+        let (Some(near), Some(far)) = (state.known.get(a), state.known.get(b)) else {
+            return false;
+        };
+        let silent = state.links.silent_since_us(near.id.0, far.id.0);
+        let is_started = far.running.is_some() || far.down_since_us.is_some();
+        let silent_us = silent.into_iter().chain(far.down_since_us).min();
+        is_started && silent_us.is_none_or(|since_us| now_us.saturating_sub(since_us) < IDLE_US)
+    }
+
+    /// Time until a caller without a connection knows that none comes up.
+    fn dial_time(&self, deadline: Duration) -> Duration {
+        let most_us = u64::try_from(deadline.as_micros()).unwrap_or(u64::MAX);
+        Duration::from_micros(self.lock().links.draw(0, most_us))
     }
 
     /// The peer as the receiver sees it, and the receiver's life, if it is up.
@@ -184,21 +214,26 @@ impl SimTransport {
     async fn exchange(network: SimNetwork, from: DeviceId, to: DeviceId, kind: FrameKind, body: Bytes) -> Exchange {
         let (from_id, to_id) = (network.id_of(&from), network.id_of(&to));
         let request = framed(kind.byte(), &body);
-        if !network.cross(from_id, to_id, &request).await {
+        let Some(again) = network.cross((from_id, to_id), &request, true).await else {
             return Exchange::Silence;
-        }
+        };
         let Some((peer, process, service)) = network.receiver(&from, &to, kind.protocol()) else {
             network.trace.record(Event::Dropped, from_id, to_id, &request);
             return Exchange::Silence;
         };
         network.trace.record(Event::Delivered, from_id, to_id, &request);
-        let handled = process.spawn(async move {
-            let (header, body) = split(&request);
-            match read_request_header(kind.protocol(), header) {
-                Ok((kind, _)) => service.handle(peer, kind, Bytes::copy_from_slice(body)).await,
-                Err(error) => panic!("a shell sent what its own protocol refuses: {error}"),
-            }
-        });
+        let request: Arc<[u8]> = request.into();
+        if let Some(later) = again {
+            let second = handle(service.clone(), peer.clone(), kind, request.clone());
+            let (trace, copy) = (network.trace.clone(), request.clone());
+            drop(process.spawn(async move {
+                tokio::time::sleep(later).await;
+                trace.record(Event::Delivered, from_id, to_id, &copy);
+                // What it says goes to nobody.
+                let _ = second.await;
+            }));
+        }
+        let handled = process.spawn(handle(service, peer, kind, request));
         let answer = match handled.await {
             Ok(Ok(body)) => framed(ANSWER_KIND, &body),
             Ok(Err(refusal)) => framed(REFUSAL_KIND, &common::codec::encode(&refusal)),
@@ -206,11 +241,24 @@ impl SimTransport {
             Err(error) if error.is_cancelled() => return Exchange::Silence,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         };
-        if !network.cross(to_id, from_id, &answer).await {
+        if network.cross((to_id, from_id), &answer, false).await.is_none() {
             return Exchange::Silence;
         }
         network.trace.record(Event::Delivered, to_id, from_id, &answer);
         Exchange::Answer(answer)
+    }
+}
+
+async fn handle(
+    service: Arc<dyn Service>,
+    peer: Peer,
+    kind: FrameKind,
+    request: Arc<[u8]>,
+) -> Result<Bytes, Refusal> {
+    let (header, body) = split(&request);
+    match read_request_header(kind.protocol(), header) {
+        Ok((kind, _)) => service.handle(peer, kind, Bytes::copy_from_slice(body)).await,
+        Err(error) => panic!("a shell sent what its own protocol refuses: {error}"),
     }
 }
 
@@ -234,6 +282,10 @@ impl Transport for SimTransport {
         );
         let (network, from) = (self.network.clone(), self.device);
         Box::pin(async move {
+            if !network.has_connection(&from, &to) {
+                tokio::time::sleep(network.dial_time(deadline)).await;
+                return Err(CallError::Unreachable(to));
+            }
             let exchange = async {
                 match Self::exchange(network, from, to, kind, body).await {
                     Exchange::Answer(frame) => frame,
@@ -256,16 +308,13 @@ impl Transport for SimTransport {
     }
 
     fn is_connected(&self, to: &DeviceId, _protocol: Protocol) -> bool {
-        self.network
-            .lock()
-            .known
-            .get(to)
-            .is_some_and(|known| known.running.is_some())
+        self.network.has_connection(&self.device, to)
     }
 
     fn rtt(&self, to: &DeviceId) -> Option<Duration> {
         let state = self.network.lock();
-        let mean_us = state.conditions.delay_us_min + state.conditions.delay_us_max;
+        let conditions = state.links.conditions();
+        let mean_us = conditions.delay_us_min + conditions.delay_us_max;
         state.known.contains_key(to).then(|| Duration::from_micros(mean_us))
     }
 }

@@ -1,11 +1,15 @@
 //! The Raft log's disk in the simulator: operations wait for a sync in virtual time, in one queue.
 //!
-//! Group commit as in production: what arrives while a sync runs shares the next one. A crash loses
-//! what was not synced, and nothing else.
+//! Group commit as in production: what arrives while a sync runs shares the next one. A crash or a failed
+//! sync leaves a drawn prefix of what was not synced, and everything that was. After a failure every
+//! operation fails until the next life.
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -42,7 +46,10 @@ impl Durable {
 #[derive(Default)]
 struct Queue {
     waiting: Vec<(LogOp, Done)>,
+    /// What the running sync writes.
+    in_flight: Vec<LogOp>,
     is_syncing: bool,
+    failed: Option<StoreError>,
 }
 
 /// The log of one member, over all lives of its process. [`SimLog::open`] begins a life.
@@ -52,6 +59,17 @@ pub struct SimLog {
     durable: Arc<Mutex<Durable>>,
     queue: Arc<Mutex<Queue>>,
     process: Option<Process>,
+}
+
+/// What one log holds at one index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// This record.
+    Record(Bytes),
+    /// Purged: a snapshot stands for it.
+    Purged,
+    /// Nothing.
+    Nothing,
 }
 
 impl SimLog {
@@ -66,14 +84,53 @@ impl SimLog {
         }
     }
 
-    /// The log as a new life of its process finds it: what waited in the old one is lost.
+    /// The log as a new life of its process finds it: of what waited in the old one a prefix is left.
+    /// Every life is opened from the same value.
     #[must_use]
-    pub fn open(&self, process: Process) -> Self {
+    pub fn open(&mut self, process: Process) -> Self {
+        self.crash();
+        self.queue = Arc::default();
         Self {
-            queue: Arc::default(),
             process: Some(process),
             ..self.clone()
         }
+    }
+
+    /// Decides what is left of unsynced operations.
+    pub fn crash(&self) {
+        let mut queue = self.queue();
+        let mut unsynced = std::mem::take(&mut queue.in_flight);
+        unsynced.extend(std::mem::take(&mut queue.waiting).into_iter().map(|(op, _)| op));
+        unsynced.truncate(self.disk.draw(0, unsynced.len() as u64) as usize);
+        let mut durable = self.durable();
+        for op in unsynced {
+            durable.apply(op);
+        }
+    }
+
+    /// What is durable at `index`.
+    #[must_use]
+    pub fn kept(&self, index: LogIndex) -> Kept {
+        let durable = self.durable();
+        match durable.records.get(&index) {
+            Some(bytes) => Kept::Record(bytes.clone()),
+            None if durable.purged.as_ref().is_some_and(|(upto, _)| index <= *upto) => Kept::Purged,
+            None => Kept::Nothing,
+        }
+    }
+
+    /// First and last durable record.
+    #[must_use]
+    pub fn range(&self) -> Option<(LogIndex, LogIndex)> {
+        let durable = self.durable();
+        let first = durable.records.keys().next().copied();
+        first.zip(durable.records.keys().next_back().copied())
+    }
+
+    /// Bytes of all records.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.durable().records.values().map(|bytes| bytes.len() as u64).sum()
     }
 
     fn durable(&self) -> MutexGuard<'_, Durable> {
@@ -92,24 +149,40 @@ impl SimLog {
                     queue.is_syncing = false;
                     return;
                 }
-                std::mem::take(&mut queue.waiting)
+                let group = std::mem::take(&mut queue.waiting);
+                queue.in_flight = group.iter().map(|(op, _)| op.clone()).collect();
+                group
             };
             let written: Vec<u8> = group
                 .iter()
                 .flat_map(|(op, _)| (op.bytes_len() as u64).to_be_bytes())
                 .collect();
-            self.disk.sync(&written).await;
-            let mut acknowledged = Vec::with_capacity(group.len());
-            {
-                let mut durable = self.durable();
-                for (op, done) in group {
-                    durable.apply(op);
-                    acknowledged.push(done);
+            let synced = self.disk.sync(&written).await;
+            let outcome = synced.map_err(|error| StoreError::Io(error.to_string()));
+            match &outcome {
+                Ok(()) => {
+                    let in_flight = std::mem::take(&mut self.queue().in_flight);
+                    let mut durable = self.durable();
+                    for op in in_flight {
+                        durable.apply(op);
+                    }
                 }
+                // A part of it may be on the disk: the next life draws which.
+                Err(error) => self.queue().failed = Some(error.clone()),
             }
-            for done in acknowledged {
-                done(Ok(()));
+            for (_, done) in group {
+                done(outcome.clone());
             }
+            if let Err(error) = outcome {
+                return self.fail_waiting(&error);
+            }
+        }
+    }
+
+    fn fail_waiting(&self, error: &StoreError) {
+        let waiting = std::mem::take(&mut self.queue().waiting);
+        for (_, done) in waiting {
+            done(Err(StoreError::Poisoned(error.to_string())));
         }
     }
 }
@@ -154,6 +227,11 @@ impl LogStore for SimLog {
 
     fn submit(&self, op: LogOp, done: Done) {
         let mut queue = self.queue();
+        if let Some(error) = &queue.failed {
+            let poisoned = StoreError::Poisoned(error.to_string());
+            drop(queue);
+            return done(Err(poisoned));
+        }
         queue.waiting.push((op, done));
         if !queue.is_syncing {
             queue.is_syncing = true;
@@ -171,6 +249,7 @@ impl LogStore for SimLog {
 pub struct SimSnapshots {
     disk: SimDisk,
     last: Arc<Mutex<Option<Bytes>>>,
+    begun: Arc<AtomicU64>,
 }
 
 impl SimSnapshots {
@@ -180,7 +259,14 @@ impl SimSnapshots {
         Self {
             disk,
             last: Arc::default(),
+            begun: Arc::default(),
         }
+    }
+
+    /// How many were begun to be written, over all lives.
+    #[must_use]
+    pub fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Relaxed)
     }
 }
 
@@ -193,7 +279,9 @@ impl SnapshotStore for SimSnapshots {
     fn save(&self, _at: LogPosition, bytes: Bytes) -> BoxFuture<Result<(), StoreError>> {
         let store = self.clone();
         Box::pin(async move {
-            store.disk.sync(&bytes).await;
+            store.begun.fetch_add(1, Ordering::Relaxed);
+            let synced = store.disk.sync(&bytes).await;
+            synced.map_err(|error| StoreError::Io(error.to_string()))?;
             *store.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(bytes);
             Ok(())
         })

@@ -1,9 +1,16 @@
 //! A simulated process: the tasks it started, and its own stream of random numbers.
+//!
+//! # Rules
+//! * A paused process takes no step, as after SIGSTOP; its timers are late by the length of the pause.
+//! * A panic in any of its tasks is remembered: a shell must not lose a task quietly.
 
 use std::{
     fmt,
     future::Future,
-    sync::{Arc, Mutex, PoisonError},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
 };
 
 use transport::ports::{BoxFuture, Entropy, Spawner};
@@ -25,6 +32,10 @@ struct Tasks {
     handles: Vec<tokio::task::AbortHandle>,
     prune_at: usize,
     is_killed: bool,
+    is_paused: bool,
+    /// Tasks that wanted to run during a pause, in their order.
+    held_back: Vec<Waker>,
+    panic: Option<String>,
 }
 
 struct Inner {
@@ -45,6 +56,9 @@ impl Process {
             handles: Vec::new(),
             prune_at: PRUNE_EVERY,
             is_killed: false,
+            is_paused: false,
+            held_back: Vec::new(),
+            panic: None,
         };
         let random = Mutex::new(Stream::split(seed, u64::from(id.0)));
         Self(Arc::new(Inner {
@@ -83,8 +97,12 @@ impl Process {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        let handle = tokio::spawn(CURRENT.scope(self.clone(), future));
-        let mut tasks = self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let gated = Gated {
+            process: self.clone(),
+            inner: Box::pin(CURRENT.scope(self.clone(), future)),
+        };
+        let handle = tokio::spawn(gated);
+        let mut tasks = self.tasks();
         if tasks.is_killed {
             handle.abort();
             return handle;
@@ -97,13 +115,70 @@ impl Process {
         handle
     }
 
+    fn tasks(&self) -> MutexGuard<'_, Tasks> {
+        self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stops every task where it stands.
+    pub fn pause(&self) {
+        self.tasks().is_paused = true;
+    }
+
+    /// Lets them go on.
+    pub fn resume(&self) {
+        let held_back = {
+            let mut tasks = self.tasks();
+            tasks.is_paused = false;
+            std::mem::take(&mut tasks.held_back)
+        };
+        for waker in held_back {
+            waker.wake();
+        }
+    }
+
+    /// What the first task that panicked said.
+    #[must_use]
+    pub fn panicked(&self) -> Option<String> {
+        self.tasks().panic.clone()
+    }
+
     /// Ends every task of this life at its next await, as kill -9 would.
     pub fn kill(&self) {
-        let mut tasks = self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tasks = self.tasks();
         tasks.is_killed = true;
+        tasks.held_back.clear();
         for handle in tasks.handles.drain(..) {
             handle.abort();
         }
+    }
+}
+
+/// A task of a process: takes a step only while the process may.
+struct Gated<F> {
+    process: Process,
+    inner: Pin<Box<F>>,
+}
+
+impl<F: Future> Future for Gated<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        {
+            let mut tasks = self.process.tasks();
+            if tasks.is_paused {
+                tasks.held_back.push(context.waker().clone());
+                return Poll::Pending;
+            }
+        }
+        let step = catch_unwind(AssertUnwindSafe(|| self.inner.as_mut().poll(context)));
+        step.unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            let mut tasks = self.process.tasks();
+            tasks.panic.get_or_insert(text.unwrap_or_else(|| "a panic without words".into()));
+            drop(tasks);
+            resume_unwind(panic)
+        })
     }
 }
 
@@ -128,6 +203,53 @@ impl fmt::Debug for Process {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn in_virtual_time(test: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        runtime.block_on(test);
+    }
+
+    /// Counts a step each millisecond.
+    fn counting(process: &Process) -> Arc<Mutex<u32>> {
+        let steps = Arc::new(Mutex::new(0));
+        let counter = steps.clone();
+        drop(process.spawn(async move {
+            loop {
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                *counter.lock().unwrap() += 1;
+            }
+        }));
+        steps
+    }
+
+    #[test]
+    fn paused_process_takes_no_step_and_goes_on_where_it_was() {
+        in_virtual_time(async {
+            let process = Process::new(ProcessId(1), 1);
+            let steps = counting(&process);
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            process.pause();
+            let before = *steps.lock().unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            assert_eq!(*steps.lock().unwrap(), before);
+            process.resume();
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            assert!((before + 4..=before + 7).contains(&steps.lock().unwrap()));
+        });
+    }
+
+    #[test]
+    fn panic_of_a_task_is_remembered() {
+        in_virtual_time(async {
+            let process = Process::new(ProcessId(1), 1);
+            assert!(process.spawn(async { panic!("a bug of ours") }).await.is_err());
+            assert_eq!(process.panicked().as_deref(), Some("a bug of ours"));
+        });
+    }
 
     #[test]
     fn killed_process_takes_no_further_step_and_starts_no_task() {

@@ -1,0 +1,166 @@
+//! exactly-once: each committed author-signed entry is in exactly one batch; each batch is finalized at
+//! most once; per cluster the finalized batches are a gap-free prefix.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use common::ids::{BatchSeq, ClusterId, Digest, EntryId, Height};
+
+use super::{Checker, Observation};
+
+/// Remembers every batch that was closed and every one that was finalized.
+#[derive(Default)]
+pub struct ExactlyOnce {
+    closed: BTreeMap<(ClusterId, BatchSeq), Digest>,
+    batch_of: BTreeMap<EntryId, (ClusterId, BatchSeq)>,
+    executed: BTreeMap<Height, Digest>,
+    finalized: BTreeMap<ClusterId, BTreeMap<BatchSeq, Digest>>,
+    acknowledged: BTreeSet<EntryId>,
+    is_settled: bool,
+}
+
+impl ExactlyOnce {
+    fn closed(&mut self, place: (ClusterId, BatchSeq), digest: Digest, entries: &[EntryId]) -> Result<(), String> {
+        let (cluster, seq) = place;
+        match self.closed.insert(place, digest) {
+            Some(first) if first != digest => return Err(format!("two batches {seq} of {cluster} were closed")),
+            Some(_) => return Ok(()),
+            None => {}
+        }
+        for entry in entries {
+            if let Some((_, first)) = self.batch_of.insert(*entry, place) {
+                let entry = entry.to_hex();
+                return Err(format!("entry {entry} is in batches {first} and {seq} of {cluster}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn finalized(&mut self, height: Height, place: (ClusterId, BatchSeq), digest: Digest) -> Result<(), String> {
+        let (cluster, seq) = place;
+        let done = self.finalized.entry(cluster).or_default();
+        let next = done.last_key_value().map_or(BatchSeq(1), |(last, _)| last.next());
+        if seq != next {
+            return Err(format!("block {height} has batch {seq} of {cluster}, the next is {next}"));
+        }
+        done.insert(seq, digest);
+        match self.closed.get(&place) {
+            Some(closed) if *closed != digest => {
+                Err(format!("block {height} has another batch {seq} than {cluster} closed"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Checker for ExactlyOnce {
+    fn name(&self) -> &'static str {
+        "exactly-once"
+    }
+
+    fn observe(&mut self, _now_us: u64, seen: &Observation) -> Result<(), String> {
+        match seen {
+            Observation::Closed {
+                cluster,
+                seq,
+                digest,
+                entries,
+            } => self.closed((*cluster, *seq), *digest, entries),
+            Observation::Executed {
+                height, block, refs, ..
+            } => {
+                if self.executed.insert(*height, *block).is_some() {
+                    return Ok(());
+                }
+                for (cluster, seq, digest) in refs {
+                    self.finalized(*height, (*cluster, *seq), *digest)?;
+                }
+                Ok(())
+            }
+            Observation::Acked { entry, index, .. } if index.0 > 0 => {
+                self.acknowledged.insert(*entry);
+                Ok(())
+            }
+            Observation::Knows { .. } => {
+                self.is_settled = true;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// When the fleet has settled, everything that was acknowledged is final.
+    fn finish(&mut self, _now_us: u64) -> Result<(), String> {
+        if !self.is_settled {
+            return Ok(());
+        }
+        let is_final = |(cluster, seq): &(ClusterId, BatchSeq)| {
+            self.finalized.get(cluster).is_some_and(|done| done.contains_key(seq))
+        };
+        let missing = |entry: &&EntryId| !self.batch_of.get(*entry).is_some_and(is_final);
+        match self.acknowledged.iter().find(missing) {
+            Some(entry) => Err(format!("entry {} was acknowledged and is in no final batch", entry.to_hex())),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::*, *};
+
+    fn closed(seq: u64, digest: u8, entries: &[u8]) -> Observation {
+        Observation::Closed {
+            cluster: ClusterId(0),
+            seq: BatchSeq(seq),
+            digest: Digest([digest; 32]),
+            entries: entries.iter().map(|number| EntryId([*number; 32])).collect(),
+        }
+    }
+
+    fn block(height: u64, refs: &[(u64, u8)]) -> Observation {
+        let of_cluster = |(seq, digest): &(u64, u8)| (ClusterId(0), BatchSeq(*seq), Digest([*digest; 32]));
+        Observation::Executed {
+            validator: "v1".into(),
+            height: Height(height),
+            block: Digest([height as u8; 32]),
+            refs: refs.iter().map(of_cluster).collect(),
+        }
+    }
+
+    fn told(history: &[Observation]) -> Result<(), String> {
+        let history: Vec<_> = history.iter().map(|seen| (0, seen.clone())).collect();
+        judge(ExactlyOnce::default(), &history)
+    }
+
+    #[test]
+    fn batches_in_order_are_fine_whoever_reports_them() {
+        let history = [closed(1, 1, &[7]), closed(1, 1, &[7]), closed(2, 2, &[8]), block(1, &[(1, 1)]), block(1, &[(1, 1)]), block(2, &[(2, 2)])];
+        assert_eq!(told(&history), Ok(()));
+    }
+
+    #[test]
+    fn entry_in_two_batches_is_caught() {
+        assert!(told(&[closed(1, 1, &[7]), closed(2, 2, &[7])]).is_err());
+        assert!(told(&[closed(1, 1, &[7, 7])]).is_err());
+    }
+
+    #[test]
+    fn gap_repetition_and_foreign_batch_are_caught() {
+        assert!(told(&[block(1, &[(2, 2)])]).unwrap_err().contains("the next is 1"));
+        assert!(told(&[block(1, &[(1, 1)]), block(2, &[(1, 1)])]).is_err());
+        assert!(told(&[closed(1, 1, &[]), block(1, &[(1, 9)])]).is_err());
+        assert!(told(&[closed(1, 1, &[]), closed(1, 9, &[])]).is_err());
+    }
+
+    #[test]
+    fn acknowledged_entry_that_never_becomes_final_is_caught() {
+        let knows = Observation::Knows {
+            process: "v1".into(),
+            cluster: None,
+            tasks: Arc::default(),
+        };
+        let history = [acked("c1-1", 0, 7, 3), closed(1, 1, &[7]), knows];
+        assert!(told(&history).unwrap_err().contains("no final batch"));
+        assert_eq!(told(&[&history[..], &[block(1, &[(1, 1)])]].concat()), Ok(()));
+    }
+}

@@ -1,0 +1,78 @@
+//! log-matching: where two logs hold the same record at one index, they are equal below it as well.
+//!
+//! A record holds its leader's term and its bytes, so equal records are equal entries.
+
+use super::{Checker, LogTail, Observation};
+
+/// Keeps nothing: each look at the disks is judged alone.
+#[derive(Default)]
+pub struct LogMatching;
+
+fn compare(a: &LogTail, b: &LogTail) -> Result<(), String> {
+    let first = a.first.max(b.first);
+    let skip = |log: &LogTail| (first.0 - log.first.0) as usize;
+    let tail = |log: &LogTail| log.records.iter().skip(skip(log)).cloned().collect::<Vec<_>>();
+    let (of_a, of_b) = (tail(a), tail(b));
+    let equal: Vec<bool> = of_a.iter().zip(&of_b).map(|(a, b)| a == b).collect();
+    let Some(last_equal) = equal.iter().rposition(|is_equal| *is_equal) else {
+        return Ok(());
+    };
+    match equal[..last_equal].iter().position(|is_equal| !is_equal) {
+        None => Ok(()),
+        Some(differs) => Err(format!(
+            "{} and {} hold the same record at index {} and different ones at index {}",
+            a.agent,
+            b.agent,
+            first.0 + last_equal as u64,
+            first.0 + differs as u64
+        )),
+    }
+}
+
+impl Checker for LogMatching {
+    fn name(&self) -> &'static str {
+        "log-matching"
+    }
+
+    fn observe(&mut self, _now_us: u64, seen: &Observation) -> Result<(), String> {
+        let Observation::Logs { logs, .. } = seen else {
+            return Ok(());
+        };
+        for (at, a) in logs.iter().enumerate() {
+            for b in &logs[at + 1..] {
+                compare(a, b)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::*, *};
+
+    fn log(agent: &str, first: u64, records: &[&'static str]) -> LogTail {
+        LogTail {
+            agent: agent.into(),
+            first: LogIndex(first),
+            records: records.iter().map(|text| Bytes::from_static(text.as_bytes())).collect(),
+        }
+    }
+
+    fn told(a: LogTail, b: LogTail) -> Result<(), String> {
+        let logs = Observation::Logs {
+            cluster: ClusterId(0),
+            logs: vec![a, b],
+        };
+        judge(LogMatching, &[(0, logs)])
+    }
+
+    #[test]
+    fn difference_below_an_equal_record_is_caught() {
+        let one = log("c1-1", 3, &["a", "b", "c"]);
+        assert_eq!(told(one.clone(), log("c1-2", 4, &["b", "c", "d"])), Ok(()));
+        assert_eq!(told(one.clone(), log("c1-2", 3, &["a", "x", "y"])), Ok(()), "not replicated yet");
+        assert!(told(one.clone(), log("c1-2", 3, &["a", "x", "c"])).unwrap_err().contains("index 4"));
+        assert_eq!(told(one, log("c1-2", 9, &["z"])), Ok(()), "nothing in common");
+    }
+}

@@ -1,0 +1,39 @@
+//! One validator's wall clock is wrong: it jumped, or the machine booted without a battery.
+
+use super::{Fault, pick};
+use crate::{fleet::SimFleet, random::Stream};
+
+/// The true time of every run lies this far behind 1970, and less.
+const SINCE_1970_US: i64 = 1_767_225_600_000_000;
+
+struct Clock {
+    who: String,
+    offset_us: i64,
+}
+
+/// Draws whose clock, and by how much it is off.
+pub fn draw(fleet: &SimFleet, random: &mut Stream) -> Box<dyn Fault> {
+    let who = pick(random, &fleet.validator_names());
+    let hour_us = 3_600_000_000;
+    let offset_us = match random.between(0, 3) {
+        0 => -SINCE_1970_US,
+        1 => random.between(1_000_000, hour_us) as i64,
+        2 => -(random.between(1_000_000, hour_us) as i64),
+        _ => random.between(100_000, 2_000_000) as i64,
+    };
+    Box::new(Clock { who, offset_us })
+}
+
+impl Fault for Clock {
+    fn describe(&self) -> String {
+        format!("wall clock of {} off by {} us", self.who, self.offset_us)
+    }
+
+    fn begin(&mut self, fleet: &mut SimFleet, _now_us: u64) {
+        fleet.clock(&self.who).set_wall_offset_us(self.offset_us);
+    }
+
+    fn end(&mut self, fleet: &mut SimFleet, _now_us: u64) {
+        fleet.clock(&self.who).set_wall_offset_us(0);
+    }
+}

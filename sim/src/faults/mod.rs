@@ -1,0 +1,244 @@
+//! Faults: drawn from the seed, one file per family, each with an end.
+//!
+//! * [`partition`]: cuts of every shape.
+//! * [`quality`]: links that are slow, lossy, narrow, or deliver twice.
+//! * [`disk`]: slow, failing and full disks.
+//! * [`clock`]: wall clocks that jump or begin in 1970.
+//! * [`process`]: crashes, pauses, crashes in the middle of a snapshot, power cycles.
+//!
+//! # Rules
+//! * Recovery stays possible: a disk never loses what was synced, and one disk at a time is in trouble;
+//!   one validator at a time has a wrong wall clock. Everything else may happen to everybody at once.
+//! * At the end everything heals and everything runs.
+
+pub mod clock;
+pub mod disk;
+pub mod partition;
+pub mod process;
+pub mod quality;
+
+use crate::{fleet::SimFleet, random::Stream};
+
+/// One fault, from its beginning to its end.
+pub trait Fault: Send {
+    /// What it does and to whom, for people.
+    fn describe(&self) -> String;
+
+    /// Begins.
+    fn begin(&mut self, fleet: &mut SimFleet, now_us: u64);
+
+    /// Something to do now and then.
+    fn step(&mut self, _fleet: &mut SimFleet, _now_us: u64) {}
+
+    /// Ends: nothing of it is left.
+    fn end(&mut self, fleet: &mut SimFleet, now_us: u64);
+}
+
+/// Sort of fault, for counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    /// Cuts.
+    Partition,
+    /// Bad links.
+    Quality,
+    /// Bad disks.
+    Disk,
+    /// Bad wall clocks.
+    Clock,
+    /// Crashes and pauses.
+    Process,
+}
+
+impl Family {
+    /// In the order of the variants.
+    pub const ALL: [Self; 5] = [
+        Self::Partition,
+        Self::Quality,
+        Self::Disk,
+        Self::Clock,
+        Self::Process,
+    ];
+
+    /// The word in reports.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Partition => "partition",
+            Self::Quality => "quality",
+            Self::Disk => "disk",
+            Self::Clock => "clock",
+            Self::Process => "process",
+        }
+    }
+
+    fn draw(random: &mut Stream) -> Self {
+        match random.between(0, 15) {
+            0..=6 => Self::Partition,
+            7..=8 => Self::Quality,
+            9..=10 => Self::Disk,
+            11 => Self::Clock,
+            _ => Self::Process,
+        }
+    }
+}
+
+/// A fault that was injected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Injected {
+    /// Sort.
+    pub family: Family,
+    /// What and to whom.
+    pub what: String,
+    /// When it began, virtual time.
+    pub from_ms: u64,
+    /// When it ended.
+    pub until_ms: u64,
+}
+
+/// How often faults come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Weather {
+    /// Mean time between two beginnings; 0 is never.
+    pub every_us: u64,
+    /// Shortest and longest fault.
+    pub lasts_us: (u64, u64),
+    /// Faults at once.
+    pub at_once_max: usize,
+}
+
+struct Active {
+    family: Family,
+    fault: Box<dyn Fault>,
+    from_us: u64,
+    until_us: u64,
+}
+
+/// Draws faults and ends them.
+pub struct Nemesis {
+    random: Stream,
+    weather: Weather,
+    next_us: u64,
+    begun: u64,
+    active: Vec<Active>,
+    injected: Vec<Injected>,
+}
+
+impl Nemesis {
+    /// Faults of `seed` in this weather.
+    #[must_use]
+    pub fn new(seed: u64, weather: Weather) -> Self {
+        let mut random = Stream::split(seed, 0x6661_756c);
+        let next_us = if weather.every_us == 0 {
+            u64::MAX
+        } else {
+            2_000_000 + random.between(0, weather.every_us)
+        };
+        Self {
+            random,
+            weather,
+            next_us,
+            begun: 0,
+            active: Vec::new(),
+            injected: Vec::new(),
+        }
+    }
+
+    /// Begins and ends what is due at `now_us`.
+    pub fn step(&mut self, fleet: &mut SimFleet, now_us: u64) {
+        self.end_due(fleet, now_us, |active| active.until_us <= now_us);
+        for active in &mut self.active {
+            active.fault.step(fleet, now_us);
+        }
+        if now_us < self.next_us {
+            return;
+        }
+        let pause_us = self.random.between(self.weather.every_us / 4, self.weather.every_us * 7 / 4);
+        self.next_us = now_us + pause_us;
+        if self.active.len() < self.weather.at_once_max {
+            self.strike(fleet, now_us);
+        }
+    }
+
+    fn strike(&mut self, fleet: &mut SimFleet, now_us: u64) {
+        self.begun += 1;
+        let family = Family::draw(&mut self.random);
+        let is_alone = matches!(family, Family::Quality | Family::Disk | Family::Clock);
+        if is_alone && self.active.iter().any(|active| active.family == family) {
+            return;
+        }
+        let random = &mut self.random;
+        let mut fault = match family {
+            Family::Partition => partition::draw(self.begun, fleet, random),
+            Family::Quality => quality::draw(fleet, random),
+            Family::Disk => disk::draw(fleet, random),
+            Family::Clock => clock::draw(fleet, random),
+            Family::Process => process::draw(fleet, random),
+        };
+        let (shortest_us, longest_us) = self.weather.lasts_us;
+        let until_us = now_us + self.random.between(shortest_us, longest_us);
+        fault.begin(fleet, now_us);
+        self.active.push(Active {
+            family,
+            fault,
+            from_us: now_us,
+            until_us,
+        });
+    }
+
+    fn end_due(&mut self, fleet: &mut SimFleet, now_us: u64, is_due: impl Fn(&Active) -> bool) {
+        let mut going_on = Vec::new();
+        for mut active in std::mem::take(&mut self.active) {
+            if !is_due(&active) {
+                going_on.push(active);
+                continue;
+            }
+            active.fault.end(fleet, now_us);
+            self.injected.push(Injected {
+                family: active.family,
+                what: active.fault.describe(),
+                from_ms: active.from_us / 1_000,
+                until_ms: now_us / 1_000,
+            });
+        }
+        self.active = going_on;
+    }
+
+    /// Ends every fault, and begins no other.
+    pub fn heal(&mut self, fleet: &mut SimFleet, now_us: u64) {
+        self.next_us = u64::MAX;
+        self.end_due(fleet, now_us, |_| true);
+        fleet.let_all_start();
+    }
+
+    /// What was injected and has ended, in the order of their ends.
+    #[must_use]
+    pub fn injected(&self) -> &[Injected] {
+        &self.injected
+    }
+}
+
+/// One of `from`, by drawing.
+///
+/// # Panics
+/// If there is none.
+fn pick<T: Clone>(random: &mut Stream, from: &[T]) -> T {
+    let last = from.len().checked_sub(1).expect("there is something to draw from");
+    from[random.between(0, last as u64) as usize].clone()
+}
+
+/// A drawn subset of `count` of `from`, the rest behind it.
+fn split<T: Clone>(random: &mut Stream, from: &[T], count: usize) -> (Vec<T>, Vec<T>) {
+    let mut rest = from.to_vec();
+    let mut drawn = Vec::new();
+    for _ in 0..count.min(rest.len()) {
+        let at = random.between(0, rest.len() as u64 - 1) as usize;
+        drawn.push(rest.swap_remove(at));
+    }
+    (drawn, rest)
+}
+
+fn all_names(fleet: &SimFleet) -> Vec<String> {
+    let mut names = fleet.agent_names();
+    names.extend(fleet.validator_names());
+    names
+}

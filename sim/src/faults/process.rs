@@ -1,0 +1,143 @@
+//! Processes that are killed, stand still, or lose power together; and one that is killed while it writes a
+//! snapshot.
+
+use super::{Fault, all_names, pick, split};
+use crate::{fleet::SimFleet, ports::DiskTrouble, random::Stream};
+
+/// Killed, each down for its own time.
+struct Crash {
+    what: &'static str,
+    /// With the time each stays down.
+    who: Vec<(String, u64)>,
+}
+
+/// Stands still from beginning to end.
+struct Pause {
+    who: Vec<String>,
+}
+
+/// Killed as soon as it writes a snapshot, its own or one that it was sent.
+struct CrashInSnapshot {
+    who: String,
+    down_us: u64,
+    writes_before: u64,
+    was_killed: bool,
+}
+
+/// Draws what happens to whom.
+pub fn draw(fleet: &SimFleet, random: &mut Stream) -> Box<dyn Fault> {
+    let clusters = fleet.clusters();
+    let down = |who: Vec<String>, random: &mut Stream, longest_us| {
+        let with_time = |name| (name, random.between(200_000, longest_us));
+        who.into_iter().map(with_time).collect::<Vec<_>>()
+    };
+    match random.between(0, 9) {
+        0 | 1 => {
+            let who = vec![pick(random, &all_names(fleet))];
+            let who = down(who, random, 8_000_000);
+            Box::new(Crash { what: "crash", who })
+        }
+        2 => {
+            let cluster = pick(random, &clusters);
+            let leader = fleet.leader(&cluster).unwrap_or_else(|| pick(random, &cluster));
+            let who = down(vec![leader], random, 5_000_000);
+            Box::new(Crash { what: "crash of the leader", who })
+        }
+        3 => {
+            let cluster = pick(random, &clusters);
+            let who = down(cluster, random, 6_000_000);
+            Box::new(Crash { what: "crash of a cluster", who })
+        }
+        4 => {
+            let who = down(fleet.validator_names(), random, 6_000_000);
+            Box::new(Crash { what: "crash of all validators", who })
+        }
+        5 => {
+            let who = down(all_names(fleet), random, 6_000_000);
+            Box::new(Crash { what: "power cycle", who })
+        }
+        6 | 7 => {
+            let most = fleet.population.agents.div_ceil(2).max(1);
+            let count = random.between(1, u64::from(most)) as usize;
+            let (who, _) = split(random, &all_names(fleet), count);
+            Box::new(Pause { who })
+        }
+        8 => {
+            let cluster = pick(random, &clusters);
+            let who = fleet.leader(&cluster).unwrap_or_else(|| pick(random, &cluster));
+            Box::new(Pause { who: vec![who] })
+        }
+        _ => Box::new(CrashInSnapshot {
+            who: pick(random, &fleet.agent_names()),
+            down_us: random.between(100_000, 4_000_000),
+            writes_before: 0,
+            was_killed: false,
+        }),
+    }
+}
+
+impl Fault for Crash {
+    fn describe(&self) -> String {
+        let names: Vec<&str> = self.who.iter().map(|(name, _)| name.as_str()).collect();
+        format!("{}: {}", self.what, names.join(","))
+    }
+
+    fn begin(&mut self, fleet: &mut SimFleet, now_us: u64) {
+        for (name, down_us) in &self.who {
+            fleet.kill(name, now_us + down_us);
+        }
+    }
+
+    fn end(&mut self, _fleet: &mut SimFleet, _now_us: u64) {}
+}
+
+impl Fault for Pause {
+    fn describe(&self) -> String {
+        format!("pause: {}", self.who.join(","))
+    }
+
+    fn begin(&mut self, fleet: &mut SimFleet, _now_us: u64) {
+        for name in &self.who {
+            fleet.pause(name);
+        }
+    }
+
+    fn end(&mut self, fleet: &mut SimFleet, _now_us: u64) {
+        for name in &self.who {
+            fleet.resume(name);
+        }
+    }
+}
+
+impl CrashInSnapshot {
+    fn begun(&self, fleet: &SimFleet) -> u64 {
+        fleet.snapshots(&self.who).map_or(0, |snapshots| snapshots.begun())
+    }
+}
+
+impl Fault for CrashInSnapshot {
+    fn describe(&self) -> String {
+        let met = if self.was_killed { "" } else { " (it wrote none)" };
+        format!("crash in a snapshot: {}{met}", self.who)
+    }
+
+    /// Its disk is slow until then, so that the write lasts longer than a look.
+    fn begin(&mut self, fleet: &mut SimFleet, _now_us: u64) {
+        self.writes_before = self.begun(fleet);
+        fleet.set_trouble(&self.who, DiskTrouble::Slow { times: 20 });
+    }
+
+    fn step(&mut self, fleet: &mut SimFleet, now_us: u64) {
+        if !self.was_killed && self.begun(fleet) > self.writes_before {
+            self.was_killed = true;
+            fleet.kill(&self.who, now_us + self.down_us);
+            fleet.set_trouble(&self.who, DiskTrouble::Healthy);
+        }
+    }
+
+    fn end(&mut self, fleet: &mut SimFleet, _now_us: u64) {
+        if !self.was_killed {
+            fleet.set_trouble(&self.who, DiskTrouble::Healthy);
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! The witness of a run: hears everything that the shells show, and asks every checker.
+//!
+//! # Rules
+//! * It sees true time, disks and links; the shells do not see it.
+//! * The first violation counts: what follows from it says little. The run ends there.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use cluster_agent::{agent::AgentHandle, raft::RaftRole};
+use common::ids::{BatchSeq, ClusterId, Digest, Height, LogIndex, NodeIdx, Term};
+use global_validator::Validator;
+
+use crate::{
+    checkers::{Checker, LogTail, Observation},
+    ports::{Kept, SimLog},
+    runtime::Process,
+    trace::{Event, Trace},
+};
+
+/// An invariant that broke.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Which: the name of the checker.
+    pub checker: &'static str,
+    /// When, in virtual time.
+    pub at_ms: u64,
+    /// What happened, in one sentence.
+    pub what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (secs, ms) = (self.at_ms / 1_000, self.at_ms % 1_000);
+        write!(f, "{secs}.{ms:03} s: {}: {}", self.checker, self.what)
+    }
+}
+
+struct Inner {
+    checkers: Vec<Box<dyn Checker>>,
+    violation: Option<Violation>,
+    logs: BTreeMap<ClusterId, Vec<(String, SimLog)>>,
+    /// Batches whose entries were told already.
+    closed: BTreeMap<(ClusterId, BatchSeq), Digest>,
+    /// Highest block told.
+    executed: Height,
+    applies: u64,
+}
+
+/// Shared by everybody in a run.
+#[derive(Clone)]
+pub struct Witness {
+    inner: Arc<Mutex<Inner>>,
+    trace: Trace,
+}
+
+/// Records at the end of each log that are compared.
+const TAIL: u64 = 96;
+
+impl Witness {
+    /// A witness that asks `checkers`.
+    #[must_use]
+    pub fn new(trace: Trace, checkers: Vec<Box<dyn Checker>>) -> Self {
+        let inner = Inner {
+            checkers,
+            violation: None,
+            logs: BTreeMap::new(),
+            closed: BTreeMap::new(),
+            executed: Height(0),
+            applies: 0,
+        };
+        Self {
+            inner: Arc::new(Mutex::new(inner)),
+            trace,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True time of the run, microseconds.
+    #[must_use]
+    pub fn now_us(&self) -> u64 {
+        self.trace.now_us()
+    }
+
+    /// Shows `seen` to all checkers.
+    pub fn see(&self, seen: &Observation) {
+        let now_us = self.trace.now_us();
+        let mut inner = self.lock();
+        if inner.violation.is_some() {
+            return;
+        }
+        for checker in &mut inner.checkers {
+            if let Err(what) = checker.observe(now_us, seen) {
+                let checker = checker.name();
+                inner.violation = Some(Violation {
+                    checker,
+                    at_ms: now_us / 1_000,
+                    what,
+                });
+                return;
+            }
+        }
+    }
+
+    /// Something that no checker can see is wrong.
+    pub fn violate(&self, checker: &'static str, what: String) {
+        let at_ms = self.trace.now_us() / 1_000;
+        self.lock().violation.get_or_insert(Violation { checker, at_ms, what });
+    }
+
+    /// The first violation, if there was one.
+    #[must_use]
+    pub fn violation(&self) -> Option<Violation> {
+        self.lock().violation.clone()
+    }
+
+    /// How often a state machine was seen at a new position.
+    #[must_use]
+    pub fn applies(&self) -> u64 {
+        self.lock().applies
+    }
+
+    /// The run has ended: every checker says its last word.
+    pub fn finish(&self) {
+        let now_us = self.trace.now_us();
+        let mut inner = self.lock();
+        if inner.violation.is_some() {
+            return;
+        }
+        for checker in &mut inner.checkers {
+            if let Err(what) = checker.finish(now_us) {
+                let checker = checker.name();
+                let at_ms = now_us / 1_000;
+                inner.violation = Some(Violation { checker, at_ms, what });
+                return;
+            }
+        }
+    }
+
+    /// An agent reaches a majority of its cluster, or no longer.
+    pub fn side(&self, agent: &str, cluster: ClusterId, has_majority: bool) {
+        self.see(&Observation::Side {
+            agent: agent.to_owned(),
+            cluster,
+            has_majority,
+        });
+    }
+
+    /// Makes a log known, to be looked at when something is acknowledged.
+    pub fn watch_log(&self, cluster: ClusterId, agent: String, log: SimLog) {
+        self.lock().logs.entry(cluster).or_default().push((agent, log));
+    }
+
+    /// Disks of a cluster that hold equal records at `index` or purged it, and how many there are.
+    #[must_use]
+    pub fn copies(&self, cluster: ClusterId, index: LogIndex) -> (usize, usize) {
+        let inner = self.lock();
+        let logs = inner.logs.get(&cluster).map_or(&[][..], Vec::as_slice);
+        let mut equal: BTreeMap<Bytes, usize> = BTreeMap::new();
+        let mut purged = 0;
+        for (_, log) in logs {
+            match log.kept(index) {
+                Kept::Record(bytes) => *equal.entry(bytes).or_default() += 1,
+                Kept::Purged => purged += 1,
+                Kept::Nothing => {}
+            }
+        }
+        (equal.values().max().copied().unwrap_or(0) + purged, logs.len())
+    }
+
+    /// Shows the ends of all logs.
+    pub fn look_at_logs(&self) {
+        let logs: Vec<_> = self.lock().logs.iter().map(|(id, logs)| (*id, logs.clone())).collect();
+        for (cluster, logs) in logs {
+            let logs = logs.into_iter().filter_map(|(agent, log)| tail(agent, &log)).collect();
+            self.see(&Observation::Logs { cluster, logs });
+        }
+    }
+
+    /// Follows what an agent applies and when it leads, as part of its process.
+    pub fn watch_agent(&self, process: &Process, agent: &AgentHandle, name: &str, idx: NodeIdx) {
+        drop(process.spawn(self.clone().follow_applies(agent.clone(), name.to_owned(), idx)));
+        drop(process.spawn(self.clone().follow_elections(agent.clone(), name.to_owned())));
+    }
+
+    async fn follow_applies(self, agent: AgentHandle, name: String, idx: NodeIdx) {
+        let machine = agent.machine();
+        let mut seen = 0;
+        loop {
+            machine.pulse().next(&mut seen).await;
+            let (applied, closed) = machine.with(|state| {
+                let queue = &state.queue;
+                let applied = Observation::Applied {
+                    agent: name.clone(),
+                    cluster: queue.cluster(),
+                    position: queue.applied().0,
+                    digest: queue.digest(),
+                    height: queue.global_height(),
+                    root: queue.global().state_root(),
+                };
+                (applied, self.newly_closed(queue))
+            });
+            if let Observation::Applied { digest, .. } = &applied {
+                self.trace.record(Event::Applied, idx.0, idx.0, &digest.0);
+            }
+            self.lock().applies += 1;
+            self.see(&applied);
+            for batch in &closed {
+                self.see(batch);
+            }
+        }
+    }
+
+    /// Batches in the outbox that were not told before.
+    fn newly_closed(&self, queue: &cluster_core::queue::ClusterQueue) -> Vec<Observation> {
+        let (cluster, chain) = (queue.cluster(), *queue.chain_id());
+        let mut inner = self.lock();
+        let mut new = Vec::new();
+        for batch in queue.batcher().outbox().rev() {
+            let seq = batch.header.seq;
+            if inner.closed.insert((cluster, seq), batch.digest) == Some(batch.digest) {
+                break;
+            }
+            new.push(Observation::Closed {
+                cluster,
+                seq,
+                digest: batch.digest,
+                entries: batch.entries.iter().map(|row| row.id(&chain)).collect(),
+            });
+        }
+        new.reverse();
+        new
+    }
+
+    async fn follow_elections(self, agent: AgentHandle, name: String) {
+        let raft = agent.raft();
+        let changes = raft.changes();
+        let cluster = agent.machine().with(|state| state.queue.cluster());
+        let mut led = Term(0);
+        loop {
+            let seen = changes.version();
+            let status = raft.status();
+            if status.role == RaftRole::Leader && status.term > led {
+                led = status.term;
+                self.see(&Observation::Leads {
+                    agent: name.clone(),
+                    cluster,
+                    term: status.term,
+                    last_index: status.last_index,
+                });
+            }
+            changes.changed(seen).await;
+        }
+    }
+
+    /// Follows what a validator executes, as part of its process.
+    pub fn watch_validator(&self, process: &Process, validator: &Validator, name: &str, idx: NodeIdx) {
+        let (witness, validator, name) = (self.clone(), validator.clone(), name.to_owned());
+        drop(process.spawn(async move {
+            let executed = validator.executed().clone();
+            // What nobody told yet is told now, if this life begins above it.
+            let mut height = executed.get().queue.height().min(witness.lock().executed);
+            loop {
+                let now = executed.wait_until(|executed| executed.queue.height() > height).await;
+                while height < now.queue.height() {
+                    height = height.next();
+                    witness.tell_block(&validator, &name, height);
+                }
+                let root = now.queue.state_root();
+                witness.trace.record(Event::Applied, idx.0, idx.0, &root.0);
+                let mut inner = witness.lock();
+                inner.executed = inner.executed.max(height);
+                inner.applies += 1;
+                drop(inner);
+                witness.see(&Observation::Root {
+                    validator: name.clone(),
+                    height,
+                    root,
+                });
+            }
+        }));
+    }
+
+    fn tell_block(&self, validator: &Validator, name: &str, height: Height) {
+        let Ok(Some(found)) = validator.blocks().at(height) else {
+            return self.violate("agreement", format!("{name} executed height {height} and has no block there"));
+        };
+        let refs = found.block.refs.iter().map(|batch| (batch.cluster, batch.seq, batch.digest));
+        self.see(&Observation::Executed {
+            validator: name.to_owned(),
+            height,
+            block: found.block.digest(),
+            refs: refs.collect(),
+        });
+    }
+}
+
+fn tail(agent: String, log: &SimLog) -> Option<LogTail> {
+    let (first, last) = log.range()?;
+    let first = first.max(LogIndex((last.0 + 1).saturating_sub(TAIL)));
+    let records = (first.0..=last.0).map_while(|index| match log.kept(LogIndex(index)) {
+        Kept::Record(bytes) => Some(bytes),
+        Kept::Purged | Kept::Nothing => None,
+    });
+    Some(LogTail {
+        agent,
+        first,
+        records: records.collect(),
+    })
+}

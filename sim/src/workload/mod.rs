@@ -1,0 +1,137 @@
+//! What the fleet is asked to do in a run, and what it acknowledged.
+//!
+//! * [`operator`]: submits, links and cancels tasks, and sends the same bytes again after an unknown end.
+//! * [`vehicle`]: a drone that claims tasks and acts on them while it may.
+//! * [`reader`]: asks every agent what it knows, and how old that is.
+
+pub mod operator;
+pub mod reader;
+pub mod vehicle;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use common::{
+    ids::{ClusterId, TaskId},
+    task::Scope,
+    testing::Fleet,
+};
+
+use crate::{
+    checkers::{Call, Observation, Told},
+    fleet::{Doors, SimFleet},
+    random::Stream,
+    runtime::{Process, ProcessId},
+    witness::Witness,
+};
+
+/// How much is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// Between two writes of an operator; one operator per cluster.
+    pub write_every: Duration,
+    /// Between two reads of each agent.
+    pub read_every: Duration,
+    /// How long a drone works on a task, at most.
+    pub work_max: Duration,
+}
+
+/// What was acknowledged so far.
+#[derive(Clone, Debug, Default)]
+pub struct Journal {
+    /// Tasks whose submission was acknowledged as granted.
+    pub acknowledged: BTreeMap<TaskId, (ClusterId, Scope)>,
+    /// Acknowledged tasks in their order, by cluster.
+    pub order: BTreeMap<ClusterId, Vec<TaskId>>,
+    /// Writes without an answer.
+    pub open_writes: u64,
+    /// Writes that had to be sent again.
+    pub retries: u64,
+    /// Completions acknowledged as granted.
+    pub completed: u64,
+    /// Linearizable reads answered.
+    pub linearizable_reads: u64,
+    /// Writes and reads refused for want of a majority.
+    pub no_quorum: u64,
+    /// No new writes: the run comes to its end.
+    pub is_over: bool,
+    calls: u64,
+}
+
+/// What all clients of a run share.
+#[derive(Clone)]
+pub struct Desk {
+    /// The ways in.
+    pub doors: Doors,
+    /// Who is told.
+    pub witness: Witness,
+    /// Keys.
+    pub fleet: Arc<Fleet>,
+    journal: Arc<Mutex<Journal>>,
+}
+
+impl Desk {
+    /// An empty journal before the doors of `fleet`.
+    #[must_use]
+    pub fn of(fleet: &SimFleet) -> Self {
+        Self {
+            doors: fleet.doors.clone(),
+            witness: fleet.witness.clone(),
+            fleet: Arc::new(fleet.fleet.clone()),
+            journal: Arc::default(),
+        }
+    }
+
+    /// The journal.
+    pub fn journal(&self) -> MutexGuard<'_, Journal> {
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// No new work from now on; what was begun is finished.
+    pub fn close(&self) {
+        self.journal().is_over = true;
+    }
+
+    /// Tells that a call on a task of cluster scope begins; returns its number.
+    fn called(&self, task: TaskId, scope: Scope, what: Call) -> Option<u64> {
+        if scope == Scope::Fleet {
+            return None;
+        }
+        let call = {
+            let mut journal = self.journal();
+            journal.calls += 1;
+            journal.calls
+        };
+        self.witness.see(&Observation::Called { call, task, what });
+        Some(call)
+    }
+
+    fn answered(&self, call: Option<u64>, task: TaskId, told: Told) {
+        if let Some(call) = call {
+            self.witness.see(&Observation::Answered { call, task, told });
+        }
+    }
+}
+
+/// Starts all clients. They run until the run ends.
+pub fn start(fleet: &SimFleet, load: Load, seed: u64) -> Desk {
+    let desk = Desk::of(fleet);
+    let clients = Process::new(ProcessId(u32::MAX), seed);
+    for (number, agents) in (0..).zip(fleet.clusters()) {
+        let cluster = ClusterId(number);
+        let stream = |purpose: u64| Stream::split(seed, purpose ^ u64::from(number) << 40);
+        let operator = operator::Operator::new(desk.clone(), cluster, agents.clone(), stream(0x6f70));
+        drop(clients.spawn(operator.work(load.write_every)));
+        for (at, name) in (0..).zip(agents) {
+            let stream = |purpose: u64| stream(purpose ^ at << 32);
+            let reader = reader::Reader::new(desk.clone(), cluster, name.clone(), stream(0x7265));
+            drop(clients.spawn(reader.work(load.read_every)));
+            let vehicle = vehicle::Vehicle::new(desk.clone(), name.clone(), fleet.clock(&name), stream(0x7665));
+            drop(clients.spawn(vehicle.fly(load.work_max)));
+        }
+    }
+    desk
+}

@@ -1,0 +1,121 @@
+//! A reader at one agent: local reads with their age all the time, linearizable reads now and then.
+
+use std::time::Duration;
+
+use common::{
+    ids::{ClusterId, TaskId},
+    task::{Scope, TaskState},
+    wire::op::{Consistency, OpAnswer, OpRequest, TaskView},
+};
+
+use super::Desk;
+use crate::{
+    checkers::{Call, Observation, Told},
+    random::Stream,
+};
+
+/// A look in this many is a linearizable read.
+const LINEARIZABLE_ONE_IN: u64 = 6;
+
+/// Reads from one agent.
+pub struct Reader {
+    desk: Desk,
+    cluster: ClusterId,
+    agent: String,
+    random: Stream,
+}
+
+fn told(task: Option<&TaskView>) -> Told {
+    match task.map(|task| task.state) {
+        None => Told::Absent,
+        Some(TaskState::Completed) => Told::Completed,
+        Some(TaskState::Canceled) => Told::Canceled,
+        Some(state) if !state.is_open() => Told::Ended,
+        Some(_) => Told::Open,
+    }
+}
+
+impl Reader {
+    /// A reader at `agent`.
+    #[must_use]
+    pub fn new(desk: Desk, cluster: ClusterId, agent: String, random: Stream) -> Self {
+        Self {
+            desk,
+            cluster,
+            agent,
+            random,
+        }
+    }
+
+    /// Reads for ever.
+    pub async fn work(mut self, every: Duration) {
+        let every_us = u64::try_from(every.as_micros()).unwrap_or(u64::MAX);
+        loop {
+            let pause_us = self.random.between(every_us / 2, every_us * 3 / 2);
+            tokio::time::sleep(Duration::from_micros(pause_us)).await;
+            if self.random.between(1, LINEARIZABLE_ONE_IN) == 1 {
+                self.read_linearizably().await;
+            } else {
+                self.look().await;
+            }
+        }
+    }
+
+    async fn look(&self) {
+        let Some(door) = self.desk.doors.open(&self.agent) else { return };
+        let (witness, agent_name, cluster) = (self.desk.witness.clone(), self.agent.clone(), self.cluster);
+        let look = door.ask(|agent| async move {
+            let context = agent.status().context;
+            witness.see(&Observation::Read {
+                agent: agent_name,
+                cluster,
+                applied: context.applied,
+                staleness_ms: context.staleness_ms,
+                height: context.global_height,
+                global_age_ms: context.global_age_ms,
+            });
+        });
+        let _ = tokio::time::timeout(Duration::from_secs(5), look).await;
+    }
+
+    /// A drawn task of this cluster among the newest.
+    fn draw_task(&mut self) -> Option<(TaskId, Scope)> {
+        let journal = self.desk.journal();
+        let order = journal.order.get(&self.cluster)?;
+        let back = self.random.between(1, 12.min(order.len() as u64).max(1)) as usize;
+        let task = *order.get(order.len().checked_sub(back)?)?;
+        Some((task, journal.acknowledged[&task].1))
+    }
+
+    async fn read_linearizably(&mut self) {
+        let Some((task, scope)) = self.draw_task() else { return };
+        let Some(door) = self.desk.doors.open(&self.agent) else { return };
+        let call = self.desk.called(task, scope, Call::Read);
+        let (desk, agent_name, cluster) = (self.desk.clone(), self.agent.clone(), self.cluster);
+        let asked_us = desk.witness.now_us();
+        let read = door.ask(|agent| async move {
+            let request = OpRequest::Task {
+                task,
+                consistency: Consistency::Linearizable,
+                staleness_ms_max: None,
+            };
+            match agent.answer(request).await {
+                OpAnswer::Task { task: found, context } => {
+                    desk.witness.see(&Observation::LinearizableRead {
+                        agent: agent_name,
+                        cluster,
+                        asked_us,
+                        task,
+                        is_found: found.is_some(),
+                        applied: context.applied,
+                    });
+                    desk.answered(call, task, told(found.as_ref()));
+                    desk.journal().linearizable_reads += 1;
+                }
+                OpAnswer::NoQuorum { .. } => desk.journal().no_quorum += 1,
+                _ => {}
+            }
+        });
+        let _ = tokio::time::timeout(Duration::from_secs(5), read).await;
+    }
+}

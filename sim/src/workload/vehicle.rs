@@ -1,0 +1,254 @@
+//! A vehicle with its agent: claims what is free, and acts on it while it may.
+//!
+//! # Rules
+//! * It acts from the moment at which its agent gives it a deadline until it has finished, or the deadline
+//!   is over on its own clock and as much time again as it may take to stop. It always takes that time.
+//! * It goes on when its agent is dead, paused or cut off: the deadline in its hands is all it knows.
+//! * When it has stopped it says so: completed, failed, or released, each until it was heard or given up.
+
+use std::time::Duration;
+
+use common::{
+    entry::{Fence, Progress},
+    ids::TaskId,
+    task::{Scope, TaskState},
+};
+use transport::{
+    local::{Answer, Request, message::TaskRow},
+    ports::Clock,
+};
+
+use super::Desk;
+use crate::{
+    checkers::{Call, Observation, Told},
+    ports::SimClock,
+    random::Stream,
+};
+
+/// Between two looks at the queue.
+const LOOK_US: (u64, u64) = (100_000, 400_000);
+/// Longest wait for an answer of the agent.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// A task in this many fails, and one is released half-way.
+const FAIL_ONE_IN: u64 = 12;
+/// A claim that may not be acted on for so long is given back.
+const GIVE_BACK_US: u64 = 8_000_000;
+/// Reports are repeated this often.
+const REPORTS_MAX: u32 = 4;
+
+struct Job {
+    task: TaskId,
+    scope: Scope,
+    fence: Fence,
+    /// On the vehicle's clock.
+    until_us: u64,
+    /// True time at which the work is done.
+    done_us: u64,
+}
+
+/// One vehicle.
+pub struct Vehicle {
+    desk: Desk,
+    name: String,
+    clock: SimClock,
+    stop_us: u64,
+    random: Stream,
+    job: Option<Job>,
+    /// A claim that may not be acted on yet, and since when.
+    waiting: Option<(Fence, u64)>,
+}
+
+impl Vehicle {
+    /// The vehicle of the agent `name`.
+    #[must_use]
+    pub fn new(desk: Desk, name: String, clock: SimClock, random: Stream) -> Self {
+        let stop_us = u64::from(desk.fleet.genesis.timing.lease.stop_ms) * 1_000;
+        Self {
+            desk,
+            name,
+            clock,
+            stop_us,
+            random,
+            job: None,
+            waiting: None,
+        }
+    }
+
+    /// Flies for ever.
+    pub async fn fly(mut self, work_max: Duration) {
+        loop {
+            self.step(work_max).await;
+            let pause_us = self.random.between(LOOK_US.0, LOOK_US.1);
+            let pause = Duration::from_micros(pause_us).min(self.left());
+            tokio::time::sleep(pause.max(Duration::from_millis(1))).await;
+        }
+    }
+
+    /// Time until the vehicle must look at its job again, whatever its agent says.
+    fn left(&self) -> Duration {
+        let Some(job) = &self.job else { return PATIENCE };
+        let stopped_us = (job.until_us + self.stop_us).saturating_sub(self.clock.now().us);
+        let done_us = job.done_us.saturating_sub(self.desk.witness.now_us());
+        // Never late by the drift of the clock.
+        Duration::from_micros((stopped_us - stopped_us / 1_000).min(done_us)).min(PATIENCE)
+    }
+
+    async fn step(&mut self, work_max: Duration) {
+        let now_us = self.clock.now().us;
+        match &self.job {
+            Some(job) if self.desk.witness.now_us() >= job.done_us => self.end(true).await,
+            Some(job) if now_us >= job.until_us + self.stop_us => self.end(false).await,
+            Some(_) => self.look_at_job().await,
+            None => self.look_for_work(work_max).await,
+        }
+    }
+
+    fn acts(&self, task: TaskId, is_begin: bool) {
+        self.desk.witness.see(&Observation::Acts {
+            drone: self.name.clone(),
+            task,
+            is_begin,
+        });
+    }
+
+    /// Asks the agent, at most until the job needs a look.
+    async fn ask(&self, request: Request) -> Option<Answer> {
+        let door = self.desk.doors.open(&self.name)?;
+        let asked = door.ask(|agent| async move { agent.answer_local(request).await });
+        tokio::time::timeout(self.left(), asked).await.ok().flatten()
+    }
+
+    async fn rows(&self, request: Request) -> Vec<TaskRow> {
+        let reply = self.ask(request).await.and_then(Result::ok);
+        reply.and_then(|reply| reply.tasks).unwrap_or_default()
+    }
+
+    /// A later deadline, if there is one.
+    async fn look_at_job(&mut self) {
+        let Some(task) = self.job.as_ref().map(|job| job.task) else { return };
+        let rows = self.rows(Request::Task { task }).await;
+        let later = rows.iter().filter(|row| row.is_mine).find_map(|row| row.may_run_until_us);
+        if let (Some(job), Some(until_us)) = (&mut self.job, later) {
+            job.until_us = job.until_us.max(until_us);
+        }
+    }
+
+    async fn look_for_work(&mut self, work_max: Duration) {
+        let open = [
+            TaskState::Queued,
+            TaskState::Assigned,
+            TaskState::Claimed,
+            TaskState::Underway,
+        ];
+        let request = Request::Tasks {
+            scope: None,
+            states: open.to_vec(),
+            after: None,
+            limit: 48,
+        };
+        let rows = self.rows(request).await;
+        if let Some(mine) = rows.iter().find(|row| row.is_mine) {
+            return self.begin(mine, work_max).await;
+        }
+        let is_free = |row: &&TaskRow| {
+            row.state == TaskState::Assigned || (row.state == TaskState::Queued && row.scope == Scope::Cluster)
+        };
+        let free: Vec<&TaskRow> = rows.iter().filter(is_free).collect();
+        let Some(last) = (free.len() as u64).checked_sub(1) else { return };
+        let pick = self.random.between(0, last.min(5)) as usize;
+        if let Some(task) = free[pick].task_id() {
+            // Another drone may be faster; then the next look shows it.
+            let _ = self.ask(Request::Claim { task }).await;
+        }
+    }
+
+    /// Acts on a task that the agent says is this drone's, if it may.
+    async fn begin(&mut self, row: &TaskRow, work_max: Duration) {
+        let (Some(task), Some(fence)) = (row.task_id(), row.fence.map(Fence::from)) else {
+            return;
+        };
+        let now_us = self.clock.now().us;
+        let Some(until_us) = row.may_run_until_us.filter(|until_us| now_us < *until_us) else {
+            // Not final yet, or held by a life of the agent that is gone: the vehicle stands, and gives it back.
+            let true_us = self.desk.witness.now_us();
+            let since_us = match self.waiting {
+                Some((known, since_us)) if known == fence => since_us,
+                _ => self.waiting.insert((fence, true_us)).1,
+            };
+            if true_us - since_us > GIVE_BACK_US {
+                self.report(Request::Release { task, fence: Some(fence) }, task, row.scope).await;
+            }
+            return;
+        };
+        let most_us = u64::try_from(work_max.as_micros()).unwrap_or(u64::MAX);
+        let work_us = self.random.between(most_us / 8, most_us);
+        self.job = Some(Job {
+            task,
+            scope: row.scope,
+            fence,
+            until_us,
+            done_us: self.desk.witness.now_us() + work_us,
+        });
+        self.acts(task, true);
+        if row.state == TaskState::Claimed {
+            let request = Request::Progress {
+                task,
+                fence: Some(fence),
+                progress: Progress::Started,
+            };
+            let _ = self.ask(request).await;
+        }
+    }
+
+    /// Has stopped, with the work done or not.
+    async fn end(&mut self, is_done: bool) {
+        let Some(Job { task, scope, fence, .. }) = self.job.take() else { return };
+        self.acts(task, false);
+        let fence = Some(fence);
+        let request = match self.random.between(1, FAIL_ONE_IN) {
+            1 => Request::Fail {
+                task,
+                fence,
+                reason: "broken".into(),
+                retriable: true,
+            },
+            2 => Request::Release { task, fence },
+            _ if !is_done => Request::Release { task, fence },
+            _ => Request::Complete {
+                task,
+                fence,
+                reason: String::new(),
+            },
+        };
+        self.report(request, task, scope).await;
+    }
+
+    async fn report(&mut self, request: Request, task: TaskId, scope: Scope) {
+        let is_complete = matches!(request, Request::Complete { .. });
+        for _ in 0..REPORTS_MAX {
+            let call = if is_complete {
+                self.desk.called(task, scope, Call::Complete)
+            } else {
+                None
+            };
+            match self.ask(request.clone()).await {
+                Some(Ok(reply)) => {
+                    let is_granted = reply.verdict.as_deref() == Some("granted");
+                    if is_complete {
+                        let told = if is_granted { Told::Granted } else { Told::Rejected };
+                        self.desk.answered(call, task, told);
+                        self.desk.journal().completed += u64::from(is_granted);
+                    }
+                    return;
+                }
+                Some(Err(error)) if error.code == transport::local::ErrorCode::Rejected => {
+                    self.desk.answered(call, task, Told::Rejected);
+                    return;
+                }
+                Some(Err(_)) | None => {}
+            }
+            let pause_ms = self.random.between(200, 1_000);
+            tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+        }
+    }
+}
