@@ -176,6 +176,8 @@ fn timing() -> Timing {
     }
 }
 
+/// Exit code of a process whose disk failed.
+const EXIT_DISK: u8 = 74;
 /// Time after which a process that ended by itself is started again.
 const RESTART_US: u64 = 1_000_000;
 
@@ -267,7 +269,9 @@ impl SimFleet {
     #[must_use]
     pub fn clusters(&self) -> Vec<Vec<String>> {
         let members = |cluster: u32| (1..=self.population.agents).map(move |agent| format!("c{cluster}-{agent}"));
-        (1..=self.population.clusters).map(|cluster| members(cluster).collect()).collect()
+        (1..=self.population.clusters)
+            .map(|cluster| members(cluster).collect())
+            .collect()
     }
 
     /// A running agent.
@@ -285,7 +289,9 @@ impl SimFleet {
     /// The agent of a cluster that leads in the newest term, if one leads.
     #[must_use]
     pub fn leader(&self, cluster: &[String]) -> Option<String> {
-        let statuses = cluster.iter().filter_map(|name| Some((name, self.agent(name)?.status())));
+        let statuses = cluster
+            .iter()
+            .filter_map(|name| Some((name, self.agent(name)?.status())));
         let leaders = statuses.filter(|(_, status)| status.is_leader);
         let newest = leaders.max_by_key(|(_, status)| status.context.term);
         newest.map(|(name, _)| name.clone())
@@ -376,7 +382,8 @@ impl SimFleet {
             let is_in_trouble = self.machine(&name).may_end;
             if let Err(reason) = started {
                 if !is_in_trouble {
-                    self.witness.violate("restarts", format!("{name} does not start: {reason}"));
+                    self.witness
+                        .violate("restarts", format!("{name} does not start: {reason}"));
                 }
                 self.machine_mut(&name).down_until_us = now_us + RESTART_US;
             }
@@ -392,11 +399,14 @@ impl SimFleet {
         if let Some(panic) = process.panicked() {
             self.witness.violate("no-panic", format!("{name} panicked: {panic}"));
         }
-        let Some((code, reason)) = self.ending(name) else { return };
-        let is_of_disk = code == 74 || (code == 70 && self.validators.contains_key(name));
-        if !(may_end && is_of_disk) {
-            self.witness
-                .violate("restarts", format!("{name} ended by itself with exit code {code}: {reason}"));
+        let Some((code, reason)) = self.ending(name) else {
+            return;
+        };
+        if !(may_end && code == EXIT_DISK) {
+            self.witness.violate(
+                "restarts",
+                format!("{name} ended by itself with exit code {code}: {reason}"),
+            );
         }
         self.kill(name, now_us + RESTART_US);
     }
@@ -409,8 +419,7 @@ impl SimFleet {
             };
         }
         let stop: Arc<Stop> = self.validator(name)?.stop_reason()?;
-        let code = if matches!(*stop, Stop::Storage { .. }) { 70 } else { stop.exit_code().max(1) };
-        Some((code, stop.to_string()))
+        Some((stop.exit_code(), stop.to_string()))
     }
 
     async fn start_agent(&mut self, name: &str) -> Result<(), String> {

@@ -137,7 +137,10 @@ const COMMIT: &str = env!("MUSTER_COMMIT");
 
 /// A report and the wall time it took.
 fn timed(plan: Plan) -> (Report, Duration) {
-    #[allow(clippy::disallowed_methods, reason = "how fast the simulator is, beside the simulation")]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "how fast the simulator is, beside the simulation"
+    )]
     let began = std::time::Instant::now();
     let report = run(plan);
     (report, began.elapsed())
@@ -174,7 +177,10 @@ struct Totals {
 fn soak((from, to): (u64, u64), jobs: u8, shape: Shape, output: Output) -> bool {
     let next = AtomicU64::new(from);
     let totals = std::sync::Mutex::new(Totals::default());
-    #[allow(clippy::disallowed_methods, reason = "how fast the simulator is, beside the simulation")]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "how fast the simulator is, beside the simulation"
+    )]
     let began = std::time::Instant::now();
     let work = || {
         loop {

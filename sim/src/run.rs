@@ -199,9 +199,8 @@ struct World {
 
 async fn simulate(plan: Plan) -> Report {
     let trace = Trace::begin();
-    let make = |fleet: &common::testing::Fleet| {
-        Witness::new(trace.clone(), checkers::all(&Arc::new(fleet.genesis.clone())))
-    };
+    let make =
+        |fleet: &common::testing::Fleet| Witness::new(trace.clone(), checkers::all(&Arc::new(fleet.genesis.clone())));
     let mut fleet = SimFleet::new(plan.seed, plan.population, plan.conditions, trace.clone(), make);
     fleet.supervise().await;
     let desk = workload::start(&fleet, plan.load, plan.seed);
@@ -355,9 +354,15 @@ impl World {
         let witness = &self.fleet.witness;
         let tasks: Vec<TaskId> = self.desk.journal().acknowledged.keys().copied().collect();
         for name in self.fleet.validator_names() {
-            let Some(validator) = self.fleet.validator(&name) else { continue };
+            let Some(validator) = self.fleet.validator(&name) else {
+                continue;
+            };
             let state = validator.executed().get().queue.clone();
-            let known: BTreeSet<TaskId> = tasks.iter().filter(|task| state.task(task).is_some()).copied().collect();
+            let known: BTreeSet<TaskId> = tasks
+                .iter()
+                .filter(|task| state.task(task).is_some())
+                .copied()
+                .collect();
             witness.see(&Observation::Knows {
                 process: name,
                 cluster: None,
@@ -388,7 +393,9 @@ impl World {
         let operator = self.fleet.network.transport(self.fleet.fleet.id("op1"));
         let validator = self.fleet.fleet.id("v1");
         let body = encode(&OpRequest::Prove { task }).into();
-        let asked = operator.call(validator, FrameKind::Operate, body, Duration::from_secs(30)).await;
+        let asked = operator
+            .call(validator, FrameKind::Operate, body, Duration::from_secs(30))
+            .await;
         if let Some(OpAnswer::Proof(bytes)) = asked.ok().and_then(|bytes| decode(&bytes).ok()) {
             self.fleet.witness.see(&Observation::Proof {
                 task,
@@ -420,4 +427,3 @@ impl World {
         }
     }
 }
-

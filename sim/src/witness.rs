@@ -290,9 +290,16 @@ impl Witness {
 
     fn tell_block(&self, validator: &Validator, name: &str, height: Height) {
         let Ok(Some(found)) = validator.blocks().at(height) else {
-            return self.violate("agreement", format!("{name} executed height {height} and has no block there"));
+            return self.violate(
+                "agreement",
+                format!("{name} executed height {height} and has no block there"),
+            );
         };
-        let refs = found.block.refs.iter().map(|batch| (batch.cluster, batch.seq, batch.digest));
+        let refs = found
+            .block
+            .refs
+            .iter()
+            .map(|batch| (batch.cluster, batch.seq, batch.digest));
         self.see(&Observation::Executed {
             validator: name.to_owned(),
             height,

@@ -72,8 +72,16 @@ mod tests {
         };
         let told = |a, b| judge(Agreement::default(), &[(0, a), (1, b)]);
         assert_eq!(told(block("v1", 1), block("v2", 1)), Ok(()));
-        assert!(told(block("v1", 1), block("v2", 2)).unwrap_err().contains("different blocks"));
-        assert!(told(root("v1", 1), root("v2", 2)).unwrap_err().contains("different states"));
+        assert!(
+            told(block("v1", 1), block("v2", 2))
+                .unwrap_err()
+                .contains("different blocks")
+        );
+        assert!(
+            told(root("v1", 1), root("v2", 2))
+                .unwrap_err()
+                .contains("different states")
+        );
     }
 
     #[test]
@@ -88,6 +96,12 @@ mod tests {
             }
             seen
         };
-        assert!(judge(Agreement::default(), &[(0, at_three("c1-1", 1)), (1, at_three("c2-1", 2))]).is_err());
+        assert!(
+            judge(
+                Agreement::default(),
+                &[(0, at_three("c1-1", 1)), (1, at_three("c2-1", 2))]
+            )
+            .is_err()
+        );
     }
 }

@@ -42,7 +42,11 @@ impl Checker for Durable {
                     self.acknowledged.insert(*task, *cluster);
                 }
             }
-            Observation::Knows { process, cluster, tasks } => {
+            Observation::Knows {
+                process,
+                cluster,
+                tasks,
+            } => {
                 let must_know = |of: &ClusterId| cluster.is_none_or(|own| own == *of);
                 let lost = self
                     .acknowledged
@@ -74,7 +78,11 @@ mod tests {
         if let Observation::Acked { copies, .. } = &mut one_copy {
             *copies = 1;
         }
-        assert!(judge(Durable::default(), &[(9, one_copy)]).unwrap_err().contains("1 of 3 disks"));
+        assert!(
+            judge(Durable::default(), &[(9, one_copy)])
+                .unwrap_err()
+                .contains("1 of 3 disks")
+        );
     }
 
     #[test]
@@ -82,7 +90,12 @@ mod tests {
         let knows = |cluster, numbers: &[u8]| Observation::Knows {
             process: "p".into(),
             cluster,
-            tasks: Arc::new(numbers.iter().map(|number| TaskId([*number; 32])).collect::<BTreeSet<_>>()),
+            tasks: Arc::new(
+                numbers
+                    .iter()
+                    .map(|number| TaskId([*number; 32]))
+                    .collect::<BTreeSet<_>>(),
+            ),
         };
         let after = |knows| judge(Durable::default(), &[(1, acked("c1-1", 0, 1, 5)), (2, knows)]);
         assert_eq!(after(knows(None, &[1, 2])), Ok(()));

@@ -25,7 +25,12 @@ impl Checker for ElectionSafety {
     fn observe(&mut self, _now_us: u64, seen: &Observation) -> Result<(), String> {
         match seen {
             Observation::Applied { cluster, position, .. } => {
-                let of_term = self.applied.entry(*cluster).or_default().entry(position.term).or_default();
+                let of_term = self
+                    .applied
+                    .entry(*cluster)
+                    .or_default()
+                    .entry(position.term)
+                    .or_default();
                 *of_term = (*of_term).max(position.index);
             }
             Observation::Leads {
@@ -39,7 +44,11 @@ impl Checker for ElectionSafety {
                     return Err(format!("{agent} leads in term {term} after it led in term {last}"));
                 }
                 *last = *term;
-                let before = self.applied.get(cluster).into_iter().flat_map(|terms| terms.range(..*term));
+                let before = self
+                    .applied
+                    .get(cluster)
+                    .into_iter()
+                    .flat_map(|terms| terms.range(..*term));
                 let committed = before.map(|(_, index)| *index).max().unwrap_or_default();
                 if committed > *last_index {
                     return Err(format!(
@@ -71,11 +80,21 @@ mod tests {
         let told = |leader| judge(ElectionSafety::default(), &[(0, applied("c1-1", 2, 7, 0)), (1, leader)]);
         assert_eq!(told(leads("c1-2", 3, 7)), Ok(()));
         assert!(told(leads("c1-2", 3, 6)).is_err());
-        assert_eq!(told(leads("c1-2", 1, 6)), Ok(()), "a late winner of an old term commits nothing");
+        assert_eq!(
+            told(leads("c1-2", 1, 6)),
+            Ok(()),
+            "a late winner of an old term commits nothing"
+        );
     }
 
     #[test]
     fn member_that_forgot_its_term_is_caught() {
-        assert!(judge(ElectionSafety::default(), &[(0, leads("c1-1", 4, 1)), (1, leads("c1-1", 3, 1))]).is_err());
+        assert!(
+            judge(
+                ElectionSafety::default(),
+                &[(0, leads("c1-1", 4, 1)), (1, leads("c1-1", 3, 1))]
+            )
+            .is_err()
+        );
     }
 }

@@ -40,7 +40,9 @@ impl ExactlyOnce {
         let done = self.finalized.entry(cluster).or_default();
         let next = done.last_key_value().map_or(BatchSeq(1), |(last, _)| last.next());
         if seq != next {
-            return Err(format!("block {height} has batch {seq} of {cluster}, the next is {next}"));
+            return Err(format!(
+                "block {height} has batch {seq} of {cluster}, the next is {next}"
+            ));
         }
         done.insert(seq, digest);
         match self.closed.get(&place) {
@@ -98,7 +100,10 @@ impl Checker for ExactlyOnce {
         };
         let missing = |entry: &&EntryId| !self.batch_of.get(*entry).is_some_and(is_final);
         match self.acknowledged.iter().find(missing) {
-            Some(entry) => Err(format!("entry {} was acknowledged and is in no final batch", entry.to_hex())),
+            Some(entry) => Err(format!(
+                "entry {} was acknowledged and is in no final batch",
+                entry.to_hex()
+            )),
             None => Ok(()),
         }
     }
@@ -134,7 +139,14 @@ mod tests {
 
     #[test]
     fn batches_in_order_are_fine_whoever_reports_them() {
-        let history = [closed(1, 1, &[7]), closed(1, 1, &[7]), closed(2, 2, &[8]), block(1, &[(1, 1)]), block(1, &[(1, 1)]), block(2, &[(2, 2)])];
+        let history = [
+            closed(1, 1, &[7]),
+            closed(1, 1, &[7]),
+            closed(2, 2, &[8]),
+            block(1, &[(1, 1)]),
+            block(1, &[(1, 1)]),
+            block(2, &[(2, 2)]),
+        ];
         assert_eq!(told(&history), Ok(()));
     }
 

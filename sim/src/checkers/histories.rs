@@ -130,8 +130,16 @@ mod tests {
     fn told(steps: &[(u64, Result<Call, Told>)]) -> Result<(), String> {
         let task = TaskId([1; 32]);
         let step = |(call, step): &(u64, Result<Call, Told>)| match *step {
-            Ok(what) => Observation::Called { call: *call, task, what },
-            Err(told) => Observation::Answered { call: *call, task, told },
+            Ok(what) => Observation::Called {
+                call: *call,
+                task,
+                what,
+            },
+            Err(told) => Observation::Answered {
+                call: *call,
+                task,
+                told,
+            },
         };
         let history: Vec<_> = steps.iter().map(|each| (0, step(each))).collect();
         judge(Histories::default(), &history)

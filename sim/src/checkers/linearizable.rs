@@ -47,7 +47,10 @@ impl Checker for Linearizable {
                     ));
                 }
                 if !known.entries.insert(*entry) && known.places.iter().any(|(at, id)| id == entry && at != index) {
-                    return Err(format!("entry {} was acknowledged at two indexes of {cluster}", entry.to_hex()));
+                    return Err(format!(
+                        "entry {} was acknowledged at two indexes of {cluster}",
+                        entry.to_hex()
+                    ));
                 }
                 if known.acknowledged.last().is_none_or(|(_, highest)| highest < index) {
                     known.acknowledged.push((now_us, *index));
@@ -64,7 +67,9 @@ impl Checker for Linearizable {
                 is_found,
                 applied,
             } => {
-                let Some(known) = self.clusters.get(cluster) else { return Ok(()) };
+                let Some(known) = self.clusters.get(cluster) else {
+                    return Ok(());
+                };
                 let before = known.acknowledged.partition_point(|(at_us, _)| at_us < asked_us);
                 if let Some((at_us, index)) = before.checked_sub(1).map(|last| known.acknowledged[last])
                     && index > *applied
@@ -110,9 +115,21 @@ mod tests {
     #[test]
     fn stale_linearizable_read_is_caught_and_a_concurrent_one_is_not() {
         assert_eq!(after_an_ack(read(20, 1, true, 5)), Ok(()));
-        assert_eq!(after_an_ack(read(5, 1, false, 4)), Ok(()), "it began before the acknowledgement");
-        assert!(after_an_ack(read(20, 1, true, 4)).unwrap_err().contains("5 had been acknowledged"));
-        assert!(after_an_ack(read(20, 1, false, 5)).unwrap_err().contains("does not find"));
+        assert_eq!(
+            after_an_ack(read(5, 1, false, 4)),
+            Ok(()),
+            "it began before the acknowledgement"
+        );
+        assert!(
+            after_an_ack(read(20, 1, true, 4))
+                .unwrap_err()
+                .contains("5 had been acknowledged")
+        );
+        assert!(
+            after_an_ack(read(20, 1, false, 5))
+                .unwrap_err()
+                .contains("does not find")
+        );
     }
 
     #[test]

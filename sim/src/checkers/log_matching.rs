@@ -71,8 +71,16 @@ mod tests {
     fn difference_below_an_equal_record_is_caught() {
         let one = log("c1-1", 3, &["a", "b", "c"]);
         assert_eq!(told(one.clone(), log("c1-2", 4, &["b", "c", "d"])), Ok(()));
-        assert_eq!(told(one.clone(), log("c1-2", 3, &["a", "x", "y"])), Ok(()), "not replicated yet");
-        assert!(told(one.clone(), log("c1-2", 3, &["a", "x", "c"])).unwrap_err().contains("index 4"));
+        assert_eq!(
+            told(one.clone(), log("c1-2", 3, &["a", "x", "y"])),
+            Ok(()),
+            "not replicated yet"
+        );
+        assert!(
+            told(one.clone(), log("c1-2", 3, &["a", "x", "c"]))
+                .unwrap_err()
+                .contains("index 4")
+        );
         assert_eq!(told(one, log("c1-2", 9, &["z"])), Ok(()), "nothing in common");
     }
 }

@@ -18,7 +18,9 @@ pub struct MinorityReadOnly {
 
 impl MinorityReadOnly {
     fn is_cut_off_since(&self, agent: &str, asked_us: u64) -> bool {
-        self.cut_off_since_us.get(agent).is_some_and(|since_us| *since_us <= asked_us)
+        self.cut_off_since_us
+            .get(agent)
+            .is_some_and(|since_us| *since_us <= asked_us)
     }
 
     fn was_applied_before(&self, cluster: ClusterId, index: LogIndex, at_us: u64) -> bool {
@@ -41,7 +43,9 @@ impl Checker for MinorityReadOnly {
                     rises.push((position.index, now_us));
                 }
             }
-            Observation::Side { agent, has_majority, .. } => {
+            Observation::Side {
+                agent, has_majority, ..
+            } => {
                 if *has_majority {
                     self.cut_off_since_us.remove(agent);
                 } else {
@@ -90,11 +94,26 @@ mod tests {
         let cut = (10, side(false));
         let told = |history: &[(u64, Observation)]| judge(MinorityReadOnly::default(), history);
         assert!(told(&[cut.clone(), (30, acked("c1-1", 20, 1, 5))]).is_err());
-        assert_eq!(told(&[cut.clone(), (30, acked("c1-1", 9, 1, 5))]), Ok(()), "asked before the cut");
-        assert_eq!(told(&[cut.clone(), (15, side(true)), (30, acked("c1-1", 20, 1, 5))]), Ok(()));
-        assert_eq!(told(&[cut.clone(), (30, acked("c1-2", 20, 1, 5))]), Ok(()), "of the other side");
+        assert_eq!(
+            told(&[cut.clone(), (30, acked("c1-1", 9, 1, 5))]),
+            Ok(()),
+            "asked before the cut"
+        );
+        assert_eq!(
+            told(&[cut.clone(), (15, side(true)), (30, acked("c1-1", 20, 1, 5))]),
+            Ok(())
+        );
+        assert_eq!(
+            told(&[cut.clone(), (30, acked("c1-2", 20, 1, 5))]),
+            Ok(()),
+            "of the other side"
+        );
         let old = (5, applied("c1-1", 1, 5, 0));
-        assert_eq!(told(&[old, cut, (30, acked("c1-1", 20, 1, 5))]), Ok(()), "committed long ago");
+        assert_eq!(
+            told(&[old, cut, (30, acked("c1-1", 20, 1, 5))]),
+            Ok(()),
+            "committed long ago"
+        );
     }
 
     #[test]

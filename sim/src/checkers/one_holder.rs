@@ -53,6 +53,9 @@ mod tests {
         };
         let (first, stopped, second) = (acts("c1-1", true), acts("c1-1", false), acts("c1-2", true));
         assert!(judge(OneHolder::default(), &[(0, first.clone()), (5, second.clone())]).is_err());
-        assert_eq!(judge(OneHolder::default(), &[(0, first), (4, stopped), (5, second)]), Ok(()));
+        assert_eq!(
+            judge(OneHolder::default(), &[(0, first), (4, stopped), (5, second)]),
+            Ok(())
+        );
     }
 }

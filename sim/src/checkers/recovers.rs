@@ -31,7 +31,9 @@ impl Checker for Recovers {
                 not_final,
                 height,
             } => {
-                let Some((since_us, first)) = &mut self.healed else { return Ok(()) };
+                let Some((since_us, first)) = &mut self.healed else {
+                    return Ok(());
+                };
                 let first = *first.get_or_insert(*height);
                 let mut missing = Vec::new();
                 if let Some(cluster) = leaderless.first() {
@@ -64,7 +66,10 @@ impl Checker for Recovers {
             return Err("the faults never ended".into());
         };
         match &self.missing {
-            Some(missing) => Err(format!("{} s after the fleet healed: {missing}", (now_us - since_us) / 1_000_000)),
+            Some(missing) => Err(format!(
+                "{} s after the fleet healed: {missing}",
+                (now_us - since_us) / 1_000_000
+            )),
             None => Ok(()),
         }
     }
@@ -88,7 +93,10 @@ mod tests {
 
     fn told(last: Observation) -> Result<(), String> {
         let begins = health(&[0, 1], [1, 1, 1], 5);
-        judge(Recovers::default(), &[(0, Observation::Healed), (1, begins), (SETTLE_US + 1, last)])
+        judge(
+            Recovers::default(),
+            &[(0, Observation::Healed), (1, begins), (SETTLE_US + 1, last)],
+        )
     }
 
     #[test]

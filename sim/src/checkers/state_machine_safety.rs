@@ -38,7 +38,10 @@ impl Checker for StateMachineSafety {
             ));
         }
         if state != digest {
-            return Err(format!("{agent} and {by} have different states at index {}", position.index));
+            return Err(format!(
+                "{agent} and {by} have different states at index {}",
+                position.index
+            ));
         }
         Ok(())
     }
@@ -50,7 +53,12 @@ mod tests {
 
     #[test]
     fn two_states_or_two_terms_at_one_index_are_caught() {
-        let told = |second| judge(StateMachineSafety::default(), &[(0, applied("c1-1", 1, 4, 1)), (1, second)]);
+        let told = |second| {
+            judge(
+                StateMachineSafety::default(),
+                &[(0, applied("c1-1", 1, 4, 1)), (1, second)],
+            )
+        };
         assert_eq!(told(applied("c1-2", 1, 4, 1)), Ok(()));
         assert!(told(applied("c1-2", 1, 4, 2)).unwrap_err().contains("different states"));
         assert!(told(applied("c1-2", 2, 4, 1)).unwrap_err().contains("term"));

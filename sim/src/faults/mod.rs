@@ -51,13 +51,7 @@ pub enum Family {
 
 impl Family {
     /// In the order of the variants.
-    pub const ALL: [Self; 5] = [
-        Self::Partition,
-        Self::Quality,
-        Self::Disk,
-        Self::Clock,
-        Self::Process,
-    ];
+    pub const ALL: [Self; 5] = [Self::Partition, Self::Quality, Self::Disk, Self::Clock, Self::Process];
 
     /// The word in reports.
     #[must_use]
@@ -152,7 +146,9 @@ impl Nemesis {
         if now_us < self.next_us {
             return;
         }
-        let pause_us = self.random.between(self.weather.every_us / 4, self.weather.every_us * 7 / 4);
+        let pause_us = self
+            .random
+            .between(self.weather.every_us / 4, self.weather.every_us * 7 / 4);
         self.next_us = now_us + pause_us;
         if self.active.len() < self.weather.at_once_max {
             self.strike(fleet, now_us);

@@ -58,7 +58,11 @@ pub fn draw(number: u64, fleet: &SimFleet, random: &mut Stream) -> Box<dyn Fault
     let clusters = fleet.clusters();
     let cluster = pick(random, &clusters);
     let validators = fleet.validator_names();
-    let members = if random.between(0, 3) == 0 { validators.clone() } else { cluster.clone() };
+    let members = if random.between(0, 3) == 0 {
+        validators.clone()
+    } else {
+        cluster.clone()
+    };
     let minority = (members.len() - 1) / 2;
     let drawn = random.between(1, (minority as u64).max(1)) as usize;
     let (few, many) = split(random, &members, drawn);
@@ -66,7 +70,11 @@ pub fn draw(number: u64, fleet: &SimFleet, random: &mut Stream) -> Box<dyn Fault
         0 | 1 => {
             let leader = fleet.leader(&cluster).unwrap_or_else(|| pick(random, &cluster));
             let who = vec![leader];
-            ("isolated leader", who.clone(), between(fleet, &who, &others(fleet, &who)))
+            (
+                "isolated leader",
+                who.clone(),
+                between(fleet, &who, &others(fleet, &who)),
+            )
         }
         2 => {
             let who = vec![pick(random, &super::all_names(fleet))];
@@ -82,17 +90,33 @@ pub fn draw(number: u64, fleet: &SimFleet, random: &mut Stream) -> Box<dyn Fault
         }
         7 if members.len() > 3 => ("ring", members.clone(), ring(fleet, &members)),
         7 | 8 => ("in pieces", members.clone(), between(fleet, &members, &members)),
-        9 => ("cluster from validators", cluster.clone(), between(fleet, &cluster, &validators)),
+        9 => (
+            "cluster from validators",
+            cluster.clone(),
+            between(fleet, &cluster, &validators),
+        ),
         10 => {
             let who = vec![pick(random, &validators)];
-            ("isolated validator", who.clone(), between(fleet, &who, &others(fleet, &who)))
+            (
+                "isolated validator",
+                who.clone(),
+                between(fleet, &who, &others(fleet, &who)),
+            )
         }
         _ => {
             let agents = fleet.agent_names();
-            ("all clusters from validators", agents.clone(), between(fleet, &agents, &validators))
+            (
+                "all clusters from validators",
+                agents.clone(),
+                between(fleet, &agents, &validators),
+            )
         }
     };
-    let flaps_us = if random.between(0, 4) == 0 { random.between(150_000, 2_000_000) } else { 0 };
+    let flaps_us = if random.between(0, 4) == 0 {
+        random.between(150_000, 2_000_000)
+    } else {
+        0
+    };
     Box::new(Partition {
         number,
         shape,
@@ -107,7 +131,11 @@ pub fn draw(number: u64, fleet: &SimFleet, random: &mut Stream) -> Box<dyn Fault
 impl Partition {
     fn set(&mut self, fleet: &mut SimFleet, is_on: bool) {
         self.is_on = is_on;
-        let directions = if is_on { self.directions.clone() } else { BTreeSet::new() };
+        let directions = if is_on {
+            self.directions.clone()
+        } else {
+            BTreeSet::new()
+        };
         fleet.set_cuts(self.number, directions);
     }
 }

@@ -41,20 +41,32 @@ pub fn draw(fleet: &SimFleet, random: &mut Stream) -> Box<dyn Fault> {
             let cluster = pick(random, &clusters);
             let leader = fleet.leader(&cluster).unwrap_or_else(|| pick(random, &cluster));
             let who = down(vec![leader], random, 5_000_000);
-            Box::new(Crash { what: "crash of the leader", who })
+            Box::new(Crash {
+                what: "crash of the leader",
+                who,
+            })
         }
         3 => {
             let cluster = pick(random, &clusters);
             let who = down(cluster, random, 6_000_000);
-            Box::new(Crash { what: "crash of a cluster", who })
+            Box::new(Crash {
+                what: "crash of a cluster",
+                who,
+            })
         }
         4 => {
             let who = down(fleet.validator_names(), random, 6_000_000);
-            Box::new(Crash { what: "crash of all validators", who })
+            Box::new(Crash {
+                what: "crash of all validators",
+                who,
+            })
         }
         5 => {
             let who = down(all_names(fleet), random, 6_000_000);
-            Box::new(Crash { what: "power cycle", who })
+            Box::new(Crash {
+                what: "power cycle",
+                who,
+            })
         }
         6 | 7 => {
             let most = fleet.population.agents.div_ceil(2).max(1);

@@ -164,7 +164,11 @@ impl SimDisk {
     pub(super) async fn sync(&self, what: &[u8]) -> io::Result<()> {
         let timing = self.0.timing;
         let trouble = self.trouble();
-        let times = if let DiskTrouble::Slow { times } = trouble { times } else { 1 };
+        let times = if let DiskTrouble::Slow { times } = trouble {
+            times
+        } else {
+            1
+        };
         let us = times * self.draw(timing.sync_us_min, timing.sync_us_max);
         tokio::time::sleep(Duration::from_micros(us)).await;
         match self.trouble() {
@@ -197,7 +201,10 @@ impl Disk for SimDisk {
     }
 
     fn replace(&self, name: &str, bytes: Vec<u8>) -> BoxFuture<io::Result<()>> {
-        Box::pin(self.clone().write(Write::Replace(name.to_owned(), bytes.clone()), bytes))
+        Box::pin(
+            self.clone()
+                .write(Write::Replace(name.to_owned(), bytes.clone()), bytes),
+        )
     }
 
     fn remove(&self, name: &str) -> BoxFuture<io::Result<()>> {

@@ -209,7 +209,15 @@ mod tests {
             duplicate_ppm: 1_000_000,
             ..LinkConditions::default()
         });
-        let doubled = |fate| matches!(fate, Fate::Arrives { again_after_us: Some(_), .. });
+        let doubled = |fate| {
+            matches!(
+                fate,
+                Fate::Arrives {
+                    again_after_us: Some(_),
+                    ..
+                }
+            )
+        };
         assert!(doubled(links.fate((1, 2), 1, true, 0)));
         assert!(!doubled(links.fate((1, 2), 1, false, 0)));
     }

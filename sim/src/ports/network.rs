@@ -153,7 +153,11 @@ impl SimNetwork {
     async fn cross(&self, direction: Direction, frame: &[u8], may_repeat: bool) -> Option<Option<Duration>> {
         let now_us = self.trace.now_us();
         let fate = self.lock().links.fate(direction, frame.len(), may_repeat, now_us);
-        let Fate::Arrives { after_us, again_after_us } = fate else {
+        let Fate::Arrives {
+            after_us,
+            again_after_us,
+        } = fate
+        else {
             self.trace.record(Event::Dropped, direction.0, direction.1, frame);
             return None;
         };
@@ -249,12 +253,7 @@ impl SimTransport {
     }
 }
 
-async fn handle(
-    service: Arc<dyn Service>,
-    peer: Peer,
-    kind: FrameKind,
-    request: Arc<[u8]>,
-) -> Result<Bytes, Refusal> {
+async fn handle(service: Arc<dyn Service>, peer: Peer, kind: FrameKind, request: Arc<[u8]>) -> Result<Bytes, Refusal> {
     let (header, body) = split(&request);
     match read_request_header(kind.protocol(), header) {
         Ok((kind, _)) => service.handle(peer, kind, Bytes::copy_from_slice(body)).await,

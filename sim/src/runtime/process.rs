@@ -175,7 +175,9 @@ impl<F: Future> Future for Gated<F> {
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
             let mut tasks = self.process.tasks();
-            tasks.panic.get_or_insert(text.unwrap_or_else(|| "a panic without words".into()));
+            tasks
+                .panic
+                .get_or_insert(text.unwrap_or_else(|| "a panic without words".into()));
             drop(tasks);
             resume_unwind(panic)
         })

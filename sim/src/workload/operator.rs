@@ -94,7 +94,11 @@ impl Operator {
             _ => self.submit(),
         };
         let chain = &self.desk.fleet.chain;
-        let task = entry.header.action.task().unwrap_or_else(|| TaskId::from(entry.id(chain)));
+        let task = entry
+            .header
+            .action
+            .task()
+            .unwrap_or_else(|| TaskId::from(entry.id(chain)));
         Write {
             desk: self.desk.clone(),
             cluster: self.cluster,
@@ -110,7 +114,9 @@ impl Operator {
         let is_fleet = self.random.between(0, 1) == 1;
         let scope = if is_fleet { Scope::Fleet } else { Scope::Cluster };
         let mut task = testing::task(&format!("c{}-{}", self.cluster.0, self.number));
-        task.places = vec![testing::place_in(self.cluster.0)].try_into().expect("one place fits");
+        task.places = vec![testing::place_in(self.cluster.0)]
+            .try_into()
+            .expect("one place fits");
         if self.random.between(1, LINK_ONE_IN) == 1
             && let Some(earlier) = self.earlier(scope)
         {
@@ -134,7 +140,11 @@ impl Operator {
     fn earlier(&mut self, scope: Scope) -> Option<TaskId> {
         let journal = self.desk.journal();
         let all = journal.order.get(&self.cluster)?;
-        let recent = all.iter().rev().take(32).filter(|task| journal.acknowledged[*task].1 == scope);
+        let recent = all
+            .iter()
+            .rev()
+            .take(32)
+            .filter(|task| journal.acknowledged[*task].1 == scope);
         let recent: Vec<TaskId> = recent.copied().collect();
         let last = (recent.len() as u64).checked_sub(1)?;
         Some(recent[self.random.between(0, last) as usize])
@@ -189,7 +199,12 @@ impl Write {
                     voters,
                 });
                 let mut journal = desk.journal();
-                if is_task && journal.acknowledged.insert(task, (cluster, entry.header.scope)).is_none() {
+                if is_task
+                    && journal
+                        .acknowledged
+                        .insert(task, (cluster, entry.header.scope))
+                        .is_none()
+                {
                     journal.order.entry(cluster).or_default().push(task);
                 }
             }

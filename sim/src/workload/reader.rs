@@ -62,7 +62,9 @@ impl Reader {
     }
 
     async fn look(&self) {
-        let Some(door) = self.desk.doors.open(&self.agent) else { return };
+        let Some(door) = self.desk.doors.open(&self.agent) else {
+            return;
+        };
         let (witness, agent_name, cluster) = (self.desk.witness.clone(), self.agent.clone(), self.cluster);
         let look = door.ask(|agent| async move {
             let context = agent.status().context;
@@ -89,7 +91,9 @@ impl Reader {
 
     async fn read_linearizably(&mut self) {
         let Some((task, scope)) = self.draw_task() else { return };
-        let Some(door) = self.desk.doors.open(&self.agent) else { return };
+        let Some(door) = self.desk.doors.open(&self.agent) else {
+            return;
+        };
         let call = self.desk.called(task, scope, Call::Read);
         let (desk, agent_name, cluster) = (self.desk.clone(), self.agent.clone(), self.cluster);
         let asked_us = desk.witness.now_us();

@@ -125,9 +125,14 @@ impl Vehicle {
 
     /// A later deadline, if there is one.
     async fn look_at_job(&mut self) {
-        let Some(task) = self.job.as_ref().map(|job| job.task) else { return };
+        let Some(task) = self.job.as_ref().map(|job| job.task) else {
+            return;
+        };
         let rows = self.rows(Request::Task { task }).await;
-        let later = rows.iter().filter(|row| row.is_mine).find_map(|row| row.may_run_until_us);
+        let later = rows
+            .iter()
+            .filter(|row| row.is_mine)
+            .find_map(|row| row.may_run_until_us);
         if let (Some(job), Some(until_us)) = (&mut self.job, later) {
             job.until_us = job.until_us.max(until_us);
         }
@@ -154,7 +159,9 @@ impl Vehicle {
             row.state == TaskState::Assigned || (row.state == TaskState::Queued && row.scope == Scope::Cluster)
         };
         let free: Vec<&TaskRow> = rows.iter().filter(is_free).collect();
-        let Some(last) = (free.len() as u64).checked_sub(1) else { return };
+        let Some(last) = (free.len() as u64).checked_sub(1) else {
+            return;
+        };
         let pick = self.random.between(0, last.min(5)) as usize;
         if let Some(task) = free[pick].task_id() {
             // Another drone may be faster; then the next look shows it.
@@ -176,7 +183,15 @@ impl Vehicle {
                 _ => self.waiting.insert((fence, true_us)).1,
             };
             if true_us - since_us > GIVE_BACK_US {
-                self.report(Request::Release { task, fence: Some(fence) }, task, row.scope).await;
+                self.report(
+                    Request::Release {
+                        task,
+                        fence: Some(fence),
+                    },
+                    task,
+                    row.scope,
+                )
+                .await;
             }
             return;
         };
@@ -202,7 +217,9 @@ impl Vehicle {
 
     /// Has stopped, with the work done or not.
     async fn end(&mut self, is_done: bool) {
-        let Some(Job { task, scope, fence, .. }) = self.job.take() else { return };
+        let Some(Job { task, scope, fence, .. }) = self.job.take() else {
+            return;
+        };
         self.acts(task, false);
         let fence = Some(fence);
         let request = match self.random.between(1, FAIL_ONE_IN) {
