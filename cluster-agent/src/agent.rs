@@ -65,10 +65,6 @@ use crate::{
     },
 };
 
-/// Entries per second that one author may enter through this cluster, and at once.
-const ENTRIES_PER_SECOND: u32 = 2_000;
-const ENTRIES_BURST: u32 = 4_000;
-
 /// What an agent is started with, beside its ports.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -173,8 +169,8 @@ impl Agent {
         .await?;
         let limits = AdmissionLimits {
             outbox_bytes_max: settings.limits.outbox_bytes_max,
-            entries_per_second: ENTRIES_PER_SECOND,
-            entries_burst: ENTRIES_BURST,
+            entries_per_second: settings.limits.author_entries_per_second,
+            entries_burst: settings.limits.author_entries_burst,
         };
         let shell = Arc::new(Shell {
             chain: *registry.chain(),

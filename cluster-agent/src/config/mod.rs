@@ -73,6 +73,11 @@ pub struct Limits {
     pub outbox_bytes_max: u64,
     /// Submissions that may wait on this agent's disk for a quorum.
     pub buffer: BufferLimits,
+    /// Entries that one author may enter through this cluster per second in the long run, as far as
+    /// this agent leads it.
+    pub author_entries_per_second: u32,
+    /// The same at once.
+    pub author_entries_burst: u32,
     /// A write ends within this time, whatever happens.
     pub write_deadline: Duration,
     /// A leader waits this long with something open before it proposes a `Cut`, and this long
@@ -366,6 +371,8 @@ impl Limits {
                 entries_max: BUFFER_ENTRIES_DEFAULT,
                 bytes_max: BUFFER_BYTES_DEFAULT,
             },
+            author_entries_per_second: 2_000,
+            author_entries_burst: 4_000,
             // A leader may die once under a write, and its successor needs an election and a half.
             write_deadline: Duration::from_millis((5 * raft.election_timeout_ms_max).max(2_000))
                 .min(WRITE_DEADLINE_MAX),

@@ -133,7 +133,11 @@ impl Net {
 
     /// A cluster of `agents`. Nobody runs yet but the ground.
     pub fn of(agents: u32) -> Self {
-        let fleet = Fleet::new(1, agents, 4);
+        Self::with_fleet(Fleet::new(1, agents, 4), agents)
+    }
+
+    /// Cluster `c1` of `fleet`, of `agents`. Nobody runs yet but the ground.
+    pub fn with_fleet(fleet: Fleet, agents: u32) -> Self {
         let labels: Vec<String> = (1..=agents).map(|n| format!("c1-{n}")).collect();
         let network = MemoryNetwork::new(Arc::new(Process::default()));
         let clock = TokioClock::start();
