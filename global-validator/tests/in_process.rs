@@ -14,7 +14,7 @@ use common::{
     },
 };
 use support::{Net, V};
-use transport::ports::{Disk as _, Journal as _};
+use transport::ports::Disk as _;
 
 const C1: ClusterId = ClusterId(0);
 

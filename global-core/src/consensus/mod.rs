@@ -141,6 +141,8 @@ pub struct Core {
     slots: BTreeMap<View, Slot>,
     pacemaker: Pacemaker,
     elector: Elector,
+    /// View of the last of the older finalize votes that were sent again in turn.
+    resent: View,
     /// Validators whose contradiction was reported.
     reported: BTreeSet<NodeIdx>,
 }
@@ -166,6 +168,7 @@ impl Core {
             tip,
             tip_proof: (tip.height == Height(0)).then_some(ParentProof::Genesis),
             floor: View(0),
+            resent: View(0),
             own: BTreeMap::new(),
             slots: BTreeMap::new(),
             elector: Elector::default(),

@@ -8,7 +8,9 @@
 //! # Why
 //! The newest certificate alone brings a peer to my view, its proposal brings the parent's
 //! notarization, and blocks are fetched along parents by digest. So it is enough to resend the newest
-//! [`RESENT_VIEWS_MAX`] views: older ones matter only through those.
+//! [`RESENT_VIEWS_MAX`] views: older ones matter only through those, and through finalize votes that were lost. At
+//! the bound of a proof of finality nothing new is proposed, and only those votes make anything final; so they are sent
+//! again in turn, [`RESENT_OLDER_MAX`] at a time.
 
 use common::{
     block::Proposal,
@@ -28,6 +30,8 @@ use crate::{
 
 /// Views whose certificates and finalize votes are sent again.
 pub const RESENT_VIEWS_MAX: usize = 64;
+/// Finalize votes of older views that are sent again at once; the next time the next ones.
+pub const RESENT_OLDER_MAX: usize = 64;
 /// Views whose proposals are sent again.
 pub const RESENT_PROPOSALS_MAX: usize = 8;
 /// Bytes of nullifications in one proposal; the rest of its bound is block and parent proof.
@@ -119,7 +123,7 @@ impl Core {
     }
 
     /// Sends `to` what a peer may lack.
-    pub(super) fn resend(&self, to: Recipient, effects: &mut Vec<Effect>) {
+    pub(super) fn resend(&mut self, to: Recipient, effects: &mut Vec<Effect>) {
         if self.config.me.is_none() || has_fault!(self.config.mutant, NoResend) {
             return;
         }
@@ -128,7 +132,7 @@ impl Core {
             send(BftMessage::Certificate(Certificate::Finalization(finalization.clone())));
         }
         let views: Vec<View> = self.slots.range(..=self.view).map(|(view, _)| *view).collect();
-        let newest = &views[views.len().saturating_sub(RESENT_VIEWS_MAX)..];
+        let (older, newest) = views.split_at(views.len().saturating_sub(RESENT_VIEWS_MAX));
         let with_proposal = &views[views.len().saturating_sub(RESENT_PROPOSALS_MAX)..];
         for view in newest {
             let slot = &self.slots[view];
@@ -149,6 +153,17 @@ impl Core {
             for vote in self.own_signed(*view) {
                 send(BftMessage::Vote(vote));
             }
+        }
+        // After the last one that was sent, and from the lowest again after the highest.
+        let (before, after) = older.split_at(older.partition_point(|view| *view <= self.resent));
+        let in_turn = after.iter().chain(before).flat_map(|view| self.own_signed(*view));
+        let votes: Vec<SignedVote> = in_turn.take(RESENT_OLDER_MAX).collect();
+        for vote in votes {
+            self.resent = vote.vote.view();
+            effects.push(Effect::Send {
+                to,
+                message: BftMessage::Vote(vote),
+            });
         }
     }
 

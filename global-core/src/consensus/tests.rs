@@ -407,6 +407,27 @@ fn a_proposal_that_the_guard_does_not_know_may_be_replaced_after_a_restart() {
 }
 
 #[test]
+fn finalize_votes_for_all_unfinalized_views_are_sent_again_in_turn() {
+    let mut bench = Bench::follower_of(&[1]);
+    let mut parent = bench.genesis();
+    let mut wanted = Vec::new();
+    for view in 1..=100 {
+        let block = bench.block(view, parent, vec![]);
+        parent = block.digest();
+        bench.certify(notarize(&block));
+        wanted.push(BftMessage::Vote(signed(bench.me.0, finalize(&block))));
+    }
+    // Views that were given up stand between them and the newest ones.
+    for view in 101..=200 {
+        bench.certify(nullify(view));
+    }
+    bench.votes(1, nullify(201));
+    let sent = sent_in(&bench.wait(300 * D_US));
+    let missing: Vec<_> = wanted.iter().filter(|vote| !sent.contains(vote)).collect();
+    assert!(missing.is_empty(), "{} of 100 are not sent again", missing.len());
+}
+
+#[test]
 fn on_reconnect_a_peer_gets_what_it_may_lack() {
     let mut bench = Bench::follower_of(&[1, 2]);
     let one = bench.block(1, bench.genesis(), vec![]);

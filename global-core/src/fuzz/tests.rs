@@ -240,6 +240,19 @@ fn at_the_depth_cap_blocks_go_on_without_references_and_more_slowly() {
     assert!(first_refs_at.is_none_or(|at| at >= 4_000_000), "{first_refs_at:?}");
 }
 
+/// As at the hard cap, where nothing can be proposed any more: only finalize votes for old views can help,
+/// and more views have been given up since than are sent again at once.
+#[test]
+fn finalize_votes_that_were_lost_for_long_are_sent_again_and_the_chain_goes_on() {
+    let plan = Plan {
+        finalize_votes_lost_until_us: 60_000_000,
+        ..unfinalized(Mutant(Some(Fault::SilentAtDepthCap)))
+    };
+    let network = Network::new(plan).run().unwrap();
+    let given_up = network.seen.proposed.len() as u64;
+    assert!(given_up > UNFINALIZED_BLOCKS_MAX, "{given_up}");
+}
+
 #[test]
 fn silence_at_the_depth_cap_is_seen() {
     let heights = |mutant| {
