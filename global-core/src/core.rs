@@ -182,6 +182,8 @@ impl<E: Execution> GlobalCore<E> {
             }
             Input::Tick => self.tell(now, consensus::Input::Tick, effects),
             Input::BatchStored(stored) => self.pool.insert(stored),
+            // What would not be stored if its cluster brought it is not fetched either.
+            Input::BatchHeard { batch, .. } if self.admission(&batch) != Some(Admission::Store) => {}
             Input::BatchHeard { batch, from } => {
                 let until = now
                     .at

@@ -7,7 +7,7 @@
 //! * Upon a batch: known by its digest once, however often it comes.
 //! * Upon a batch with a gap before it: parked, at most [`PARKED_PER_CLUSTER_MAX`] per cluster, and the
 //!   one before it is asked for by the digest that its successor names.
-//! * Upon a notice: the batch waits and is fetched from whoever sent the notice, for a while. A
+//! * Upon a notice of a batch that would be stored: it waits and is fetched from whoever sent the notice, for a while. A
 //!   notice whose bytes do not come is forgotten: it must not keep the timers of a view running.
 //!
 //! # Invariants
@@ -141,6 +141,16 @@ impl BatchPool {
     /// Returns what to fetch if this is news.
     pub fn hear(&mut self, batch: BatchRef, from: NodeIdx, until: Instant) -> Option<WantedBatch> {
         if self.holds(&batch) || self.heard.contains_key(&batch) || self.heard.len() >= HEARD_MAX {
+            return None;
+        }
+        let of_its_number = (batch.cluster, batch.founding, batch.seq);
+        let rivals_heard = self
+            .heard
+            .keys()
+            .filter(|heard| (heard.cluster, heard.founding, heard.seq) == of_its_number);
+        let stored = self.stored.get(&(batch.cluster, batch.founding));
+        let rivals_stored = stored.and_then(|seqs| seqs.get(&batch.seq)).map_or(0, Vec::len);
+        if rivals_heard.count() + rivals_stored >= RIVALS_MAX {
             return None;
         }
         self.heard.insert(batch, Heard { from, until });

@@ -200,6 +200,33 @@ fn a_batch_that_was_only_heard_of_starts_the_timers_for_a_while() {
 }
 
 #[test]
+fn what_would_not_be_stored_is_not_fetched_upon_a_notice() {
+    let mut bench = Bench::follower_of(&[1]);
+    let from = NodeIdx(2);
+    let mut is_fetched = |batch: BatchRef| {
+        let effects = bench.give(Input::BatchHeard { batch, from });
+        effects
+            .iter()
+            .any(|e| matches!(e, Effect::FetchBatch(w) if w.batch == batch))
+    };
+    // A cluster that contradicts itself: any number of certified batches of one number.
+    let rival = |content: u8| BatchRef {
+        digest: Digest([content; 32]),
+        ..batch(1)
+    };
+    let fetched = (0..100).filter(|content| is_fetched(rival(*content))).count();
+    assert_eq!(fetched, crate::batch_pool::RIVALS_MAX);
+    // And any number of numbers that cannot be next for long.
+    let fetched = (2..200).filter(|seq| is_fetched(batch(*seq))).count() as u64;
+    assert_eq!(fetched, crate::batch_pool::PARKED_PER_CLUSTER_MAX);
+    let nowhere = BatchRef {
+        cluster: common::ids::ClusterId(99),
+        ..batch(2)
+    };
+    assert!(!is_fetched(nowhere));
+}
+
+#[test]
 fn executed_follows_final_height_by_height() {
     let mut bench = Bench::follower_of(&[1, 2]);
     let one = bench.block(1, bench.genesis(), vec![batch(1)]);
