@@ -141,6 +141,36 @@ fn cluster_cut_from_the_validators_goes_on_and_its_work_is_final_after_the_heal(
 }
 
 #[test]
+fn validators_split_in_halves_finalize_nothing_and_agree_after_the_heal() {
+    let fleet = DevFleet::up(&["--clusters", "1"]);
+    for one in ["v1", "v2"] {
+        for other in ["v3", "v4"] {
+            fleet.run(&["dev", "cut", "link", one, other]).ended_with(0);
+        }
+    }
+    let id = submit(&fleet, "k", "c1-1");
+    let dropped = || {
+        let rows = fleet.json(&["dev", "status"]);
+        row(rows.as_array().unwrap(), "name", "relay")["relay"]["datagrams"]["cut"].as_u64()
+    };
+    let at_first = dropped();
+    eventually("they try to reach each other", || {
+        dropped() > at_first.map(|count| count + 300)
+    });
+    let task = fleet.json(&["task", "get", &id]);
+    assert_ne!(task["finality"], "final", "half of the weight finalized it: {task}");
+    fleet.run(&["dev", "heal"]).ended_with(0);
+    eventually("it is final", || {
+        let done = fleet.run(&["task", "get", &id, "-o", "json"]);
+        done.code == 0 && done.json()["finality"] == "final"
+    });
+    eventually("all validators have one state", || {
+        let done = fleet.run(&["status", "-o", "json"]);
+        done.code == 0 && done.json()["global"]["digests_agree"] == true
+    });
+}
+
+#[test]
 fn impaired_links_are_worked_around() {
     let fleet = DevFleet::up(&["--clusters", "1", "--relay-seed", "7"]);
     for word in ["agent", "validator"] {
