@@ -51,7 +51,7 @@ use crate::{
     machine::Machine,
     mode::ModeNow,
     peers::{Door, Membership, PeerLink, Requests},
-    ports::{AgentPorts, AsyncRuntime, BoxFuture, Peer},
+    ports::{AgentPorts, AsyncRuntime, BoxFuture, Lane, Peer},
     raft::{
         Member, OpenError, RaftConfig, RaftHandle, RaftPorts, RaftRpc, RpcRefusal,
         store::{Recovered, StoreError},
@@ -162,7 +162,7 @@ impl Agent {
                 snapshots: ports.snapshots.clone(),
                 link: Arc::new(PeerLink::new(registry.clone(), ports.transport.clone())),
                 machine: machine.clone(),
-                check: Arc::new(machine.append_check()),
+                check: Arc::new(machine.append_check(registry.clone(), me.cluster)),
                 alarms: Arc::new(|alarm| tracing::error!(?alarm, "a member breaks the protocol")),
             },
         )
@@ -320,6 +320,10 @@ fn malformed<E>(_: E) -> Refusal {
 impl Requests for Inside {
     fn raft(&self, from: RaftNodeId, kind: RaftRpc, body: Bytes) -> BoxFuture<Result<Vec<u8>, RpcRefusal>> {
         self.0.raft.handle(from, kind, body)
+    }
+
+    fn raft_lane(&self, from: RaftNodeId, lane: Lane) -> BoxFuture<()> {
+        self.0.raft.lane(from, lane)
     }
 
     fn cluster(&self, from: RaftNodeId, kind: FrameKind, request: Bytes) -> BoxFuture<Result<Bytes, Refusal>> {

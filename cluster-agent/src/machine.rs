@@ -28,8 +28,9 @@ use common::{
     batch::BatchItem,
     codec::{Wire, decode, encode},
     entry::{LogEntry, StaticVerdict},
-    genesis::Genesis,
+    genesis::{Genesis, RoleSet},
     ids::{BatchSeq, ClusterId, DeviceId, Digest, EntryId, Height, LogPosition, RaftNodeId, Term},
+    registry::Registry,
     verdict::Answer,
 };
 use serde::{Deserialize, Serialize};
@@ -200,10 +201,13 @@ impl Machine {
         &self.pulse
     }
 
-    /// The check that a command must pass before it enters any log.
+    /// The check that a command must pass before it enters any log; members are looked up in `registry` as
+    /// drones of `cluster`.
     #[must_use]
-    pub fn append_check(&self) -> StaticAppendCheck {
+    pub fn append_check(&self, registry: Arc<Registry>, cluster: ClusterId) -> StaticAppendCheck {
         StaticAppendCheck {
+            registry,
+            cluster,
             checker: StaticChecker::of(&self.lock().queue),
             signatures: self.signatures.clone(),
         }
@@ -307,6 +311,8 @@ fn check_outbox_signatures(queue: &ClusterQueue, signatures: &mut Signatures) ->
 
 /// Checks what is the same for ever about a command, with the signatures remembered.
 pub struct StaticAppendCheck {
+    registry: Arc<Registry>,
+    cluster: ClusterId,
     checker: StaticChecker,
     signatures: Signatures,
 }
@@ -317,5 +323,19 @@ impl AppendCheck for StaticAppendCheck {
         self.checker
             .check(&entry, &mut self.signatures.clone())
             .map_err(|error| error.to_string())
+    }
+
+    fn check_members(&self, members: &[(RaftNodeId, DeviceId)]) -> Result<(), String> {
+        for (raft, device) in members {
+            let member = self.registry.by_idx(raft.idx());
+            // Its status is not asked: a revocation that comes later does not undo a membership.
+            let is_backed = member.is_some_and(|member| {
+                member.id == *device && member.cluster == Some(self.cluster) && member.may(RoleSet::CLUSTER_VOTE)
+            });
+            if !is_backed {
+                return Err(format!("{raft} as {device} is no voter's device of this cluster"));
+            }
+        }
+        Ok(())
     }
 }

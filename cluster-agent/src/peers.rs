@@ -7,7 +7,7 @@
 //!   cluster and founding, and its Raft id is one of its own device. Else: denied.
 //! * Upon any frame before the agent has started: "not now". A peer tries again.
 //! * Status in the registry is looked up for each request, so that a connection which outlives a
-//!   revocation carries nothing.
+//!   revocation carries nothing. For the requests of a lane the transport does it.
 
 use std::{
     sync::{Arc, OnceLock},
@@ -24,14 +24,16 @@ use common::{
 use futures::FutureExt;
 
 use crate::{
-    ports::{BoxFuture, CallError, Peer, Service, Transport},
-    raft::{LinkError, RaftLink, RaftRpc, RpcRefusal},
+    ports::{BoxFuture, Lane, Peer, Service, Transport},
+    raft::{LinkError, RaftLink, RaftRpc, RpcRefusal, decode_answer, encode_answer},
 };
 
 /// What the agent answers once it runs. The door has checked who asks.
 pub trait Requests: Send + Sync + 'static {
     /// A Raft request of the member `from`.
     fn raft(&self, from: RaftNodeId, kind: RaftRpc, body: Bytes) -> BoxFuture<Result<Vec<u8>, RpcRefusal>>;
+    /// A lane of Raft requests that the member `from` opened.
+    fn raft_lane(&self, from: RaftNodeId, lane: Lane) -> BoxFuture<()>;
     /// A request of the member `from` beside Raft.
     fn cluster(&self, from: RaftNodeId, kind: FrameKind, body: Bytes) -> BoxFuture<Result<Bytes, Refusal>>;
     /// A request of an operator, gateway or other reader.
@@ -103,7 +105,7 @@ impl Service for Door {
                     return refused(RefusalCode::Invalid, "malformed request");
                 };
                 let answer = opened.requests.raft(from, rpc, body);
-                async move { Ok(wrap_answer(answer.await)) }.boxed()
+                async move { Ok(encode_answer(answer.await)) }.boxed()
             }
             Protocol::Op => {
                 if !opened.membership.may_operate(&peer) {
@@ -113,6 +115,18 @@ impl Service for Door {
             }
             Protocol::Bft | Protocol::Feed => refused(RefusalCode::Denied, "an agent does not serve this"),
         }
+    }
+
+    fn lane(&self, peer: Peer, kind: FrameKind, mut lane: Lane) -> BoxFuture<()> {
+        let refusal = match self.0.get() {
+            None => Refusal::new(RefusalCode::NotNow, "starting"),
+            Some(_) if kind != FrameKind::RaftLane => Refusal::new(RefusalCode::Denied, "not a lane of this agent"),
+            Some(opened) => match opened.membership.member(&peer) {
+                Some(from) => return opened.requests.raft_lane(from, lane),
+                None => Refusal::new(RefusalCode::Denied, "not a member of this cluster and founding"),
+            },
+        };
+        async move { lane.sender.end(Some(refusal)).await }.boxed()
     }
 }
 
@@ -158,30 +172,6 @@ fn unwrap_request(kind: FrameKind, mut body: Bytes) -> Option<(RaftRpc, Bytes)> 
     (body.len() <= rpc.request_bytes_max()).then_some((rpc, body))
 }
 
-/// `0 | answer`, or the number of the refusal alone.
-fn wrap_answer(answer: Result<Vec<u8>, RpcRefusal>) -> Bytes {
-    match answer {
-        Ok(answer) => {
-            let mut framed = Vec::with_capacity(1 + answer.len());
-            framed.push(0);
-            framed.extend_from_slice(&answer);
-            framed.into()
-        }
-        Err(refusal) => vec![refusal.code()].into(),
-    }
-}
-
-fn unwrap_answer(mut answer: Bytes) -> Result<Bytes, LinkError> {
-    match answer.first().copied() {
-        None => Err(LinkError::Network("an empty answer".into())),
-        Some(0) => Ok(answer.split_off(1)),
-        Some(code) => Err(RpcRefusal::from_code(code).map_or_else(
-            || LinkError::Network(format!("refusal {code} is not known")),
-            LinkError::Refused,
-        )),
-    }
-}
-
 /// Raft's way to the other members.
 pub struct PeerLink {
     registry: Arc<Registry>,
@@ -217,15 +207,15 @@ impl RaftLink for PeerLink {
             return async move { Err(LinkError::Network(problem)) }.boxed();
         }
         let call = self.transport.call(member.id, frame, body, deadline);
-        async move {
-            let answer = call.await.map_err(|error| match error {
-                CallError::Unreachable(_) => LinkError::Unreachable(error.to_string()),
-                CallError::Timeout(_) => LinkError::Timeout,
-                CallError::Broken(_) | CallError::Refused(_) => LinkError::Network(error.to_string()),
-            })?;
-            unwrap_answer(answer)
-        }
-        .boxed()
+        async move { decode_answer(call.await?) }.boxed()
+    }
+
+    fn open_lane(&self, to: RaftNodeId, deadline: Duration) -> BoxFuture<Result<Lane, LinkError>> {
+        let Some(member) = self.registry.by_idx(to.idx()) else {
+            return async move { Err(LinkError::Unreachable(format!("{to} is not registered"))) }.boxed();
+        };
+        let opening = self.transport.open_lane(member.id, FrameKind::RaftLane, deadline);
+        async move { Ok(opening.await?) }.boxed()
     }
 }
 
@@ -247,15 +237,15 @@ mod tests {
 
     #[test]
     fn refusal_of_a_peer_arrives_as_what_it_is() {
-        assert_eq!(unwrap_answer(wrap_answer(Ok(vec![7]))), Ok(Bytes::from_static(&[7])));
+        assert_eq!(decode_answer(encode_answer(Ok(vec![7]))), Ok(Bytes::from_static(&[7])));
         let refusal = RpcRefusal::ForkedLog;
         assert_eq!(
-            unwrap_answer(wrap_answer(Err(refusal))),
+            decode_answer(encode_answer(Err(refusal))),
             Err(LinkError::Refused(refusal))
         );
-        assert!(matches!(unwrap_answer(Bytes::new()), Err(LinkError::Network(_))));
+        assert!(matches!(decode_answer(Bytes::new()), Err(LinkError::Network(_))));
         assert!(matches!(
-            unwrap_answer(Bytes::from_static(&[250])),
+            decode_answer(Bytes::from_static(&[250])),
             Err(LinkError::Network(_))
         ));
     }

@@ -8,7 +8,8 @@
 use std::sync::Arc;
 
 pub use transport::ports::{
-    BoxFuture, CallError, Clock, Disk, Entropy, Instant, Journal, Peer, Service, Spawner, Transport,
+    BoxFuture, CallError, Clock, Disk, Entropy, Instant, Journal, Lane, LaneReceiver, LaneSender, Peer, Service,
+    Spawner, Transport,
 };
 
 pub use crate::raft::{

@@ -7,7 +7,7 @@ use common::ids::{LogIndex, LogPosition, RaftNodeId};
 use futures::FutureExt;
 
 use crate::{
-    ports::{AsyncRuntime, BoxFuture},
+    ports::{AsyncRuntime, BoxFuture, Lane},
     raft::{
         FatalReason, Founding, Member, OpenError, ProposeOutcome, RaftHandle, RaftRpc, RaftStatus, ReadRefusal,
         RpcRefusal, Signal,
@@ -20,6 +20,8 @@ pub trait Replica: Send + Sync + 'static {
     fn initialize_once(&self, members: BTreeMap<RaftNodeId, Member>) -> BoxFuture<Result<Founding, OpenError>>;
     /// Answers a member whose identity the connection proved.
     fn handle(&self, from: RaftNodeId, kind: RaftRpc, body: Bytes) -> BoxFuture<Result<Vec<u8>, RpcRefusal>>;
+    /// Serves a lane of append requests of a member whose identity the connection proved.
+    fn lane(&self, from: RaftNodeId, lane: Lane) -> BoxFuture<()>;
     /// Replicates a command and returns the machine's answer.
     fn propose(&self, command: Bytes, deadline: Duration) -> BoxFuture<ProposeOutcome>;
     /// On the leader: a position that includes every write acknowledged before this call.
@@ -53,6 +55,11 @@ impl<R: AsyncRuntime> Replica for RaftHandle<R> {
     fn handle(&self, from: RaftNodeId, kind: RaftRpc, body: Bytes) -> BoxFuture<Result<Vec<u8>, RpcRefusal>> {
         let raft = self.clone();
         async move { RaftHandle::handle(&raft, from, kind, &body).await }.boxed()
+    }
+
+    fn lane(&self, from: RaftNodeId, lane: Lane) -> BoxFuture<()> {
+        let raft = self.clone();
+        async move { RaftHandle::lane(&raft, from, lane).await }.boxed()
     }
 
     fn propose(&self, command: Bytes, deadline: Duration) -> BoxFuture<ProposeOutcome> {

@@ -38,6 +38,32 @@ pub enum RaftAlarm {
         /// What is wrong with it.
         why: String,
     },
+    /// A leader sent a membership that the registry does not back; the whole append was refused.
+    BadMembership {
+        /// The leader.
+        from: RaftNodeId,
+        /// Where it wanted it.
+        index: LogIndex,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// One who is not a member wanted a vote.
+    NotAMember {
+        /// Who.
+        from: RaftNodeId,
+        /// In which term.
+        term: Term,
+    },
+    /// A second member leads in one term. Told once per term; nothing was refused. A split vote can do that
+    /// too: members of one term are ordered by their ids.
+    TwoLeaders {
+        /// The term.
+        term: Term,
+        /// Who was heard of first.
+        first: RaftNodeId,
+        /// The other.
+        second: RaftNodeId,
+    },
     /// A peer spoke with another member's id.
     WrongSender {
         /// Who the connection belongs to.

@@ -201,6 +201,12 @@ impl RaftConfig {
         Duration::from_millis(self.snapshot_idle_ms)
     }
 
+    /// How long a lane may wait for an answer that is due. Longer than a heartbeat's, since to give a lane
+    /// up is to send all that is in flight again; a leader's quorum is judged by heartbeats.
+    pub(super) fn lane_timeout(&self) -> Duration {
+        Duration::from_millis(self.election_timeout_ms_min)
+    }
+
     pub(super) fn snapshot_frame_timeout(&self) -> Duration {
         Duration::from_millis(self.snapshot_frame_timeout_ms)
     }

@@ -26,6 +26,7 @@ use super::{
     log::RaftLog,
     machine::{MachineAdapter, ReplicatedMachine},
     network::{Network, RaftLink, RaftRpc},
+    on_the_way::OnTheWay,
     propose::InFlight,
     server::{AppendCheck, Raft, RpcRefusal, Server},
     signal::Signal,
@@ -33,6 +34,7 @@ use super::{
     store::{LogStore, StoreError, snapshot::SnapshotStore},
     types::{Member, TypeConfig, position},
 };
+use crate::ports::Lane;
 
 /// What a member runs on.
 pub struct RaftPorts {
@@ -109,7 +111,7 @@ impl<R: AsyncRuntime> Clone for RaftHandle<R> {
 pub(super) struct Inner<R: AsyncRuntime> {
     pub raft: Raft<R>,
     pub machine: MachineAdapter<R>,
-    pub server: Server<R>,
+    pub server: Arc<Server<R>>,
     pub config: RaftConfig,
     pub in_flight: Arc<InFlight>,
     pub changes: Signal,
@@ -148,11 +150,12 @@ impl<R: AsyncRuntime> RaftHandle<R> {
             link: ports.link,
             log: log.clone(),
             frame_timeout: config.snapshot_frame_timeout(),
+            lane_timeout: config.lane_timeout(),
         };
         let raft = Raft::<R>::new(id.0, Arc::new(openraft), network, log.clone(), machine.clone()).await;
         let raft = raft.map_err(|error| OpenError::Raft(error.to_string()))?;
         let metrics = raft.metrics();
-        let server = Server {
+        let server = Arc::new(Server {
             raft: raft.clone(),
             log,
             check: ports.check,
@@ -160,7 +163,9 @@ impl<R: AsyncRuntime> RaftHandle<R> {
             snapshot_idle: config.snapshot_idle(),
             is_quarantined: AtomicBool::new(false),
             incoming: Mutex::new(None),
-        };
+            on_the_way: OnTheWay::default(),
+            last_leader: Mutex::new(None),
+        });
         let in_flight = Arc::default();
         let inner = Inner {
             raft,
@@ -203,6 +208,12 @@ impl<R: AsyncRuntime> RaftHandle<R> {
     /// [`RpcRefusal`]; nothing was changed.
     pub async fn handle(&self, from: RaftNodeId, kind: RaftRpc, body: &[u8]) -> Result<Vec<u8>, RpcRefusal> {
         self.inner.server.handle(from, kind, body).await
+    }
+
+    /// Serves a lane of append requests of the member `from` until either side ends it. The caller has
+    /// proved that the connection is `from`'s, and bounds each request as [`RaftRpc::Append`].
+    pub async fn lane(&self, from: RaftNodeId, lane: Lane) {
+        self.inner.server.clone().lane(from, lane).await;
     }
 
     /// State at this instant.

@@ -2,6 +2,8 @@
 //!
 //! # Rules
 //! * Every call has a deadline, ours as well as the link's.
+//! * Entries go over a lane, many requests in flight ([`super::pipeline`]). Heartbeats, votes and snapshots
+//!   are calls of their own, which no entries delay.
 //! * Pre-vote is a real question: openraft's default would grant it to itself.
 //! * A leader names its chain at the entry before those it sends. It sends none without knowing it.
 //! * A snapshot goes in frames, each answered with the offset to go on from; an interrupted transfer
@@ -11,14 +13,18 @@ use std::{io, marker::PhantomData, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use common::ids::{Digest, RaftNodeId};
-use futures::future::{BoxFuture, Either, select};
+use futures::{
+    Stream, StreamExt,
+    future::{BoxFuture, Either, select},
+    stream::{self, BoxStream},
+};
 use openraft::{
     OptionalSend,
     errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable},
-    network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2},
+    network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2, stream_append_sequential},
     raft::{
-        AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderError, TransferLeaderRequest,
-        TransferLeaderResponse, VoteRequest, VoteResponse,
+        AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderError,
+        TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
     },
 };
 use openraft_rt::AsyncRuntime;
@@ -30,12 +36,14 @@ use super::{
         SnapshotReply, TransferReply, TransferRequest,
     },
     log::RaftLog,
+    pipeline,
     server::RpcRefusal,
     types::{
         Member, Snapshot, TypeConfig, Vote, entry_to_wire, log_id_from_wire, log_id_to_wire, vote_from_wire,
         vote_to_wire,
     },
 };
+use crate::ports::{CallError, Lane};
 
 /// Kinds of request between members; the transport chooses stream and priority by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -93,7 +101,7 @@ impl RaftRpc {
 }
 
 /// Slowest link that replication must still get through, about 1 Mbit/s.
-const LINK_BYTES_PER_MS_MIN: u64 = 128;
+pub(super) const LINK_BYTES_PER_MS_MIN: u64 = 128;
 
 /// Longest answer to any request, in bytes.
 pub const REPLY_BYTES_MAX: usize = 128;
@@ -115,6 +123,45 @@ pub enum LinkError {
     Refused(RpcRefusal),
 }
 
+impl From<CallError> for LinkError {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Unreachable(_) => Self::Unreachable(error.to_string()),
+            CallError::Timeout(_) => Self::Timeout,
+            CallError::Broken(_) | CallError::Refused(_) => Self::Network(error.to_string()),
+        }
+    }
+}
+
+/// What goes over the wire as an answer: `0 | answer`, or the number of the refusal alone.
+#[must_use]
+pub fn encode_answer(answer: Result<Vec<u8>, RpcRefusal>) -> Bytes {
+    match answer {
+        Ok(answer) => {
+            let mut framed = Vec::with_capacity(1 + answer.len());
+            framed.push(0);
+            framed.extend_from_slice(&answer);
+            framed.into()
+        }
+        Err(refusal) => vec![refusal.code()].into(),
+    }
+}
+
+/// The answer in what [`encode_answer`] made.
+///
+/// # Errors
+/// [`LinkError::Refused`], or [`LinkError::Network`] for bytes that are no answer.
+pub fn decode_answer(mut answer: Bytes) -> Result<Bytes, LinkError> {
+    match answer.first().copied() {
+        None => Err(LinkError::Network("an empty answer".into())),
+        Some(0) => Ok(answer.split_off(1)),
+        Some(code) => Err(RpcRefusal::from_code(code).map_or_else(
+            || LinkError::Network(format!("refusal {code} is not known")),
+            LinkError::Refused,
+        )),
+    }
+}
+
 /// Calls between members. The transport proves who the peer is; here it is only named.
 pub trait RaftLink: Send + Sync + 'static {
     /// Sends `body` to `to` and returns the peer's answer, at most [`REPLY_BYTES_MAX`] bytes, within
@@ -126,6 +173,10 @@ pub trait RaftLink: Send + Sync + 'static {
         body: Bytes,
         deadline: Duration,
     ) -> BoxFuture<'static, Result<Bytes, LinkError>>;
+
+    /// Opens a lane of append requests to `to` within `deadline`. Each answer is that of
+    /// [`encode_answer`]. The peer serves it with [`RaftHandle::lane`](super::RaftHandle::lane).
+    fn open_lane(&self, to: RaftNodeId, deadline: Duration) -> BoxFuture<'static, Result<Lane, LinkError>>;
 }
 
 /// Makes clients; connecting is the link's business.
@@ -134,21 +185,43 @@ pub(super) struct Network<R> {
     pub link: Arc<dyn RaftLink>,
     pub log: RaftLog<R>,
     pub frame_timeout: Duration,
+    pub lane_timeout: Duration,
 }
 
-impl<R: AsyncRuntime> RaftNetworkFactory<TypeConfig<R>> for Network<R> {
-    type Network = Client<R>;
-
-    async fn new_client(&mut self, target: u64, _member: &Member) -> Client<R> {
+impl<R: AsyncRuntime> Network<R> {
+    fn client(&self, target: u64, sends: Sends) -> Client<R> {
         Client {
             me: self.me,
             to: RaftNodeId(target),
             link: self.link.clone(),
             log: self.log.clone(),
             frame_timeout: self.frame_timeout,
+            lane_timeout: self.lane_timeout,
+            sends,
             runtime: PhantomData,
         }
     }
+}
+
+impl<R: AsyncRuntime> RaftNetworkFactory<TypeConfig<R>> for Network<R> {
+    type Network = Client<R>;
+
+    async fn new_client(&mut self, target: u64, _member: &Member) -> Client<R> {
+        self.client(target, Sends::Entries)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, _member: &Member) -> Client<R> {
+        self.client(target, Sends::Heartbeats)
+    }
+}
+
+/// What append requests of a client are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sends {
+    /// Over a lane.
+    Entries,
+    /// One call each: nothing may stand before them.
+    Heartbeats,
 }
 
 /// Calls to one member.
@@ -158,12 +231,14 @@ pub(super) struct Client<R> {
     link: Arc<dyn RaftLink>,
     log: RaftLog<R>,
     frame_timeout: Duration,
+    lane_timeout: Duration,
+    sends: Sends,
     runtime: PhantomData<fn() -> R>,
 }
 
-type Outcome<T, R> = Result<T, RPCError<TypeConfig<R>>>;
+pub(super) type Outcome<T, R> = Result<T, RPCError<TypeConfig<R>>>;
 
-fn broken<R: AsyncRuntime>(why: impl ToString) -> RPCError<TypeConfig<R>> {
+pub(super) fn broken<R: AsyncRuntime>(why: impl ToString) -> RPCError<TypeConfig<R>> {
     RPCError::Network(NetworkError::new(&io::Error::other(why.to_string())))
 }
 
@@ -185,7 +260,7 @@ impl<R: AsyncRuntime> Client<R> {
         codec::decode(&reply).map_err(|error| broken(format!("answer of {}: {error}", self.to)))
     }
 
-    fn link_error(&self, error: &LinkError, action: RPCTypes, timeout: Duration) -> RPCError<TypeConfig<R>> {
+    pub(super) fn link_error(&self, error: &LinkError, action: RPCTypes, timeout: Duration) -> RPCError<TypeConfig<R>> {
         match error {
             LinkError::Timeout => RPCError::Timeout(Timeout {
                 action,
@@ -199,7 +274,7 @@ impl<R: AsyncRuntime> Client<R> {
         }
     }
 
-    fn append_request(&self, request: &AppendEntriesRequest<TypeConfig<R>>) -> Outcome<AppendRequest, R> {
+    pub(super) fn append_request(&self, request: &AppendEntriesRequest<TypeConfig<R>>) -> Outcome<AppendRequest, R> {
         let previous = request.prev_log_id.as_ref().map(log_id_to_wire);
         let previous_chain = previous.and_then(|id| self.log.chain_at(id));
         if previous.is_some() && previous_chain.is_none() && !request.entries.is_empty() {
@@ -215,6 +290,26 @@ impl<R: AsyncRuntime> Client<R> {
             entries,
             committed,
         })
+    }
+
+    /// Opens a lane for `input` when its first request is there: openraft makes its pause after failures
+    /// in front of that, and a peer that is away must not be asked without pause.
+    async fn lane_session<S>(&self, mut input: S) -> BoxStream<'_, Outcome<StreamAppendResult<TypeConfig<R>>, R>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig<R>>> + Send + Unpin + 'static,
+    {
+        let Some(first) = input.next().await else {
+            return stream::empty().boxed();
+        };
+        let timeout = self.lane_timeout;
+        let opened = R::timeout(timeout, self.link.open_lane(self.to, timeout)).await;
+        match opened.unwrap_or(Err(LinkError::Timeout)) {
+            Ok(lane) => pipeline::run(self, lane, timeout, stream::iter([first]).chain(input)),
+            Err(error) => {
+                let error = self.link_error(&error, RPCTypes::AppendEntries, timeout);
+                stream::iter([Err(error)]).boxed()
+            }
+        }
     }
 
     async fn ballot(
@@ -293,6 +388,21 @@ impl<R: AsyncRuntime> RaftNetworkV2<TypeConfig<R>> for Client<R> {
             AppendReply::Conflict => AppendEntriesResponse::Conflict,
             AppendReply::HigherVote(vote) => AppendEntriesResponse::HigherVote(vote_from_wire(vote)),
         })
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Outcome<BoxStream<'s, Outcome<StreamAppendResult<TypeConfig<R>>, R>>, R>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig<R>>> + OptionalSend + Unpin + 'static,
+    {
+        if self.sends == Sends::Heartbeats {
+            return stream_append_sequential(self, input, option);
+        }
+        let client: &'s Self = self;
+        Box::pin(async move { Ok(stream::once(client.lane_session(input)).flatten().boxed()) })
     }
 
     async fn vote(

@@ -7,6 +7,8 @@
 //!   a peer that could push the term to its end would stop the cluster for ever.
 //! * Upon an append with a command that fails its check: refuse the whole append. Nothing invalid
 //!   enters the log, whoever leads.
+//! * Upon an append with a membership that the registry does not back: the same.
+//! * Upon a vote or pre-vote for one who is no member and has no log beyond ours: refuse; the term stays.
 //! * Upon an append whose chain differs from ours at one log id: refuse and alarm, never truncate.
 //! * Upon an append that would replace a committed entry: refuse and alarm.
 //! * What openraft would answer with a panic (contradictions inside a request) is refused here.
@@ -20,8 +22,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use common::ids::{Digest, RaftNodeId, Term};
+use common::ids::{DeviceId, Digest, RaftNodeId, Term};
 use openraft::{
+    async_runtime::WatchReceiver,
     errors::RaftError,
     raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderError, TransferLeaderRequest, VoteRequest},
 };
@@ -37,6 +40,7 @@ use super::{
     log::{Held, RaftLog},
     machine::{MachineAdapter, open_snapshot},
     network::RaftRpc,
+    on_the_way::{Checking, Claim, OnTheWay},
     types::{Snapshot, TypeConfig, entry_from_wire, log_id_from_wire, log_id_to_wire, vote_from_wire, vote_to_wire},
 };
 
@@ -51,6 +55,12 @@ pub trait AppendCheck: Send + Sync + 'static {
     /// # Errors
     /// What is wrong with the command, for the log.
     fn check(&self, command: &[u8]) -> Result<(), String>;
+
+    /// The same for the members that a change of membership names, voters and learners.
+    ///
+    /// # Errors
+    /// Which of them cannot be a member of this cluster, for the log.
+    fn check_members(&self, members: &[(RaftNodeId, DeviceId)]) -> Result<(), String>;
 }
 
 /// Why a request was not carried out. The number goes over the wire, the words stay in the log.
@@ -84,10 +94,16 @@ pub enum RpcRefusal {
     /// A snapshot that does not have its digest.
     #[error("invalid snapshot")]
     BadSnapshot = 9,
+    /// A vote for one who is not a member.
+    #[error("candidate is not a member")]
+    NotAMember = 10,
+    /// A membership that the registry does not back.
+    #[error("append with an invalid membership")]
+    BadMembership = 11,
 }
 
 impl RpcRefusal {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 11] = [
         Self::Malformed,
         Self::WrongSender,
         Self::TermJump,
@@ -97,6 +113,8 @@ impl RpcRefusal {
         Self::Quarantined,
         Self::Stopped,
         Self::BadSnapshot,
+        Self::NotAMember,
+        Self::BadMembership,
     ];
 
     /// Number on the wire.
@@ -123,6 +141,9 @@ pub(super) struct Server<R: AsyncRuntime> {
     pub snapshot_idle: Duration,
     pub is_quarantined: AtomicBool,
     pub incoming: Mutex<Option<Incoming<R::Instant>>>,
+    pub on_the_way: OnTheWay,
+    /// The greatest leader that sent an append, and whether a second one of its term was told of.
+    pub last_leader: Mutex<Option<(WireVote, bool)>>,
 }
 
 /// A snapshot that arrives in frames.
@@ -135,7 +156,7 @@ pub(super) struct Incoming<I> {
     touched: I,
 }
 
-type Answer<T> = Result<T, RpcRefusal>;
+pub(super) type Answer<T> = Result<T, RpcRefusal>;
 
 impl<R: AsyncRuntime> Server<R> {
     /// Carries out a request of the member `from`, whose identity the transport has proved.
@@ -144,7 +165,7 @@ impl<R: AsyncRuntime> Server<R> {
             return Err(RpcRefusal::Quarantined);
         }
         match kind {
-            RaftRpc::Append => self.append(from, parse(from, body)?).await.map(codec::encode),
+            RaftRpc::Append => self.append(from, body).await.map(codec::encode),
             RaftRpc::Vote => self.ballot(from, parse(from, body)?, false).await.map(codec::encode),
             RaftRpc::PreVote => self.ballot(from, parse(from, body)?, true).await.map(codec::encode),
             RaftRpc::Snapshot => self.snapshot(from, parse(from, body)?).await.map(codec::encode),
@@ -172,11 +193,22 @@ impl<R: AsyncRuntime> Server<R> {
         Ok(())
     }
 
-    async fn append(&self, from: RaftNodeId, request: AppendRequest) -> Answer<AppendReply> {
+    /// Checks an append request and puts it into openraft's terms. The claim is held until the request
+    /// is answered.
+    pub fn admit(
+        &self,
+        from: RaftNodeId,
+        read: impl FnOnce(RaftNodeId) -> Answer<AppendRequest>,
+    ) -> Answer<(AppendEntriesRequest<TypeConfig<R>>, Claim)> {
+        if self.is_quarantined.load(Ordering::Acquire) {
+            return Err(RpcRefusal::Quarantined);
+        }
+        let request = read(from)?;
         self.check_vote(from, request.vote)?;
         check_leaders(&request)?;
-        self.check_commands(from, &request)?;
-        let chains = self.check_history(&request)?;
+        self.check_entries(from, &request)?;
+        let (chains, claim) = self.check_history(&request)?;
+        self.note_leader(request.vote);
         let leader_commit = self.clamped_commit(&request).map(log_id_from_wire);
         let entries: Result<Vec<_>, _> = request
             .entries
@@ -191,6 +223,11 @@ impl<R: AsyncRuntime> Server<R> {
             entries: entries.map_err(|why| malformed(from, why))?,
             leader_commit,
         };
+        Ok((request, claim))
+    }
+
+    async fn append(&self, from: RaftNodeId, body: &[u8]) -> Answer<AppendReply> {
+        let (request, _claim) = self.admit(from, |from| parse(from, body))?;
         let response = self.raft.append_entries(request).await.map_err(stopped)?;
         Ok(match response {
             AppendEntriesResponse::Success => AppendReply::Success,
@@ -200,44 +237,102 @@ impl<R: AsyncRuntime> Server<R> {
         })
     }
 
-    fn check_commands(&self, from: RaftNodeId, request: &AppendRequest) -> Answer<()> {
+    fn check_entries(&self, from: RaftNodeId, request: &AppendRequest) -> Answer<()> {
         for entry in &request.entries {
-            if let WirePayload::Command(command) = &entry.payload
-                && let Err(why) = self.check.check(command)
-            {
-                (self.alarms)(RaftAlarm::BadCommand {
-                    from,
-                    index: entry.id.index,
-                    why,
-                });
-                return Err(RpcRefusal::BadCommand);
+            let index = entry.id.index;
+            match &entry.payload {
+                WirePayload::Command(command) => self.check.check(command).map_err(|why| {
+                    (self.alarms)(RaftAlarm::BadCommand { from, index, why });
+                    RpcRefusal::BadCommand
+                })?,
+                WirePayload::Membership(membership) => {
+                    let members = membership.members.into_iter();
+                    let members: Vec<_> = members.map(|member| (member.id, member.device)).collect();
+                    self.check.check_members(&members).map_err(|why| {
+                        (self.alarms)(RaftAlarm::BadMembership { from, index, why });
+                        RpcRefusal::BadMembership
+                    })?;
+                }
+                WirePayload::Blank => {}
             }
         }
         Ok(())
     }
 
-    /// Compares the request with what is held here, and returns the chain claimed for each entry.
-    fn check_history(&self, request: &AppendRequest) -> Answer<Vec<Option<Digest>>> {
+    /// Alarms, once per term, when a second member leads in one term. openraft orders them, so nothing is
+    /// refused: it happens to honest members when votes are split, and hardly ever.
+    fn note_leader(&self, vote: WireVote) {
+        let mut last = self.last_leader.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((known, was_told)) = *last else {
+            *last = Some((vote, false));
+            return;
+        };
+        let is_later = (vote.term, vote.candidate) > (known.term, known.candidate);
+        if known.term == vote.term && known.candidate != vote.candidate {
+            if !was_told {
+                (self.alarms)(RaftAlarm::TwoLeaders {
+                    term: vote.term,
+                    first: known.candidate,
+                    second: vote.candidate,
+                });
+            }
+            *last = Some((if is_later { vote } else { known }, true));
+        } else if is_later {
+            *last = Some((vote, false));
+        }
+    }
+
+    /// A removed member is not told of its removal and may campaign for ever. Its log ends before ours does,
+    /// while one whom we do not know yet has the entry that adds it, above our last.
+    fn check_candidate(&self, from: RaftNodeId, request: &BallotRequest) -> Answer<()> {
+        let metrics = self.raft.metrics();
+        let is_known = {
+            let now = metrics.borrow_watched();
+            let membership = now.membership_config.membership();
+            membership.voter_ids().next().is_none() || membership.get_node(&from.0).is_some()
+        };
+        if is_known || request.last > self.log.last() {
+            return Ok(());
+        }
+        let term = request.vote.term;
+        (self.alarms)(RaftAlarm::NotAMember { from, term });
+        Err(RpcRefusal::NotAMember)
+    }
+
+    /// Compares the request with what is held here or on its way here, and returns the chain claimed for
+    /// each entry.
+    fn check_history(&self, request: &AppendRequest) -> Answer<(Vec<Option<Digest>>, Claim)> {
+        let on_the_way = self.on_the_way.check();
         let mut chain = match request.previous {
             None => Some(Digest::default()),
             Some(previous) => {
                 if request.previous_chain.is_none() && !request.entries.is_empty() {
                     return Err(RpcRefusal::Malformed);
                 }
-                self.check_entry(previous, request.previous_chain)?;
+                self.check_entry(&on_the_way, previous, request.previous_chain)?;
                 request.previous_chain
             }
         };
+        let mut claimed: Vec<_> = request.previous.zip(request.previous_chain).into_iter().collect();
         let mut chains = Vec::with_capacity(request.entries.len());
         for entry in &request.entries {
             chain = chain.map(|chain| WireEntry::chain(entry, chain));
-            self.check_entry(entry.id, chain)?;
+            self.check_entry(&on_the_way, entry.id, chain)?;
+            claimed.extend(chain.map(|chain| (entry.id, chain)));
             chains.push(chain);
         }
-        Ok(chains)
+        if request.entries.is_empty() {
+            claimed.clear();
+        }
+        Ok((chains, on_the_way.admit(claimed)))
     }
 
-    fn check_entry(&self, id: WireLogId, theirs: Option<Digest>) -> Answer<()> {
+    fn check_entry(&self, on_the_way: &Checking<'_>, id: WireLogId, theirs: Option<Digest>) -> Answer<()> {
+        if let (Some(ours), Some(theirs)) = (on_the_way.chain_at(id), theirs)
+            && ours != theirs
+        {
+            return Err(self.forked(id, ours, theirs));
+        }
         let held = self.log.held(id.index).map_err(|error| {
             tracing::error!(%error, "the log cannot be read");
             RpcRefusal::Stopped
@@ -255,16 +350,18 @@ impl<R: AsyncRuntime> Server<R> {
             });
         }
         match (chain, theirs) {
-            (Some(ours), Some(theirs)) if ours != theirs => {
-                (self.alarms)(RaftAlarm::ForkedLog {
-                    index: id.index,
-                    ours,
-                    theirs,
-                });
-                Err(RpcRefusal::ForkedLog)
-            }
+            (Some(ours), Some(theirs)) if ours != theirs => Err(self.forked(id, ours, theirs)),
             _ => Ok(()),
         }
+    }
+
+    fn forked(&self, id: WireLogId, ours: Digest, theirs: Digest) -> RpcRefusal {
+        (self.alarms)(RaftAlarm::ForkedLog {
+            index: id.index,
+            ours,
+            theirs,
+        });
+        RpcRefusal::ForkedLog
     }
 
     /// What the leader says is committed, but never beyond what we would hold after this append.
@@ -281,6 +378,7 @@ impl<R: AsyncRuntime> Server<R> {
 
     async fn ballot(&self, from: RaftNodeId, request: BallotRequest, is_pre_vote: bool) -> Answer<BallotReply> {
         self.check_vote(from, request.vote)?;
+        self.check_candidate(from, &request)?;
         let request = VoteRequest {
             vote: vote_from_wire(request.vote),
             last_log_id: request.last.map(log_id_from_wire),
@@ -343,7 +441,7 @@ impl<R: AsyncRuntime> Server<R> {
         if (last.term, last.leader) > (vote.term, vote.candidate) {
             return Err(bad("a snapshot of a later leader than its sender".into()));
         }
-        self.check_entry(last, Some(body.chain))?;
+        self.check_entry(&self.on_the_way.check(), last, Some(body.chain))?;
         if let Some(committed) = self.log.committed()
             && last > committed
             && last.index <= committed.index
@@ -439,7 +537,7 @@ fn check_leaders(request: &AppendRequest) -> Answer<()> {
     }
 }
 
-fn parse<T: codec::Body>(from: RaftNodeId, body: &[u8]) -> Answer<T> {
+pub(super) fn parse<T: codec::Body>(from: RaftNodeId, body: &[u8]) -> Answer<T> {
     codec::decode(body).map_err(|error| malformed(from, error))
 }
 

@@ -1,4 +1,5 @@
-//! Frames: `length u32 LE | kind u8 | body`. One request and one answer per stream, then its end.
+//! Frames: `length u32 LE | kind u8 | body`. One request and one answer per stream, then its end; or,
+//! for a kind with [`FrameKind::is_lane`], requests and their answers in order until either side ends it.
 //!
 //! The length counts the body and is compared with the cap of (protocol, kind) before anything is
 //! allocated.
@@ -100,6 +101,8 @@ frame_kinds! {
     RaftSnapshot = 0x03, Raft, 260 * KIB, KIB;
     /// Hand leadership over.
     RaftTransfer = 0x04, Raft, KIB, KIB;
+    /// Append entries, one request after another on one stream, sent before the last one is answered.
+    RaftLane = 0x05, Raft, limits::RAFT_APPEND_BYTES_MAX, KIB;
 
     /// An entry on its one hop to the leader.
     Forward = 0x10, Cluster, 16 * KIB, KIB;
@@ -132,6 +135,15 @@ frame_kinds! {
 
     /// An operator's request.
     Operate = 0x40, Op, 64 * KIB, 4 * 1024 * KIB;
+}
+
+impl FrameKind {
+    /// Whether a stream of this kind carries many requests: each frame has this kind, answers come in
+    /// the order of the requests, a refusal is the last answer.
+    #[must_use]
+    pub const fn is_lane(self) -> bool {
+        matches!(self, Self::RaftLane)
+    }
 }
 
 /// Kind byte of the first frame each side sends on a connection.

@@ -2,6 +2,7 @@
 
 mod clock;
 mod disk;
+mod lane;
 mod links;
 mod network;
 mod raft_log;

@@ -7,6 +7,8 @@
 //!   decided in `links`.
 //! * A process that is down, or behind a cut, longer than a connection may be silent has no connection:
 //!   its callers are told after a while that nothing was sent.
+//! * Frames of a lane keep their order: one that is lost is sent again later, and those behind it wait. A cut
+//!   silences the lane for good: whoever waits for an answer gives it up.
 //! * A doubled request is handled twice, and its second answer goes nowhere.
 
 use std::{
@@ -23,13 +25,21 @@ use common::{
         read_request_header,
     },
 };
-use transport::ports::{BoxFuture, CallError, Peer, Service, Transport};
+use transport::ports::{BoxFuture, CallError, Lane, Peer, Service, Transport};
 
-use super::links::{Direction, Fate, IDLE_US, LinkConditions, Links};
+use super::{
+    lane::{self, Way},
+    links::{Direction, Fate, IDLE_US, LinkConditions, Links},
+};
 use crate::{
     runtime::{Process, ProcessId},
     trace::{Event, Trace},
 };
+
+/// A lost packet of a stream is noticed after three round trips, and not before this.
+const RETRANSMISSION_US_MIN: u64 = 10_000;
+/// More losses of one frame silence its lane.
+const RETRANSMISSIONS_MAX: usize = 5;
 
 struct Running {
     process: Process,
@@ -169,6 +179,30 @@ impl SimNetwork {
         Some(again_after_us.map(|again_us| Duration::from_micros(again_us.saturating_sub(after_us))))
     }
 
+    /// How long a frame of a lane is under way, each loss of it counted as one more retransmission. `None` if
+    /// it never arrives.
+    pub(super) fn stream_delay(&self, direction: Direction, bytes: usize) -> Option<Duration> {
+        let now_us = self.trace.now_us();
+        let mut state = self.lock();
+        let again_us = 3 * state.links.conditions().delay_us_max + RETRANSMISSION_US_MIN;
+        let mut lost_us = 0;
+        for _ in 0..=RETRANSMISSIONS_MAX {
+            match state.links.fate(direction, bytes, false, now_us) {
+                Fate::Arrives { after_us, .. } => return Some(Duration::from_micros(lost_us + after_us)),
+                Fate::Lost => lost_us += again_us,
+            }
+        }
+        None
+    }
+
+    pub(super) fn is_cut(&self, direction: Direction) -> bool {
+        self.lock().links.is_cut(direction)
+    }
+
+    pub(super) fn trace(&self) -> &Trace {
+        &self.trace
+    }
+
     /// Whether a connection between the two can still be up: it was not silent for too long.
     fn has_connection(&self, a: &DeviceId, b: &DeviceId) -> bool {
         let now_us = self.trace.now_us();
@@ -306,6 +340,26 @@ impl Transport for SimTransport {
         })
     }
 
+    fn open_lane(&self, to: DeviceId, kind: FrameKind, deadline: Duration) -> BoxFuture<Result<Lane, CallError>> {
+        assert!(kind.is_lane(), "{kind:?} is a single request's");
+        let (network, from) = (self.network.clone(), self.device);
+        Box::pin(async move {
+            if !network.has_connection(&from, &to) {
+                tokio::time::sleep(network.dial_time(deadline)).await;
+                return Err(CallError::Unreachable(to));
+            }
+            let Some((peer, process, service)) = network.receiver(&from, &to, kind.protocol()) else {
+                tokio::time::sleep(deadline).await;
+                return Err(CallError::Unreachable(to));
+            };
+            let (near, far) = (network.id_of(&from), network.id_of(&to));
+            let (ours, theirs) = lane::pair(&network, Way::requests((near, far), kind), Way::answers((far, near), kind));
+            // Ends with the receiver's process.
+            drop(process.spawn(service.lane(peer, kind, theirs)));
+            Ok(ours)
+        })
+    }
+
     fn is_connected(&self, to: &DeviceId, _protocol: Protocol) -> bool {
         self.network.has_connection(&self.device, to)
     }
@@ -318,7 +372,7 @@ impl Transport for SimTransport {
     }
 }
 
-fn framed(kind: u8, body: &[u8]) -> Vec<u8> {
+pub(super) fn framed(kind: u8, body: &[u8]) -> Vec<u8> {
     let mut frame = frame_header(kind, body.len()).to_vec();
     frame.extend_from_slice(body);
     frame

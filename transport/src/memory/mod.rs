@@ -2,9 +2,11 @@
 //! simulator's own ports build on.
 
 mod disk;
+mod lane;
 mod network;
 #[cfg(test)]
 mod tests;
 
 pub use disk::MemoryDisk;
+pub use lane::{Fate, Weather, lane_pair};
 pub use network::{MemoryNetwork, MemoryTransport};

@@ -19,7 +19,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::ports::{BoxFuture, CallError, Peer, Service, Spawner, Transport};
+use super::lane::{Fate, lane_pair};
+use crate::ports::{BoxFuture, CallError, Lane, Peer, Service, Spawner, Transport};
 
 #[derive(Default)]
 struct Routes {
@@ -114,6 +115,18 @@ pub struct MemoryTransport {
     hello: Hello,
 }
 
+impl MemoryTransport {
+    /// We, as peers see us.
+    fn peer(&self, protocol: Protocol) -> Peer {
+        Peer {
+            device: self.hello.device,
+            idx: self.idx,
+            protocol,
+            hello: self.hello.clone(),
+        }
+    }
+}
+
 impl Transport for MemoryTransport {
     fn call(
         &self,
@@ -126,13 +139,7 @@ impl Transport for MemoryTransport {
         let header = frame_header(kind.byte(), body.len());
         let read = read_request_header(protocol, &header);
         assert_eq!(read, Ok((kind, body.len())), "the caller builds bounded bodies");
-        let from = self.hello.device;
-        let peer = Peer {
-            device: from,
-            idx: self.idx,
-            protocol,
-            hello: self.hello.clone(),
-        };
+        let (from, peer) = (self.hello.device, self.peer(protocol));
         let network = self.network.clone();
         Box::pin(async move {
             let begun = tokio::time::Instant::now();
@@ -168,6 +175,33 @@ impl Transport for MemoryTransport {
                 return Err(CallError::Refused(refusal));
             }
             Ok(answer)
+        })
+    }
+
+    fn open_lane(&self, to: DeviceId, kind: FrameKind, deadline: Duration) -> BoxFuture<Result<Lane, CallError>> {
+        assert!(kind.is_lane(), "{kind:?} is a single request's");
+        let (from, peer, network) = (self.hello.device, self.peer(kind.protocol()), self.network.clone());
+        Box::pin(async move {
+            if network.is_silent(from, to) {
+                sleep(deadline).await;
+                return Err(CallError::Unreachable(to));
+            }
+            let service = network.route(from, to).ok_or(CallError::Unreachable(to))?;
+            let (routes, served) = (network.clone(), Arc::downgrade(&service));
+            let weather = move |_| {
+                // A process that ended, or began anew, has no lanes of before.
+                let is_same = routes
+                    .route(from, to)
+                    .is_some_and(|now| served.upgrade().is_some_and(|then| Arc::ptr_eq(&then, &now)));
+                match (is_same, routes.is_silent(from, to)) {
+                    (_, true) => Fate::IsLost,
+                    (true, false) => Fate::Arrives,
+                    (false, false) => Fate::Breaks,
+                }
+            };
+            let (ours, theirs) = lane_pair(kind.request_bytes_max(), kind.answer_bytes_max(), Arc::new(weather));
+            network.spawner.spawn("memory-lane", service.lane(peer, kind, theirs));
+            Ok(ours)
         })
     }
 

@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 use super::*;
 use crate::{
     machine::{OnPanic, TokioSpawner},
-    ports::{CallError, Disk as _, Transport as _},
+    ports::{CallError, Disk as _, Lane, Peer, Service, Transport as _},
     quic::{
         hello_of,
         tests::fleet::{Answering, Echo, echo_of},
@@ -137,4 +137,59 @@ async fn silence_and_refusal_and_oversized_answer_arrive_as_over_the_wire() {
 async fn caller_that_builds_an_oversized_body_is_stopped() {
     let a = network().join(NodeIdx(1), hello_of(ChainId([0; 32]), A), Arc::new(Echo));
     let _ = a.call(B, FrameKind::RaftVote, Bytes::from(vec![0; 1025]), SOON).await;
+}
+
+/// Answers each request of a lane with itself.
+struct LaneEcho;
+
+impl Service for LaneEcho {
+    fn handle(&self, peer: Peer, kind: FrameKind, body: Bytes) -> crate::ports::BoxFuture<Result<Bytes, Refusal>> {
+        Echo.handle(peer, kind, body)
+    }
+
+    fn lane(&self, _peer: Peer, _kind: FrameKind, mut lane: Lane) -> crate::ports::BoxFuture<()> {
+        Box::pin(async move {
+            while let Ok(Some(body)) = lane.receiver.recv().await {
+                if lane.sender.send(body).await.is_err() {
+                    return;
+                }
+            }
+            lane.sender.end(None).await;
+        })
+    }
+}
+
+#[tokio::test]
+async fn lane_keeps_order_and_breaks_with_its_link_or_its_peers_process() {
+    let network = network();
+    let a = network.join(NodeIdx(1), hello_of(ChainId([0; 32]), A), Arc::new(Echo));
+    network.join(NodeIdx(2), hello_of(ChainId([0; 32]), B), Arc::new(LaneEcho));
+    let open = || async { a.open_lane(B, FrameKind::RaftLane, SOON).await.ok().unwrap() };
+    let mut lane = open().await;
+    for number in 0..10u8 {
+        lane.sender.send(Bytes::from(vec![number])).await.unwrap();
+    }
+    for number in 0..10u8 {
+        assert_eq!(lane.receiver.recv().await, Ok(Some(Bytes::from(vec![number]))));
+    }
+    lane.sender.end(None).await;
+    assert_eq!(lane.receiver.recv().await, Ok(None));
+    let mut lane = open().await;
+    network.set_link(A, B, false);
+    assert!(matches!(
+        lane.sender.send(Bytes::new()).await,
+        Err(CallError::Broken(_))
+    ));
+    network.set_link(A, B, true);
+    let mut lane = open().await;
+    network.join(NodeIdx(2), hello_of(ChainId([0; 32]), B), Arc::new(LaneEcho));
+    assert!(
+        lane.sender.send(Bytes::new()).await.is_err(),
+        "the process of before is gone"
+    );
+    let outcome = a.open_lane(A, FrameKind::RaftLane, SOON).await;
+    let mut lane = outcome.ok().unwrap();
+    // A service that refuses may be gone already.
+    let _ = lane.sender.send(Bytes::new()).await;
+    assert!(matches!(lane.receiver.recv().await, Err(CallError::Refused(r)) if r.code == RefusalCode::Denied));
 }

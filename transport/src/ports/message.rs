@@ -5,10 +5,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::{
     ids::{DeviceId, NodeIdx},
-    wire::frame::{FrameKind, Hello, Protocol, Refusal},
+    wire::frame::{FrameKind, Hello, Protocol, Refusal, RefusalCode},
 };
 
-use super::BoxFuture;
+use super::{BoxFuture, Lane};
 
 /// An authenticated peer: its certificate chained to the fleet's CA, its key is in the registry, its
 /// role allows the protocol, its hello named the same fleet and device.
@@ -66,6 +66,14 @@ pub trait Transport: Send + Sync + 'static {
         deadline: Duration,
     ) -> BoxFuture<Result<Bytes, CallError>>;
 
+    /// Opens a lane: a stream for many requests, of a kind with [`FrameKind::is_lane`].
+    ///
+    /// Waits at most `deadline` for a connection. The peer hears of the lane with its first request.
+    ///
+    /// # Panics
+    /// If `kind` is not a lane's.
+    fn open_lane(&self, to: DeviceId, kind: FrameKind, deadline: Duration) -> BoxFuture<Result<Lane, CallError>>;
+
     /// Whether a connection for `protocol` to `to` (made by either side) is up now.
     fn is_connected(&self, to: &DeviceId, protocol: Protocol) -> bool;
 
@@ -78,4 +86,15 @@ pub trait Service: Send + Sync + 'static {
     /// Handles one request of an authenticated peer. `kind` belongs to the peer's protocol and `body`
     /// is within its cap. The answer is within its cap as well.
     fn handle(&self, peer: Peer, kind: FrameKind, body: Bytes) -> BoxFuture<Result<Bytes, Refusal>>;
+
+    /// Serves a lane that an authenticated peer opened, until either side ends it. Answers go out in the
+    /// order of the requests. Whether the peer may still speak is judged with each request, below this port.
+    ///
+    /// Without an implementation of its own a service refuses lanes.
+    fn lane(&self, _peer: Peer, _kind: FrameKind, mut lane: Lane) -> BoxFuture<()> {
+        Box::pin(async move {
+            let refusal = Refusal::new(RefusalCode::Denied, "no lanes are served here");
+            lane.sender.end(Some(refusal)).await;
+        })
+    }
 }

@@ -12,6 +12,7 @@ use std::sync::{
 };
 
 use common::{
+    ids::DeviceId,
     registry::Member,
     wire::frame::{Hello, Protocol},
 };
@@ -76,6 +77,43 @@ impl HalfOpen {
 impl Drop for HalfOpen {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A connection's place in the table before our hello was taken: given back if that fails, or if the
+/// deadline ends the attempt where it stands.
+struct Entry<'a> {
+    shared: &'a Shared,
+    key: (DeviceId, Protocol),
+    connection: &'a Connection,
+    is_kept: bool,
+}
+
+impl<'a> Entry<'a> {
+    fn make(shared: &'a Shared, key: (DeviceId, Protocol), connection: &'a Connection) -> Result<Self, AcceptError> {
+        shared
+            .table
+            .insert(key, connection.clone(), MadeBy::Peer, Instant::now())
+            .map_err(|_| AcceptError::Full)?;
+        Ok(Self {
+            shared,
+            key,
+            connection,
+            is_kept: false,
+        })
+    }
+
+    fn keep(mut self) {
+        self.is_kept = true;
+    }
+}
+
+impl Drop for Entry<'_> {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            self.connection.close(CloseCode::Hello.wire(), REFUSED);
+            self.shared.table.remove(self.key, self.connection, Instant::now(), 0);
+        }
     }
 }
 
@@ -146,15 +184,9 @@ async fn greet(shared: &Arc<Shared>, connection: &Connection) -> Result<Peer, Ac
     let mut sender = FrameSender::new(send);
     let theirs: Hello = read_hello(&mut recv).await?;
     hello::check(&theirs, &shared.hello, dialler)?;
-    let key = (dialler.id, protocol);
-    shared
-        .table
-        .insert(key, connection.clone(), MadeBy::Peer, Instant::now())
-        .map_err(|_| AcceptError::Full)?;
-    if let Err(error) = sender.hello(&shared.hello).await {
-        shared.table.remove(key, connection, Instant::now(), 0);
-        return Err(error.into());
-    }
+    let entry = Entry::make(shared, (dialler.id, protocol), connection)?;
+    sender.hello(&shared.hello).await?;
+    entry.keep();
     tracing::info!(device = %dialler.id, label = %dialler.label, ?protocol, "accepted");
     Ok(Peer {
         device: dialler.id,

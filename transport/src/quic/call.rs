@@ -27,7 +27,7 @@ pub(crate) async fn call(
     limit: Duration,
 ) -> Result<Bytes, CallError> {
     let deadline = Instant::now() + limit.min(CALL_DEADLINE_MAX);
-    let (send, recv) = open(&shared, to, kind.protocol(), deadline).await?;
+    let (_, send, recv) = open(&shared, to, kind.protocol(), deadline).await?;
     // From here on bytes may reach the peer.
     match timeout_at(deadline, exchange(&shared, to, kind, body, send, recv)).await {
         Ok(outcome) => outcome,
@@ -36,16 +36,16 @@ pub(crate) async fn call(
 }
 
 /// A stream on a connection that is up. Nothing is sent by it.
-async fn open(
+pub(crate) async fn open(
     shared: &Arc<Shared>,
     to: DeviceId,
     protocol: Protocol,
     deadline: Instant,
-) -> Result<(SendStream, RecvStream), CallError> {
+) -> Result<(Connection, SendStream, RecvStream), CallError> {
     loop {
         let connection: Connection = dial::connection(shared, to, protocol, deadline).await?;
         match timeout_at(deadline, connection.open_bi()).await {
-            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Ok((send, recv))) => return Ok((connection, send, recv)),
             // It ended between the look-up and now; the table does not offer it again.
             Ok(Err(_)) => {}
             Err(_) => return Err(CallError::Unreachable(to)),

@@ -37,6 +37,8 @@ pub enum StreamCode {
     Malformed = 16,
     /// The deadline passed.
     Deadline = 17,
+    /// The sender gave the lane up.
+    GivenUp = 18,
 }
 
 impl StreamCode {

@@ -4,15 +4,15 @@
 use bytes::{Bytes, BytesMut};
 use common::codec::{DecodeError, decode, encode};
 use common::wire::frame::{
-    ANSWER_KIND, FRAME_HEADER_BYTES, FrameError, FrameKind, HELLO_KIND, Hello, Protocol, REFUSAL_KIND, Refusal,
-    frame_header, read_answer_header, read_hello_header, read_request_header,
+    ANSWER_KIND, FRAME_HEADER_BYTES, FrameError, FrameKind, HELLO_KIND, Hello, REFUSAL_KIND, Refusal, frame_header,
+    read_answer_header, read_hello_header,
 };
 use quinn::{ReadError, ReadExactError, RecvStream, SendStream, WriteError};
 
 use super::code::StreamCode;
 
 /// Memory grows by at most this much before the bytes for it have arrived.
-const STEP_BYTES: usize = 16 * 1024;
+pub(crate) const STEP_BYTES: usize = 16 * 1024;
 
 /// Why a frame was not read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -50,7 +50,7 @@ impl ReadFrameError {
     }
 }
 
-async fn read_header(recv: &mut RecvStream) -> Result<[u8; FRAME_HEADER_BYTES], ReadFrameError> {
+pub(crate) async fn read_header(recv: &mut RecvStream) -> Result<[u8; FRAME_HEADER_BYTES], ReadFrameError> {
     let mut header = [0; FRAME_HEADER_BYTES];
     recv.read_exact(&mut header).await.map_err(|error| match error {
         ReadExactError::FinishedEarly(got) => ReadFrameError::Truncated {
@@ -63,7 +63,7 @@ async fn read_header(recv: &mut RecvStream) -> Result<[u8; FRAME_HEADER_BYTES], 
 }
 
 /// Reads `len` bytes, already compared with their cap, and then the end of the stream.
-async fn read_body(recv: &mut RecvStream, len: usize) -> Result<Bytes, ReadFrameError> {
+pub(crate) async fn read_body(recv: &mut RecvStream, len: usize) -> Result<Bytes, ReadFrameError> {
     let mut body = BytesMut::new();
     while body.len() < len {
         let step = (len - body.len()).min(STEP_BYTES);
@@ -81,16 +81,6 @@ async fn read_body(recv: &mut RecvStream, len: usize) -> Result<Bytes, ReadFrame
         None => Ok(body.freeze()),
         Some(_) => Err(ReadFrameError::Trailing),
     }
-}
-
-/// Reads one request and the end of its stream.
-pub(crate) async fn read_request(
-    recv: &mut RecvStream,
-    protocol: Protocol,
-) -> Result<(FrameKind, Bytes), ReadFrameError> {
-    let header = read_header(recv).await?;
-    let (kind, len) = read_request_header(protocol, &header)?;
-    Ok((kind, read_body(recv, len).await?))
 }
 
 /// Reads the answer to a request of `kind`, or its refusal, and the end of the stream.

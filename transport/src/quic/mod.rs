@@ -5,7 +5,7 @@
 //! # Rules
 //! * A peer is known by its key: certificate, registry, role and hello all agree, or there is no
 //!   connection ([`crate::verifier`], [`role`], [`hello`]).
-//! * One request and one answer per stream; every length has its cap, every wait its deadline.
+//! * One request and one answer per stream, or a lane of them ([`lane`]); every length has its cap, every wait its deadline.
 //! * A peer that misbehaves costs its own stream or connection and nothing of others.
 //! * A peer is told a code; what exactly was wrong stays in the local log.
 //!
@@ -19,6 +19,7 @@ pub mod code;
 mod dial;
 mod frame_io;
 pub mod hello;
+mod lane;
 pub mod limits;
 pub mod role;
 mod score;
@@ -53,7 +54,7 @@ use self::{code::CloseCode, limits::Limits, score::Scores, table::Table, tls::Sh
 use crate::{
     identity::Identity,
     log_limit::LogLimit,
-    ports::{BoxFuture, CallError, Clock, Entropy, Peer, Service, Spawner, Transport},
+    ports::{BoxFuture, CallError, Clock, Entropy, Lane, Peer, Service, Spawner, Transport},
     verifier::{FleetVerifier, NotAdmitted, SharedRegistry, Trust, certified_key},
 };
 
@@ -346,7 +347,13 @@ impl Transport for QuicTransport {
             body.len(),
             kind.request_bytes_max()
         );
+        assert!(!kind.is_lane(), "{kind:?} is a lane's");
         Box::pin(call::call(self.0.clone(), to, kind, body, deadline))
+    }
+
+    fn open_lane(&self, to: DeviceId, kind: FrameKind, deadline: Duration) -> BoxFuture<Result<Lane, CallError>> {
+        assert!(kind.is_lane(), "{kind:?} is a single request's");
+        Box::pin(lane::open(self.0.clone(), to, kind, deadline))
     }
 
     fn is_connected(&self, to: &DeviceId, protocol: Protocol) -> bool {

@@ -82,7 +82,11 @@ pub(crate) fn priority(kind: FrameKind, body_len: usize) -> i32 {
         FrameKind::RaftAppend if body_len <= 1024 => 20,
         FrameKind::Vote | FrameKind::Certificate => 20,
         FrameKind::Proposal | FrameKind::Attest => 10,
-        FrameKind::RaftAppend | FrameKind::Forward | FrameKind::BatchNotice | FrameKind::SubmitBatch => 0,
+        FrameKind::RaftAppend
+        | FrameKind::RaftLane
+        | FrameKind::Forward
+        | FrameKind::BatchNotice
+        | FrameKind::SubmitBatch => 0,
         FrameKind::Operate => 0,
         FrameKind::FetchBlock | FrameKind::FetchBatch | FrameKind::FeedBatch => -10,
         FrameKind::RaftSnapshot | FrameKind::Sync | FrameKind::Follow => -20,
@@ -132,5 +136,7 @@ mod tests {
     #[test]
     fn heartbeat_overtakes_a_full_append() {
         assert!(priority(FrameKind::RaftAppend, 100) > priority(FrameKind::RaftAppend, 100_000));
+        assert!(priority(FrameKind::RaftAppend, 100) > priority(FrameKind::RaftLane, 100));
+        assert!(priority(FrameKind::RaftLane, 100) > priority(FrameKind::RaftSnapshot, 100));
     }
 }

@@ -1,15 +1,18 @@
 //! Answering requests of one connection.
 //!
 //! # Rules
-//! * One request per stream. Its bytes, the service's work and the answer's bytes have a deadline each.
+//! * One request per stream, or a lane ([`super::lane`]). Its bytes, the service's work and the answer's bytes have a deadline each.
 //! * The device's status and role are looked up with every request: a close that was missed cannot matter.
 //! * A malformed frame is refused and counted against the device; other streams and connections go on.
 //! * A panic in the service ends its stream only.
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{Arc, atomic::AtomicUsize},
+};
 
 use bytes::Bytes;
-use common::wire::frame::{FrameKind, Refusal, RefusalCode};
+use common::wire::frame::{FRAME_HEADER_BYTES, FrameKind, Protocol, Refusal, RefusalCode, read_request_header};
 use futures::FutureExt as _;
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 use tokio::time::{Instant, timeout};
@@ -17,7 +20,8 @@ use tokio::time::{Instant, timeout};
 use super::{
     Shared,
     code::{CloseCode, REFUSED, StreamCode},
-    frame_io::{FrameSender, ReadFrameError, read_request},
+    frame_io::{FrameSender, ReadFrameError, read_body, read_header},
+    lane,
     role::{is_symmetric, may_speak, priority},
 };
 use crate::ports::Peer;
@@ -38,31 +42,65 @@ pub(crate) fn spawn(shared: &Arc<Shared>, connection: Connection, peer: Peer) {
 }
 
 async fn serve(shared: &Arc<Shared>, connection: &Connection, peer: &Peer) -> ConnectionError {
+    let lanes = Arc::new(AtomicUsize::new(0));
     loop {
         let (send, recv) = match connection.accept_bi().await {
             Ok(stream) => stream,
             Err(reason) => return reason,
         };
-        let (answering, connection, peer) = (shared.clone(), connection.clone(), peer.clone());
+        let (answering, connection, peer, lanes) = (shared.clone(), connection.clone(), peer.clone(), lanes.clone());
         // Bounded: the peer gets no more streams than the limit while these are open.
         shared.spawner.spawn(
             "quic-request",
-            Box::pin(async move { answer(&answering, &connection, peer, send, recv).await }),
+            Box::pin(async move { answer(&answering, &connection, peer, &lanes, send, recv).await }),
         );
     }
 }
 
-async fn answer(shared: &Arc<Shared>, connection: &Connection, peer: Peer, send: SendStream, mut recv: RecvStream) {
+/// What a stream begins with.
+enum Begin {
+    Request(FrameKind, Bytes),
+    Lane(FrameKind, [u8; FRAME_HEADER_BYTES]),
+}
+
+async fn begin(recv: &mut RecvStream, protocol: Protocol) -> Result<Begin, ReadFrameError> {
+    let header = read_header(recv).await?;
+    let (kind, len) = read_request_header(protocol, &header)?;
+    if kind.is_lane() {
+        return Ok(Begin::Lane(kind, header));
+    }
+    Ok(Begin::Request(kind, read_body(recv, len).await?))
+}
+
+async fn answer(
+    shared: &Arc<Shared>,
+    connection: &Connection,
+    peer: Peer,
+    lanes: &Arc<AtomicUsize>,
+    send: SendStream,
+    mut recv: RecvStream,
+) {
     let device = peer.device;
-    let mut sender = FrameSender::new(send);
-    let request = match timeout(shared.limits.stream_deadline, read_request(&mut recv, peer.protocol)).await {
-        Ok(request) => request,
+    let request = match timeout(shared.limits.stream_deadline, begin(&mut recv, peer.protocol)).await {
+        Ok(Ok(Begin::Lane(kind, header))) => {
+            let opened = lane::Opened {
+                kind,
+                header,
+                send,
+                recv,
+            };
+            return lane::serve(shared, connection, peer, lanes, opened).await;
+        }
+        Ok(Ok(Begin::Request(kind, body))) => Ok((kind, body)),
+        Ok(Err(error)) => Err(error),
         Err(_) => {
-            // Dropping the sender breaks its half off with the same code.
             let _ = recv.stop(StreamCode::Deadline.wire());
+            // Dropped, it breaks its half off with the same code.
+            drop(FrameSender::new(send));
             return shared.blame(device, 10, "a request was not sent whole in time");
         }
     };
+    let mut sender = FrameSender::new(send);
     let outcome = match request {
         Ok((kind, body)) => {
             sender.set_priority(priority(kind, 0));
@@ -86,7 +124,7 @@ async fn answer(shared: &Arc<Shared>, connection: &Connection, peer: Peer, send:
     }
 }
 
-fn may_still_speak(shared: &Shared, peer: &Peer) -> bool {
+pub(crate) fn may_still_speak(shared: &Shared, peer: &Peer) -> bool {
     let registry = shared.registry.load();
     let (Some(them), Some(us)) = (registry.by_id(&peer.device), registry.by_id(&shared.me)) else {
         return false;

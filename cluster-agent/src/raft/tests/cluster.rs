@@ -131,6 +131,29 @@ async fn isolated_follower_does_not_disturb_the_term() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn flapping_link_of_a_follower_flaps_no_leader() {
+    let cluster = Cluster::in_memory(3, quick()).await;
+    let leader = cluster.leader().await;
+    cluster.commit(leader, b"x").await;
+    let (flapping, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    let term = cluster.handles[leader].status().term;
+    for round in 0..20u64 {
+        cluster.board.isolate(cluster.seats[flapping].id);
+        // Shorter and longer than an election timeout.
+        tokio::time::sleep(Duration::from_millis(40 + 97 * (round % 11))).await;
+        cluster.commit(leader, &[round as u8]).await;
+        cluster.board.heal();
+        tokio::time::sleep(Duration::from_millis(30 + 61 * (round % 7))).await;
+    }
+    let last = cluster.commit(leader, b"y").await.index;
+    cluster.all_applied(last).await;
+    for at in [leader, flapping, other] {
+        assert_eq!(cluster.handles[at].status().term, term);
+    }
+    assert_eq!(cluster.handles[leader].status().role, RaftRole::Leader);
+}
+
+#[tokio::test(start_paused = true)]
 async fn new_leader_is_elected_while_the_old_one_reaches_only_a_bridge() {
     let cluster = Cluster::in_memory(5, quick()).await;
     let leader = cluster.leader().await;

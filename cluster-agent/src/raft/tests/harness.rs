@@ -10,11 +10,19 @@ use bytes::Bytes;
 use common::ids::{DeviceId, Digest, LogIndex, LogPosition, RaftNodeId};
 use futures::{FutureExt, future::BoxFuture};
 
-use crate::raft::{
-    AppendCheck, AsyncRuntime, LinkError, LinkProfile, Member, OpenError, ProposeOutcome, RaftAlarm, RaftConfig,
-    RaftHandle, RaftLink, RaftPorts, RaftRole, RaftRpc, RaftStatus, ReplicatedMachine, RestoreError, SnapshotJob,
-    TokioRuntime,
-    store::{LogStore, memory::MemoryLog, snapshot::MemorySnapshots, snapshot::SnapshotStore},
+use transport::memory::{Fate, lane_pair};
+
+use crate::{
+    ports::Lane,
+    raft::{
+        AppendCheck, AsyncRuntime, LinkError, LinkProfile, Member, OpenError, ProposeOutcome, REPLY_BYTES_MAX,
+        RaftAlarm, RaftConfig, RaftHandle, RaftLink, RaftPorts, RaftRole, RaftRpc, RaftStatus, ReplicatedMachine,
+        RestoreError, SnapshotJob, TokioRuntime,
+        store::{
+            Done, LogOp, LogRecord, LogStore, Recovered, StoreError, memory::MemoryLog, snapshot::MemorySnapshots,
+            snapshot::SnapshotStore,
+        },
+    },
 };
 
 pub type Handle = RaftHandle<TokioRuntime>;
@@ -94,6 +102,15 @@ impl AppendCheck for NoBadCommands {
             Ok(())
         }
     }
+
+    fn check_members(&self, members: &[(RaftNodeId, DeviceId)]) -> Result<(), String> {
+        let is_known = |(number, device): &(RaftNodeId, DeviceId)| member(number.0).device == *device;
+        if members.iter().all(is_known) {
+            Ok(())
+        } else {
+            Err("an unknown device".into())
+        }
+    }
 }
 
 /// Connects members; any direction can be cut.
@@ -101,6 +118,10 @@ impl AppendCheck for NoBadCommands {
 pub struct Switchboard {
     members: Mutex<BTreeMap<RaftNodeId, Handle>>,
     cut: Mutex<BTreeSet<(RaftNodeId, RaftNodeId)>>,
+    /// Lanes that lose everything, by sender and receiver; single calls pass.
+    clogged: Mutex<BTreeSet<(RaftNodeId, RaftNodeId)>>,
+    /// Lanes that were asked for, by who did.
+    lanes: Mutex<BTreeMap<RaftNodeId, usize>>,
 }
 
 impl Switchboard {
@@ -129,8 +150,68 @@ impl Switchboard {
         self.cut.lock().unwrap().clear();
     }
 
+    /// Lanes from one member to another lose everything from now on, or no longer do.
+    pub fn set_clogged(&self, from: RaftNodeId, to: RaftNodeId, is_clogged: bool) {
+        let mut clogged = self.clogged.lock().unwrap();
+        if is_clogged {
+            clogged.insert((from, to));
+        } else {
+            clogged.remove(&(from, to));
+        }
+    }
+
+    pub fn lanes_opened(&self, by: RaftNodeId) -> usize {
+        self.lanes.lock().unwrap().get(&by).copied().unwrap_or(0)
+    }
+
+    fn loses_lanes(&self, from: RaftNodeId, to: RaftNodeId) -> bool {
+        self.is_cut(from, to) || self.clogged.lock().unwrap().contains(&(from, to))
+    }
+
     fn is_cut(&self, from: RaftNodeId, to: RaftNodeId) -> bool {
         self.cut.lock().unwrap().contains(&(from, to))
+    }
+}
+
+/// A log that becomes durable only when it is told to.
+#[derive(Default)]
+pub struct HeldLog {
+    durable: MemoryLog,
+    /// Operations that wait, in order; `None` while nothing is held.
+    held: Mutex<Option<Vec<(LogOp, Done)>>>,
+}
+
+impl HeldLog {
+    pub fn hold(&self) {
+        self.held.lock().unwrap().get_or_insert_default();
+    }
+
+    pub fn release(&self) {
+        let held = self.held.lock().unwrap().take();
+        for (op, done) in held.into_iter().flatten() {
+            self.durable.submit(op, done);
+        }
+    }
+
+    pub fn waiting(&self) -> usize {
+        self.held.lock().unwrap().as_ref().map_or(0, Vec::len)
+    }
+}
+
+impl LogStore for HeldLog {
+    fn recovered(&self) -> Result<Recovered, StoreError> {
+        self.durable.recovered()
+    }
+
+    fn read(&self, from: LogIndex, to: LogIndex, bytes_max: usize) -> Result<Vec<LogRecord>, StoreError> {
+        self.durable.read(from, to, bytes_max)
+    }
+
+    fn submit(&self, op: LogOp, done: Done) {
+        if let Some(held) = self.held.lock().unwrap().as_mut() {
+            return held.push((op, done));
+        }
+        self.durable.submit(op, done);
     }
 }
 
@@ -169,6 +250,31 @@ impl RaftLink for BoardLink {
                 return Err(LinkError::Timeout);
             }
             handled.unwrap().map(Bytes::from).map_err(LinkError::Refused)
+        }
+        .boxed()
+    }
+
+    fn open_lane(&self, to: RaftNodeId, _deadline: Duration) -> BoxFuture<'static, Result<Lane, LinkError>> {
+        let (me, board) = (self.me, self.board.clone());
+        async move {
+            *board.lanes.lock().unwrap().entry(me).or_default() += 1;
+            let peer = board.members.lock().unwrap().get(&to).cloned();
+            let peer = peer.ok_or_else(|| LinkError::Unreachable("unplugged".into()))?;
+            let weather = {
+                let board = board.clone();
+                move |is_request| {
+                    let (from, to) = if is_request { (me, to) } else { (to, me) };
+                    if board.loses_lanes(from, to) {
+                        Fate::IsLost
+                    } else {
+                        Fate::Arrives
+                    }
+                }
+            };
+            let (ours, theirs) = lane_pair(RaftRpc::Append.request_bytes_max(), REPLY_BYTES_MAX, Arc::new(weather));
+            // A task of the receiver's.
+            drop(TokioRuntime::spawn(async move { peer.lane(me, theirs).await }));
+            Ok(ours)
         }
         .boxed()
     }
@@ -285,6 +391,17 @@ impl Cluster {
             handle.wait_applied(index, PATIENCE).await.unwrap();
         }
     }
+}
+
+/// Waits until `is_met`, in steps of a millisecond.
+pub async fn eventually(what: &str, is_met: impl Fn() -> bool) {
+    let wait = async {
+        while !is_met() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let waited = tokio::time::timeout(PATIENCE, wait).await;
+    waited.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
 /// Waits until `reached` of the member's status.

@@ -2,126 +2,20 @@
 //!
 //! The member under test is 1 of {1, 2, 3}; the test plays its leaders, byte for byte.
 
-use std::sync::Arc;
-
-use bytes::Bytes;
 use common::ids::{Digest, LogIndex, RaftNodeId, Term};
 use sha2::{Digest as _, Sha256};
 
-use super::harness::{Handle, Seat, Switchboard, id, member, quick};
+use super::{
+    harness::id,
+    target::{Target, append, chain_of, command, leads, log_id, membership},
+};
 use crate::raft::{
-    RaftAlarm, RaftConfig, RaftRpc, RpcRefusal, TERM_JUMP_MAX,
+    RaftAlarm, RaftRpc, RpcRefusal, TERM_JUMP_MAX,
     codec::{
         self, AppendReply, AppendRequest, BallotReply, BallotRequest, SnapshotBody, SnapshotFrame, SnapshotReply,
-        WireEntry, WireLogId, WireMember, WireMembership, WirePayload, WireVote,
+        WireVote,
     },
 };
-
-struct Target {
-    seat: Seat,
-    handle: Handle,
-}
-
-fn log_id(term: u64, leader: u64, index: u64) -> WireLogId {
-    WireLogId {
-        term: Term(term),
-        leader: id(leader),
-        index: LogIndex(index),
-    }
-}
-
-fn command(at: WireLogId, bytes: &[u8]) -> WireEntry {
-    WireEntry {
-        id: at,
-        payload: WirePayload::command(&Bytes::copy_from_slice(bytes)).unwrap(),
-    }
-}
-
-fn membership() -> WireMembership {
-    let members = (1..=3).map(|number| WireMember {
-        id: id(number),
-        device: member(number).device,
-    });
-    WireMembership::new(vec![vec![id(1), id(2), id(3)]], members.collect())
-}
-
-fn leads(term: u64, leader: u64) -> WireVote {
-    WireVote {
-        term: Term(term),
-        candidate: id(leader),
-        is_committed: true,
-    }
-}
-
-/// The chain above all of `entries`, from the start of the log.
-fn chain_of(entries: &[WireEntry]) -> Digest {
-    entries
-        .iter()
-        .fold(Digest::default(), |chain, entry| entry.chain(chain))
-}
-
-/// An append of `new` above `held` by the leader of `vote`.
-fn append(vote: WireVote, held: &[WireEntry], new: &[WireEntry], committed: Option<WireLogId>) -> AppendRequest {
-    AppendRequest {
-        vote,
-        previous: held.last().map(|entry| entry.id),
-        previous_chain: held.last().map(|_| chain_of(held)),
-        entries: new.to_vec().try_into().unwrap(),
-        committed,
-    }
-}
-
-impl Target {
-    async fn new() -> Self {
-        Self::with(quick()).await
-    }
-
-    async fn with(config: RaftConfig) -> Self {
-        let seat = Seat::in_memory(1);
-        let handle = seat.open(config, &Arc::new(Switchboard::default())).await;
-        handle.set_may_campaign(false);
-        Self { seat, handle }
-    }
-
-    async fn append_from(&self, from: u64, request: AppendRequest) -> Result<AppendReply, RpcRefusal> {
-        let reply = self
-            .handle
-            .handle(id(from), RaftRpc::Append, &codec::encode(request))
-            .await?;
-        Ok(codec::decode(&reply).unwrap())
-    }
-
-    async fn append(&self, request: AppendRequest) -> Result<AppendReply, RpcRefusal> {
-        let from = request.vote.candidate;
-        self.append_from(from.0, request).await
-    }
-
-    /// Holds the founding and `commands`, all of term 1 under member 2, all but the last committed.
-    async fn holding(commands: &[&[u8]]) -> (Self, Vec<WireEntry>) {
-        let target = Self::new().await;
-        let mut log = vec![WireEntry {
-            id: log_id(1, 2, 1),
-            payload: WirePayload::Membership(membership()),
-        }];
-        log.extend(
-            (2..)
-                .zip(commands)
-                .map(|(index, bytes)| command(log_id(1, 2, index), bytes)),
-        );
-        let committed = log.iter().rev().nth(1).map(|entry| entry.id);
-        let reply = target.append(append(leads(1, 2), &[], &log, committed)).await;
-        assert_eq!(reply, Ok(AppendReply::Success));
-        (target, log)
-    }
-
-    fn last_index(&self) -> LogIndex {
-        self.handle.status().last_index
-    }
-
-    fn alarms(&self) -> Vec<RaftAlarm> {
-        self.seat.alarms.lock().unwrap().clone()
-    }
-}
 
 #[tokio::test(start_paused = true)]
 async fn append_with_a_bad_command_is_refused_whole() {

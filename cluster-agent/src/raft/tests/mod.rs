@@ -4,3 +4,6 @@ mod cluster;
 mod conformance;
 mod harness;
 mod hostile;
+mod hostile_votes;
+mod lanes;
+mod target;

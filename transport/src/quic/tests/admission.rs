@@ -440,3 +440,36 @@ async fn operator_calls_drones_and_validators_but_answers_nobody() {
         assert_eq!(back.await, Err(CallError::Unreachable(fleet.id("op1"))));
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn peer_that_does_not_take_our_hello_leaves_nothing_behind() {
+    let fleet = Fleet::new();
+    let server = fleet.start_within("c1-1", |limits| limits.handshake_deadline = Duration::from_secs(2));
+    // It lets us send nothing on the stream of the hellos.
+    let mut config = eager_config(fleet.identity("c1-2").certified(), Protocol::Raft.alpn());
+    let mut transport = quinn::TransportConfig::default();
+    transport.stream_receive_window(0u32.into());
+    config.transport_config(Arc::new(transport));
+    let endpoint = quinn::Endpoint::client(super::fleet::LOOPBACK).unwrap();
+    let connecting = endpoint.connect_with(config, server.local_addr(), crate::quic::tls::SERVER_NAME);
+    let connection = connecting.unwrap().await.unwrap();
+    let hello = fleet.hello("c1-2");
+    let greeting = say_hello(&connection, &hello);
+    let (id, is_up) = (fleet.id("c1-2"), |server: &crate::quic::QuicTransport, id| {
+        server.is_connected(id, Protocol::Raft)
+    });
+    let watching = async {
+        while !is_up(&server, &id) {
+            tokio::task::yield_now().await;
+        }
+        within(connection.closed()).await;
+    };
+    let (greeted, ()) = within(futures::future::join(greeting, watching)).await;
+    assert!(greeted.is_err(), "it got no hello");
+    assert!(!is_up(&server, &id));
+    // Its place is free.
+    Attacker::new()
+        .join(&fleet, "c1-2", server.local_addr(), Protocol::Raft)
+        .await;
+    assert!(is_up(&server, &id));
+}

@@ -3,4 +3,5 @@
 mod admission;
 pub(crate) mod fleet;
 mod frames;
+mod lanes;
 mod life;

@@ -1,0 +1,132 @@
+//! The follower's half of a replication lane: requests enter openraft one after another, without waiting
+//! for each other's flush, and are answered in order.
+//!
+//! # Rules
+//! * Each request passes the same checks as one that comes alone; what is on its way into the log counts
+//!   as held ([`super::on_the_way`]).
+//! * At the first request that is refused: answer what came before it, then it, and end the lane. Nothing
+//!   behind it is looked at.
+//! * At the first that conflicts or meets a higher vote: the same. What was read behind it meanwhile is
+//!   judged by itself and goes without an answer: the leader sends it again.
+//! * Requests in hand are bounded in bytes; beyond that the peer's next ones wait on its side.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use common::ids::RaftNodeId;
+use futures::{StreamExt, channel::oneshot, stream};
+use openraft::raft::{AppendEntriesRequest, StreamAppendError};
+use openraft_rt::AsyncRuntime;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::{
+    codec::{self, AppendReply},
+    network::encode_answer,
+    on_the_way::Claim,
+    server::{RpcRefusal, Server, parse},
+    types::{TypeConfig, vote_to_wire},
+};
+use crate::ports::{Lane, LaneReceiver};
+
+/// Bytes of requests in hand, per lane; a request counts as at least [`REQUEST_BYTES_MIN`].
+const BYTES_IN_HAND_MAX: usize = 2 * 1024 * 1024;
+/// Bounds the number of requests in hand to 128.
+const REQUEST_BYTES_MIN: usize = 16 * 1024;
+
+/// What is kept of a request until it is answered.
+struct InHand {
+    _claim: Claim,
+    _bytes: OwnedSemaphorePermit,
+}
+
+#[derive(Default)]
+struct Progress {
+    in_hand: VecDeque<InHand>,
+    refusal: Option<RpcRefusal>,
+}
+
+/// Where requests come in.
+struct Intake<R: AsyncRuntime> {
+    server: Arc<Server<R>>,
+    from: RaftNodeId,
+    receiver: Box<dyn LaneReceiver>,
+    room: Arc<Semaphore>,
+    progress: Arc<Mutex<Progress>>,
+}
+
+impl<R: AsyncRuntime> Intake<R> {
+    /// The next good request; the end of the lane, or its first bad request, ends them.
+    async fn next(mut self) -> Option<(AppendEntriesRequest<TypeConfig<R>>, Self)> {
+        let body = self.receiver.recv().await.ok()??;
+        let share = body.len().clamp(REQUEST_BYTES_MIN, BYTES_IN_HAND_MAX);
+        let share = u32::try_from(share).expect("clamped to 2 MiB");
+        // Fails only on a closed semaphore, and nobody closes it.
+        let bytes = self.room.clone().acquire_many_owned(share).await.ok()?;
+        let admitted = self.server.admit(self.from, |from| parse(from, &body));
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        match admitted {
+            Ok((request, claim)) => {
+                progress.in_hand.push_back(InHand {
+                    _claim: claim,
+                    _bytes: bytes,
+                });
+                drop(progress);
+                Some((request, self))
+            }
+            Err(refusal) => {
+                progress.refusal = Some(refusal);
+                None
+            }
+        }
+    }
+}
+
+impl<R: AsyncRuntime> Server<R> {
+    /// Serves a lane of append requests of the member `from`, whose identity the transport has proved,
+    /// until either side ends it.
+    pub async fn lane(self: Arc<Self>, from: RaftNodeId, lane: Lane) {
+        let Lane { mut sender, receiver } = lane;
+        let progress = Arc::new(Mutex::new(Progress::default()));
+        let intake = Intake {
+            server: self.clone(),
+            from,
+            receiver,
+            room: Arc::new(Semaphore::new(BYTES_IN_HAND_MAX)),
+            progress: progress.clone(),
+        };
+        // openraft reads the requests in a task of its own, which must end with this one.
+        let (_stop, stopped) = oneshot::channel::<()>();
+        let requests = stream::unfold(intake, Intake::next).take_until(stopped);
+        let mut answers = std::pin::pin!(self.raft.stream_append(requests));
+        let mut is_going_on = true;
+        while is_going_on && let Some(outcome) = answers.next().await {
+            let answer = match outcome {
+                Ok(Ok(_)) => Ok(AppendReply::Success),
+                Ok(Err(StreamAppendError::Conflict(_))) => Ok(AppendReply::Conflict),
+                Ok(Err(StreamAppendError::HigherVote(vote))) => Ok(AppendReply::HigherVote(vote_to_wire(&vote))),
+                Err(fatal) => {
+                    tracing::error!(%fatal, "raft has stopped");
+                    Err(RpcRefusal::Stopped)
+                }
+            };
+            let answered = progress
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .in_hand
+                .pop_front();
+            assert!(answered.is_some(), "openraft answers each request once");
+            is_going_on = answer == Ok(AppendReply::Success);
+            if sender.send(encode_answer(answer.map(codec::encode))).await.is_err() {
+                return;
+            }
+        }
+        let refusal = progress.lock().unwrap_or_else(PoisonError::into_inner).refusal;
+        if let Some(refusal) = refusal.filter(|_| is_going_on) {
+            // Fails only where nobody listens any more.
+            let _ = sender.send(encode_answer(Err(refusal))).await;
+        }
+        sender.end(None).await;
+    }
+}

@@ -1,0 +1,285 @@
+//! The leader's half of a replication lane: requests go out before the last one is answered.
+//!
+//! # Rules
+//! * Requests in flight are bounded in number and in bytes. One request may always be in flight.
+//! * While requests are in flight an answer must come within the lane's timeout, and the time that the bytes
+//!   in flight take on the slowest link; else the lane is given up. What was not answered is sent again
+//!   by openraft on the next lane.
+//! * Upon a conflict, a higher vote or a refusal: end; requests behind it mean nothing any more.
+//! * Entries that cannot be sent end the lane after what was sent has been answered.
+//!
+//! # Why
+//! With one request at a time an entry waits for the round trip and the flush of the one before it, and the
+//! news of a commit takes a slot of its own (Ongaro 2014, §10.2.1).
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::{
+    FutureExt, Stream, StreamExt,
+    future::BoxFuture,
+    select_biased,
+    stream::{self, BoxStream},
+};
+use openraft::{
+    network::RPCTypes,
+    raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult},
+};
+use openraft_rt::{AsyncRuntime, Instant};
+use tokio::sync::Notify;
+
+use super::{
+    codec::{self, AppendReply},
+    network::{Client, LINK_BYTES_PER_MS_MIN, LinkError, Outcome, broken, decode_answer},
+    types::{LogId, TypeConfig, log_id_from_wire, vote_from_wire},
+};
+use crate::ports::{CallError, Lane, LaneReceiver, LaneSender};
+
+/// Requests in flight. Fewer make larger requests under load, more hide longer links.
+const REQUESTS_IN_FLIGHT_MAX: usize = 16;
+/// Bytes in flight: the bandwidth of 40 Mbit/s at a round trip of 100 ms.
+const BYTES_IN_FLIGHT_MAX: usize = 512 * 1024;
+
+type Answered<R> = Result<StreamAppendResult<TypeConfig<R>>, openraft::errors::RPCError<TypeConfig<R>>>;
+
+/// A request without its answer.
+struct Sent<I> {
+    previous: Option<LogId>,
+    last: Option<LogId>,
+    bytes: usize,
+    at: I,
+}
+
+struct InFlight<I> {
+    sent: VecDeque<Sent<I>>,
+    bytes: usize,
+    answered_at: Option<I>,
+}
+
+/// Shared by the half that sends and the half that receives.
+struct Window<I> {
+    in_flight: Mutex<InFlight<I>>,
+    changed: Notify,
+}
+
+impl<I: Instant> Window<I> {
+    fn new() -> Self {
+        Self {
+            in_flight: Mutex::new(InFlight {
+                sent: VecDeque::new(),
+                bytes: 0,
+                answered_at: None,
+            }),
+            changed: Notify::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, InFlight<I>> {
+        // Each change below is made whole before anything can panic.
+        self.in_flight.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn wait_for_room(&self, bytes: usize) {
+        loop {
+            let changed = self.changed.notified();
+            {
+                let now = self.lock();
+                let fits = now.sent.len() < REQUESTS_IN_FLIGHT_MAX && now.bytes + bytes <= BYTES_IN_FLIGHT_MAX;
+                if fits || now.sent.is_empty() {
+                    return;
+                }
+            }
+            changed.await;
+        }
+    }
+
+    fn push(&self, sent: Sent<I>) {
+        let mut now = self.lock();
+        now.bytes += sent.bytes;
+        now.sent.push_back(sent);
+        drop(now);
+        self.changed.notify_waiters();
+    }
+
+    fn pop(&self, at: I) -> Option<Sent<I>> {
+        let mut now = self.lock();
+        let sent = now.sent.pop_front()?;
+        now.bytes -= sent.bytes;
+        now.answered_at = Some(at);
+        drop(now);
+        self.changed.notify_waiters();
+        Some(sent)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.lock().sent.is_empty()
+    }
+
+    /// When the next answer is late: `None` while none is due.
+    fn deadline(&self, timeout: Duration) -> Option<I> {
+        let now = self.lock();
+        let oldest = now.sent.front()?.at;
+        let since = now.answered_at.map_or(oldest, |answered| answered.max(oldest));
+        Some(since + timeout + Duration::from_millis(now.bytes as u64 / LINK_BYTES_PER_MS_MIN))
+    }
+}
+
+/// Sends `input` over `lane` and yields its answers, in order.
+pub(super) fn run<'s, R, S>(
+    client: &'s Client<R>,
+    lane: Lane,
+    timeout: Duration,
+    input: S,
+) -> BoxStream<'s, Answered<R>>
+where
+    R: AsyncRuntime,
+    S: Stream<Item = AppendEntriesRequest<TypeConfig<R>>> + Send + Unpin + 'static,
+{
+    let window = Arc::new(Window::new());
+    let feeding = feed(client, lane.sender, window.clone(), timeout, input).boxed();
+    let session = Session {
+        client,
+        feeding: Some(feeding),
+        receiver: lane.receiver,
+        window,
+        timeout,
+        failure: None,
+        has_ended: false,
+    };
+    stream::unfold(session, Session::next).boxed()
+}
+
+async fn feed<R, S>(
+    client: &Client<R>,
+    mut sender: Box<dyn LaneSender>,
+    window: Arc<Window<R::Instant>>,
+    timeout: Duration,
+    mut input: S,
+) -> Outcome<(), R>
+where
+    R: AsyncRuntime,
+    S: Stream<Item = AppendEntriesRequest<TypeConfig<R>>> + Send + Unpin + 'static,
+{
+    while let Some(request) = input.next().await {
+        let body = codec::encode(client.append_request(&request)?);
+        window.wait_for_room(body.len()).await;
+        window.push(Sent {
+            previous: request.prev_log_id,
+            last: request.entries.last().map(|entry| entry.id).or(request.prev_log_id),
+            bytes: body.len(),
+            at: R::Instant::now(),
+        });
+        let sent = sender.send(body.into()).await.map_err(LinkError::from);
+        sent.map_err(|error| client.link_error(&error, RPCTypes::AppendEntries, timeout))?;
+    }
+    sender.end(None).await;
+    Ok(())
+}
+
+struct Session<'s, R: AsyncRuntime> {
+    client: &'s Client<R>,
+    /// `None` after it ended.
+    feeding: Option<BoxFuture<'s, Outcome<(), R>>>,
+    receiver: Box<dyn LaneReceiver>,
+    window: Arc<Window<R::Instant>>,
+    timeout: Duration,
+    /// Why nothing more is sent: told after the last answer.
+    failure: Option<openraft::errors::RPCError<TypeConfig<R>>>,
+    has_ended: bool,
+}
+
+enum Event<R: AsyncRuntime> {
+    Fed(Outcome<(), R>),
+    Received(Result<Option<bytes::Bytes>, CallError>),
+    Late,
+    WindowChanged,
+}
+
+impl<R: AsyncRuntime> Session<'_, R> {
+    async fn next(mut self) -> Option<(Answered<R>, Self)> {
+        while !self.has_ended {
+            if self.feeding.is_none() && self.window.is_empty() {
+                self.has_ended = true;
+                let failure = self.failure.take()?;
+                return Some((Err(failure), self));
+            }
+            match self.event().await {
+                Event::Fed(fed) => {
+                    self.feeding = None;
+                    self.failure = fed.err();
+                }
+                Event::Received(received) => {
+                    let answered = self.answered(received);
+                    self.has_ended |= !matches!(answered, Ok(Ok(_)));
+                    return Some((answered, self));
+                }
+                Event::Late => {
+                    self.has_ended = true;
+                    return Some((Err(self.error(&LinkError::Timeout)), self));
+                }
+                Event::WindowChanged => {}
+            }
+        }
+        None
+    }
+
+    async fn event(&mut self) -> Event<R> {
+        let changed = self.window.changed.notified();
+        let deadline = self.window.deadline(self.timeout);
+        let feeding = self.feeding.as_mut();
+        let feed = async {
+            match feeding {
+                Some(feeding) => feeding.await,
+                None => std::future::pending().await,
+            }
+        };
+        let late = async {
+            match deadline {
+                Some(at) => R::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        let (feed, late, changed) = (std::pin::pin!(feed), std::pin::pin!(late), std::pin::pin!(changed));
+        select_biased! {
+            fed = feed.fuse() => Event::Fed(fed),
+            received = self.receiver.recv().fuse() => Event::Received(received),
+            () = late.fuse() => Event::Late,
+            () = changed.fuse() => Event::WindowChanged,
+        }
+    }
+
+    fn answered(&mut self, received: Result<Option<bytes::Bytes>, CallError>) -> Answered<R> {
+        let body = match received {
+            Ok(Some(body)) => decode_answer(body),
+            Ok(None) => Err(LinkError::Network("the peer ended the lane".into())),
+            Err(error) => Err(error.into()),
+        };
+        let reply = body.map_err(|error| self.error(&error))?;
+        let reply = codec::decode(&reply).map_err(broken)?;
+        let sent = self
+            .window
+            .pop(R::Instant::now())
+            .ok_or_else(|| broken("an answer to nothing"))?;
+        Ok(match reply {
+            AppendReply::Success => Ok(sent.last),
+            AppendReply::PartialSuccess(id) => {
+                let upto = id.map(log_id_from_wire);
+                // What follows in the lane stands on entries that are not there.
+                self.has_ended |= upto != sent.last;
+                Ok(upto)
+            }
+            AppendReply::Conflict => {
+                let previous = sent.previous.ok_or_else(|| broken("a conflict with nothing"))?;
+                Err(StreamAppendError::Conflict(previous))
+            }
+            AppendReply::HigherVote(vote) => Err(StreamAppendError::HigherVote(vote_from_wire(vote))),
+        })
+    }
+
+    fn error(&self, error: &LinkError) -> openraft::errors::RPCError<TypeConfig<R>> {
+        self.client.link_error(error, RPCTypes::AppendEntries, self.timeout)
+    }
+}
