@@ -25,8 +25,8 @@ pub fn limits(raft: &RaftConfig, timing: &Timing) -> FreshnessLimits {
         // Two questions may fail, each within its deadline.
         quorum_age_us_max: 2 * ask_us + 4 * raft.election_timeout_ms_max * 1_000,
         // A beat comes each quarter of the custody time, and needs some blocks to become final: two of them
-        // in a row have not. What is left of custody is then still half, so that the mode comes as a warning.
-        global_age_us_max: u64::from(timing.lease.custody_ms) * 1_000 / 2,
+        // in a row have not. Five twelfths of custody are left then, so that the mode comes as a warning.
+        global_age_us_max: u64::from(timing.lease.custody_ms) * 1_000 / 12 * 7,
     }
 }
 
