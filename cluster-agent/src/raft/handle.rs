@@ -13,7 +13,7 @@ use common::ids::{Digest, LogPosition, RaftNodeId};
 use openraft::{
     ChangeMembers,
     async_runtime::WatchReceiver,
-    errors::{ClientWriteError, ForwardReason, InitializeError, RaftError},
+    errors::{ClientWriteError, Fatal, ForwardReason, InitializeError, RaftError},
     metrics::RaftMetrics,
     type_config::alias::WatchReceiverOf,
 };
@@ -240,14 +240,20 @@ impl<R: AsyncRuntime> RaftHandle<R> {
 
     /// Resolves when Raft ended by itself: the process must exit with the reason's code.
     pub async fn fatal(&self) -> FatalReason {
+        let mut metrics = self.inner.metrics.clone();
+        // The sender is gone when openraft's core is: a core that panics says nothing else.
+        let mut is_gone = false;
         loop {
-            let seen = self.inner.changes.version();
-            if let Err(fatal) = &self.inner.metrics().running_state
-                && let Some(reason) = fatal_reason::<R>(fatal)
-            {
-                return reason;
+            let reason = match &self.inner.metrics().running_state {
+                Err(fatal) => fatal_reason::<R>(fatal),
+                Ok(()) if is_gone => fatal_reason::<R>(&Fatal::Panicked),
+                Ok(()) => None,
+            };
+            match reason {
+                Some(reason) => return reason,
+                None if is_gone => return futures::future::pending().await,
+                None => is_gone = metrics.changed().await.is_err(),
             }
-            self.inner.changes.changed(seen).await;
         }
     }
 

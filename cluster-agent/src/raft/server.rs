@@ -452,6 +452,11 @@ impl<R: AsyncRuntime> Server<R> {
             });
             return Err(RpcRefusal::ConflictBelowCommitted);
         }
+        // The log came while the snapshot was on its way. It says as much, for two logs with one entry are the same below it
+        // (Raft §5.3), and openraft 0.10.0-alpha.37 takes its own progress back if the snapshot is installed all the same.
+        if self.log.is_beyond(last, vote) {
+            return Ok(SnapshotReply::Done { vote });
+        }
         let snapshot = Snapshot { meta, snapshot: bytes };
         let response = self.raft.install_full_snapshot(vote_from_wire(vote), snapshot).await;
         let response = response.map_err(|error| stopped::<R>(RaftError::Fatal(error)))?;

@@ -410,13 +410,19 @@ impl World {
         }
     }
 
-    /// For the reader of a failed test: the end of every agent's log.
+    /// For the reader of a failed test: the end of every agent's log, and where it began if an agent panicked.
     fn tell_all(&self) {
         let faults = self.journal().faults.clone();
         eprintln!("faults: {faults:#?}");
         for label in self.labels() {
             let log = self.place().log(&label);
             let lines: Vec<&str> = log.lines().collect();
+            if let Some(at) = lines.iter().position(|line| line.contains("panicked at")) {
+                eprintln!(
+                    "{label} panicked:\n{}",
+                    lines[at.saturating_sub(25)..(at + 30).min(lines.len())].join("\n")
+                );
+            }
             eprintln!("{label}:\n{}", lines[lines.len().saturating_sub(12)..].join("\n"));
         }
     }

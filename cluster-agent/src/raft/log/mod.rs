@@ -40,7 +40,7 @@ use openraft_rt::AsyncRuntime;
 use self::view::{CACHE_BYTES_MAX, Cached, Tip, View, decode_run, recover};
 use super::{
     alarm::{AlarmSink, RaftAlarm},
-    codec::{self, APPEND_ENTRY_BYTES_MAX, CommittedRecord, EntryRecord, PurgedRecord, WireLogId},
+    codec::{self, APPEND_ENTRY_BYTES_MAX, CommittedRecord, EntryRecord, PurgedRecord, WireLogId, WireVote},
     store::{LogOp, LogRecord, LogStore, StoreError},
     types::{
         Entry, LogId, TypeConfig, Vote, entry_to_wire, index_from_raft, log_id_from_wire, log_id_to_wire,
@@ -160,6 +160,20 @@ impl<R: AsyncRuntime> RaftLog<R> {
         Ok(found
             .first()
             .map_or(Held::Beyond, |entry| Held::At(log_id_to_wire(&entry.id), entry.chain)))
+    }
+
+    /// Whether the entry `id` is durable here and others follow it, all under `vote`.
+    pub fn is_beyond(&self, id: WireLogId, vote: WireVote) -> bool {
+        let is_led_by = |ours: WireVote| (ours.term, ours.candidate) == (vote.term, vote.candidate);
+        let is_durable = {
+            let view = self.view();
+            let is_beyond = view.last.is_some_and(|tip| tip.id.index > id.index);
+            let cached = view.cache.get(&id.index);
+            is_beyond
+                && view.vote.is_some_and(is_led_by)
+                && cached.is_none_or(|entry| entry.is_durable.load(Ordering::Acquire))
+        };
+        is_durable && matches!(self.held(id.index), Ok(Held::At(held, _)) if held == id)
     }
 
     /// The chain at exactly this entry, if it is known here.
