@@ -368,6 +368,22 @@ async fn failed_disk_ends_the_member_with_a_code() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn core_that_panics_ends_the_member_with_a_code() {
+    let seat = Seat::on(1, Arc::new(MemoryLog::new()), Arc::new(MemorySnapshots::default()));
+    let cluster = Cluster::start(vec![seat], quick()).await;
+    cluster.leader().await;
+    let handle = &cluster.handles[0];
+    let outcome = handle
+        .inner
+        .raft
+        .with_raft_state(|_| panic!("a bug, for the test"))
+        .await;
+    assert!(outcome.is_err());
+    let fatal = tokio::time::timeout(PATIENCE, handle.fatal()).await.unwrap();
+    assert_eq!(fatal.exit_code, 70, "{}", fatal.reason);
+}
+
+#[tokio::test(start_paused = true)]
 async fn overload_is_refused_at_once() {
     let config = RaftConfig {
         proposals_max: 2,

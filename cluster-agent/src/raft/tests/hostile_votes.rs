@@ -107,12 +107,7 @@ async fn previous_entry_beyond_the_log_is_a_conflict_and_changes_nothing() {
     let (target, log) = Target::holding(&[b"a"]).await;
     let mut beyond = log.clone();
     beyond.extend((3..50).map(|index| command(log_id(1, 2, index), b"missing")));
-    let request = append(
-        leads(1, 2),
-        &beyond,
-        &[command(log_id(1, 2, 50), b"x")],
-        None,
-    );
+    let request = append(leads(1, 2), &beyond, &[command(log_id(1, 2, 50), b"x")], None);
     let before = state(&target);
     assert_eq!(target.append(request.clone()).await, Ok(AppendReply::Conflict));
     assert_eq!(target.append_over_lane(2, request).await, Ok(AppendReply::Conflict));
