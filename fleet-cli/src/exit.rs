@@ -7,6 +7,7 @@
 use std::fmt;
 
 use common::{
+    ids::RaftNodeId,
     verdict::{Reason, Verdict},
     wire::op::WriteRefusal,
 };
@@ -178,13 +179,13 @@ pub fn failure_of_reason(reason: Reason) -> Failure {
     }
 }
 
-/// The failure of a write that is not in any log and will not be.
+/// The failure of a write that is not in any log and will not be. `name_of` gives a member's label.
 #[must_use]
-pub fn failure_of_refusal(refusal: &WriteRefusal) -> Failure {
+pub fn failure_of_refusal(refusal: &WriteRefusal, name_of: &dyn Fn(RaftNodeId) -> String) -> Failure {
     match refusal {
         WriteRefusal::NoQuorum { leader, retry_after_ms } => {
             let leader = leader.map_or("no leader is known".into(), |id| {
-                format!("last known leader: device {}", id.idx())
+                format!("last known leader: {}", name_of(id))
             });
             Failure::new(Exit::NoQuorum, format!("the cluster has no majority ({leader})"))
                 .todo(format!("try again in {retry_after_ms} ms, or through another cluster"))
@@ -239,11 +240,13 @@ mod tests {
     #[test]
     fn refusals_and_decisions_map_to_their_codes() {
         let no_quorum = WriteRefusal::NoQuorum {
-            leader: None,
+            leader: Some(RaftNodeId(7)),
             retry_after_ms: 300,
         };
-        let failure = failure_of_refusal(&no_quorum);
+        let name_of = |id: RaftNodeId| format!("c1-{}", id.0);
+        let failure = failure_of_refusal(&no_quorum, &name_of);
         assert_eq!(failure.exit, Exit::NoQuorum);
+        assert!(failure.what.contains("last known leader: c1-7"), "{failure}");
         assert!(failure.todo.contains("300 ms"), "{failure}");
         let rejected = |reason| WriteRefusal::Rejected {
             verdict: Verdict::Rejected(reason),
@@ -256,7 +259,7 @@ mod tests {
             (Reason::Fenced, Exit::Conflict),
             (Reason::WrongState(TaskState::Completed), Exit::Conflict),
         ] {
-            assert_eq!(failure_of_refusal(&rejected(reason)).exit, exit, "{reason:?}");
+            assert_eq!(failure_of_refusal(&rejected(reason), &name_of).exit, exit, "{reason:?}");
         }
         let task = TaskId([3; 32]);
         assert_eq!(failure_of_reason(Reason::KeyConflict(task)).id, Some(task.to_hex()));

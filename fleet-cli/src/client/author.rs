@@ -12,7 +12,7 @@ use common::{
     codec::{decode, encode},
     crypto::DeviceKey,
     entry::{Action, EntryDraft, Payload, SignedEntry},
-    ids::{ClusterId, EntryId, EntryNumber, Height, KeyVersion, LogIndex},
+    ids::{ClusterId, EntryId, EntryNumber, Height, KeyVersion, LogIndex, RaftNodeId},
     task::{Scope, Task},
     verdict::{Answer, Reason, Verdict},
     wire::{
@@ -249,7 +249,7 @@ impl<'a> Author<'a> {
                     return Err(tries.failure(&id));
                 }
                 let answer = self.client.ask(peer, &request, left.min(WRITE_CALL_DEADLINE)).await;
-                if let Some(outcome) = tries.take(peer, answer) {
+                if let Some(outcome) = tries.take(&self.name_of(), peer, answer) {
                     return outcome.map(|done| done.entered(id, route, peer));
                 }
             }
@@ -289,7 +289,7 @@ impl<'a> Author<'a> {
                     return self.ended_of(route, peer, id, state, mode);
                 }
                 let mut tries = Tries::default();
-                if let Some(outcome) = tries.take(peer, answer) {
+                if let Some(outcome) = tries.take(&self.name_of(), peer, answer) {
                     return outcome.map(|done| Ended::Entered(done.entered(id, route, peer)));
                 }
                 let told = tries.failure(&id);
@@ -304,13 +304,18 @@ impl<'a> Author<'a> {
         Err(failure.unwrap_or_else(|| Failure::new(Exit::NoConnection, "no agent of the cluster can be asked")))
     }
 
+    fn name_of(&self) -> impl Fn(RaftNodeId) -> String + '_ {
+        |id| self.client.context.raft_label(id)
+    }
+
     fn ended_of(&self, route: &Route, peer: &Peer, id: EntryId, state: BufferedState, mode: Mode) -> Outcome<Ended> {
         let via = peer.label.clone();
         match state {
             BufferedState::Waiting => Ok(Ended::Buffered { id, via, mode }),
             BufferedState::Committed(answer) => Ok(Ended::Entered(Done { answer, mode }.entered(id, route, peer))),
             BufferedState::Refused { verdict, detail } => {
-                Err(failure_of_refusal(&WriteRefusal::Rejected { verdict, detail }).id(id.to_hex()))
+                let refusal = WriteRefusal::Rejected { verdict, detail };
+                Err(failure_of_refusal(&refusal, &self.name_of()).id(id.to_hex()))
             }
         }
     }
@@ -436,17 +441,22 @@ impl Done {
 
 impl Tries {
     /// Takes one answer; `Some` ends the write.
-    fn take(&mut self, peer: &Peer, answer: Result<OpAnswer, AskError>) -> Option<Outcome<Done>> {
+    fn take(
+        &mut self,
+        name_of: &dyn Fn(RaftNodeId) -> String,
+        peer: &Peer,
+        answer: Result<OpAnswer, AskError>,
+    ) -> Option<Outcome<Done>> {
         self.is_without_quorum = false;
         match answer {
             Ok(OpAnswer::Write { outcome, mode, .. }) => match outcome {
                 WriteOutcome::Committed(answer) => Some(Ok(Done { answer, mode })),
                 WriteOutcome::Refused(refusal @ WriteRefusal::Rejected { .. }) => {
-                    Some(Err(failure_of_refusal(&refusal)))
+                    Some(Err(failure_of_refusal(&refusal, name_of)))
                 }
                 WriteOutcome::Refused(refusal) => {
                     self.is_without_quorum = !matches!(refusal, WriteRefusal::Overloaded { .. });
-                    self.refusal = Some(failure_of_refusal(&refusal));
+                    self.refusal = Some(failure_of_refusal(&refusal, name_of));
                     None
                 }
                 WriteOutcome::Unknown => {
@@ -540,7 +550,7 @@ mod tests {
     fn end_of(answers: Vec<Result<OpAnswer, AskError>>) -> Outcome<Done> {
         let mut tries = Tries::default();
         for answer in answers {
-            if let Some(outcome) = tries.take(&peer(), answer) {
+            if let Some(outcome) = tries.take(&|id| id.to_string(), &peer(), answer) {
                 return outcome;
             }
         }

@@ -178,7 +178,8 @@ impl Receiver {
     /// Nothing more comes; only the end of the other side's process, or its giving up, is noticed.
     async fn silence(&mut self) -> Result<Option<Bytes>, CallError> {
         while let Some((_, frame)) = self.frames.recv().await {
-            self.way.record(&self.network, Event::Dropped, &frame.unwrap_or_default());
+            self.way
+                .record(&self.network, Event::Dropped, &frame.unwrap_or_default());
         }
         if self.way.is_request {
             return Err(CallError::Broken("the opener is gone".into()));

@@ -353,7 +353,11 @@ impl Transport for SimTransport {
                 return Err(CallError::Unreachable(to));
             };
             let (near, far) = (network.id_of(&from), network.id_of(&to));
-            let (ours, theirs) = lane::pair(&network, Way::requests((near, far), kind), Way::answers((far, near), kind));
+            let (ours, theirs) = lane::pair(
+                &network,
+                Way::requests((near, far), kind),
+                Way::answers((far, near), kind),
+            );
             // Ends with the receiver's process.
             drop(process.spawn(service.lane(peer, kind, theirs)));
             Ok(ours)
