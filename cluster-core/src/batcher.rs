@@ -23,8 +23,6 @@
 //! The size of a batch is a property of the log and not of a leader, so every member builds the same
 //! bytes, whoever led when.
 
-use std::collections::VecDeque;
-
 use common::{
     batch::{BATCH_VERSION, BatchEntry, BatchHeader, BatchItem},
     ids::{BatchSeq, ChainId, ClusterId, Digest, Founding, Height, LogIndex, LogPosition},
@@ -34,7 +32,7 @@ use common::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::Shared;
+use crate::{Shared, SharedMap};
 
 /// A closed batch that is not final yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,7 +84,9 @@ pub struct Batcher {
     /// In force after the last.
     roster: Roster,
     last_closed: Cursor,
-    outbox: VecDeque<Shared<OutboxBatch>>,
+    /// By sequence number, dense. Travels beside the rest: it may be larger than all of it.
+    #[serde(skip)]
+    outbox: SharedMap<BatchSeq, Shared<OutboxBatch>>,
     outbox_bytes: u64,
     last_final: Cursor,
 }
@@ -103,7 +103,7 @@ impl Batcher {
             roster_before: roster.clone(),
             roster,
             last_closed: Cursor::default(),
-            outbox: VecDeque::new(),
+            outbox: SharedMap::default(),
             outbox_bytes: 0,
             last_final: Cursor::default(),
         }
@@ -136,14 +136,13 @@ impl Batcher {
     /// Closed batches not final, ascending: what is attested, submitted and, from the first on, sent
     /// again after a change of leader.
     pub fn outbox(&self) -> impl DoubleEndedIterator<Item = &Shared<OutboxBatch>> + ExactSizeIterator {
-        self.outbox.iter()
+        self.outbox.values()
     }
 
     /// A closed batch that is not final.
     #[must_use]
     pub fn batch(&self, seq: BatchSeq) -> Option<&Shared<OutboxBatch>> {
-        let offset = seq.0.checked_sub(self.last_final.seq.0 + 1)?;
-        self.outbox.get(usize::try_from(offset).ok()?)
+        self.outbox.get(&seq)
     }
 
     /// The newest closed batch, final or not.
@@ -265,7 +264,7 @@ impl Batcher {
             bytes,
         });
         self.outbox_bytes += bytes;
-        self.outbox.push_back(batch.clone());
+        self.outbox.insert(batch.header.seq, batch.clone());
         batch
     }
 
@@ -290,10 +289,9 @@ impl Batcher {
     /// # Panics
     /// If the outbox is empty: the caller checked with [`check_next_final`](Self::check_next_final).
     pub fn pop_final(&mut self) -> Shared<OutboxBatch> {
-        let batch = self
-            .outbox
-            .pop_front()
-            .expect("the caller found the batch in the outbox");
+        let first = self.outbox.first().map(|(_, batch)| batch.clone());
+        let batch = first.expect("the caller found the batch in the outbox");
+        self.outbox.remove(&batch.header.seq);
         self.outbox_bytes -= batch.bytes;
         self.last_final = Cursor {
             seq: batch.header.seq,
@@ -303,6 +301,18 @@ impl Batcher {
         batch
     }
 
+    /// Rows of the open batch: what the next header will be over.
+    #[must_use]
+    pub fn open_rows(&self) -> &[BatchEntry] {
+        &self.open
+    }
+
+    /// Puts a batch of a snapshot into the outbox. [`check_invariants`](Self::check_invariants) judges
+    /// the whole afterwards.
+    pub(crate) fn put_back(&mut self, batch: OutboxBatch) {
+        self.outbox.insert(batch.header.seq, Shared::new(batch));
+    }
+
     /// Checks the relations between open batch, outbox and cursors.
     ///
     /// # Errors
@@ -310,13 +320,16 @@ impl Batcher {
     pub fn check_invariants(&self, chain: &ChainId) -> Result<(), &'static str> {
         let check = |holds: bool, what| if holds { Ok(()) } else { Err(what) };
         let mut before = self.last_final;
-        for batch in &self.outbox {
+        for (seq, batch) in self.outbox.iter() {
             let header = &batch.header;
             check(
                 header.cluster == self.cluster && header.founding == self.founding,
                 "foreign batch",
             )?;
-            check(header.seq == before.seq.next(), "the outbox has a gap")?;
+            check(
+                header.seq == before.seq.next() && header.seq == *seq,
+                "the outbox has a gap",
+            )?;
             check(header.prev_digest == before.digest, "the chain of batches is broken")?;
             check(header.cut.index > before.cut, "cuts do not ascend")?;
             check(header.digest(chain) == batch.digest, "an outbox digest is wrong")?;
@@ -349,7 +362,7 @@ impl Batcher {
             before == self.last_closed,
             "the last closed batch is not the outbox's last",
         )?;
-        let sum: u64 = self.outbox.iter().map(|batch| batch.bytes).sum();
+        let sum: u64 = self.outbox.values().map(|batch| batch.bytes).sum();
         check(sum == self.outbox_bytes, "outbox bytes do not add up")?;
         let open: u64 = self.open.iter().map(|row| row.encoded_len() as u64).sum();
         check(open == self.open_bytes, "open bytes do not add up")?;

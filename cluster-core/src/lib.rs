@@ -22,7 +22,9 @@ pub mod global_view;
 pub mod lease;
 pub mod queue;
 mod shared;
+mod shared_map;
 #[cfg(test)]
 mod testing;
 
 pub use shared::Shared;
+pub use shared_map::SharedMap;

@@ -16,7 +16,7 @@ use common::{
 
 use crate::{
     admission::VerifiedCache,
-    queue::{Applied, ClusterQueue, QueueEvent},
+    queue::{Applied, ClusterQueue, QueueEvent, RETENTION, Retention},
 };
 
 /// The cluster that is tested: `c1`, with the agents `c1-1`, `c1-2`, `c1-3`.
@@ -30,6 +30,7 @@ pub(crate) struct TestCluster {
     pub leader: RaftNodeId,
     pub oracle: VerifiedCache,
     pub log: Vec<(LogPosition, RaftNodeId, Digest, LogEntry)>,
+    pub retention: Retention,
     numbers: BTreeMap<String, u64>,
     counters: BTreeMap<String, u64>,
 }
@@ -50,6 +51,7 @@ impl TestCluster {
             term: Term(1),
             oracle: VerifiedCache::new(100_000),
             log: Vec::new(),
+            retention: RETENTION,
             numbers: BTreeMap::new(),
             counters: BTreeMap::new(),
         }
@@ -84,7 +86,13 @@ impl TestCluster {
     }
 
     pub fn fresh(&self) -> ClusterQueue {
-        ClusterQueue::genesis(Arc::new(self.fleet.genesis.clone()), OWN)
+        ClusterQueue::genesis(Arc::new(self.fleet.genesis.clone()), OWN).with_retention(self.retention)
+    }
+
+    /// Before the first entry: closed tasks leave after other bounds.
+    pub fn retain(&mut self, retention: Retention) {
+        self.retention = retention;
+        self.queue = self.fresh();
     }
 
     pub fn number(&mut self, author: &str) -> u64 {

@@ -93,6 +93,24 @@ pub fn decode<T: Wire>(bytes: &[u8]) -> Result<T, DecodeError> {
     Ok(value)
 }
 
+/// Appends the encoding of one record to `bytes`: records of a file follow each other without lengths.
+pub fn append<T: Serialize>(bytes: &mut Vec<u8>, record: &T) {
+    bytes.extend_from_slice(&to_bytes(record));
+}
+
+/// Takes one record from the front of `bytes`, which the caller has bounded.
+///
+/// # Errors
+/// [`DecodeError::Malformed`] or [`DecodeError::NotCanonical`].
+pub fn take<T: Serialize + DeserializeOwned>(bytes: &mut &[u8]) -> Result<T, DecodeError> {
+    let (record, rest) = postcard::take_from_bytes::<T>(bytes).map_err(|_| DecodeError::Malformed)?;
+    if to_bytes(&record) != bytes[..bytes.len() - rest.len()] {
+        return Err(DecodeError::NotCanonical);
+    }
+    *bytes = rest;
+    Ok(record)
+}
+
 /// Encodes without the length check, for hashing parts of wire types.
 pub(crate) fn to_bytes<T: Serialize>(value: &T) -> Vec<u8> {
     postcard::to_allocvec(value).expect("wire types hold nothing that postcard cannot encode")

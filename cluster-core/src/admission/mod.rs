@@ -12,6 +12,8 @@
 //! * A number used before with the same content: the answer it was given then; nothing enters.
 //! * The outbox has a quota in bytes: `Submit` stops at 75 %, `Claim` at 85 %, entries of holders,
 //!   `Requeue` and the rest at 100 %. `Renew` is in no batch and always passes.
+//! * Open tasks and their bytes are bounded, so that a snapshot can always carry them: beyond it no
+//!   `Submit` enters, and everything that ends tasks does.
 //! * Each author has a rate. A refusal says when to come back.
 //!
 //! # Why
@@ -215,6 +217,10 @@ impl Quota {
 pub struct AdmissionLimits {
     /// Bytes of rows that are not final, open batch included.
     pub outbox_bytes_max: u64,
+    /// Open tasks of the cluster; beyond it no `Submit` enters.
+    pub open_tasks_max: u64,
+    /// Bytes of what a snapshot carries for this cluster alone; beyond it no `Submit` enters.
+    pub state_bytes_max: u64,
     /// Entries per second and author.
     pub entries_per_second: u32,
     /// Entries at once per author.
@@ -240,6 +246,13 @@ pub enum Full {
         /// Bytes up to which this kind may enter.
         max: u64,
     },
+    /// The state: more open tasks, or more bytes of them, than a snapshot should carry.
+    State {
+        /// Open tasks.
+        tasks: u64,
+        /// Bytes.
+        bytes: u64,
+    },
     /// The author's rate.
     Author {
         /// Worth trying again after this time.
@@ -253,6 +266,7 @@ impl Full {
     pub fn word(&self) -> &'static str {
         match self {
             Full::Outbox { .. } => "outbox",
+            Full::State { .. } => "state",
             Full::Author { .. } => "author",
         }
     }
@@ -337,11 +351,25 @@ impl Admission {
         if let (Verdict::Rejected(reason), _) = queue.decide(entry, id, next, leader) {
             return Err(AdmitError::Rejected(reason));
         }
+        self.check_state(queue, entry)?;
         self.check_outbox(queue, entry)?;
         self.quota
             .take(&entry.header.author, now_us)
             .map_err(|retry_after_ms| AdmitError::Overloaded(Full::Author { retry_after_ms }))?;
         Ok(Admitted::Enter)
+    }
+
+    /// What grows the state stops long before a snapshot could not carry it; what ends tasks goes on.
+    fn check_state(&self, queue: &ClusterQueue, entry: &SignedEntry) -> Result<(), AdmitError> {
+        if entry.header.action != Action::Submit {
+            return Ok(());
+        }
+        let (tasks, bytes) = (queue.open_tasks(), queue.state_bytes());
+        if tasks < self.limits.open_tasks_max && bytes < self.limits.state_bytes_max {
+            Ok(())
+        } else {
+            Err(AdmitError::Overloaded(Full::State { tasks, bytes }))
+        }
     }
 
     fn check_outbox(&self, queue: &ClusterQueue, entry: &SignedEntry) -> Result<(), AdmitError> {

@@ -12,6 +12,8 @@ use crate::testing::{OWN, TestCluster, verdict};
 
 const LIMITS: AdmissionLimits = AdmissionLimits {
     outbox_bytes_max: 1_000_000,
+    open_tasks_max: 1_000,
+    state_bytes_max: 1_000_000,
     entries_per_second: 10,
     entries_burst: 1_000,
 };

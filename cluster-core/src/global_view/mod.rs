@@ -39,6 +39,8 @@ pub struct Collected {
     block: Digest,
     split: Digest,
     parts: u16,
+    /// Travels beside the rest: up to 32 MiB.
+    #[serde(skip)]
     bytes: Vec<Shared<Vec<u8>>>,
 }
 
@@ -58,6 +60,16 @@ impl Collected {
     #[must_use]
     pub fn progress(&self) -> (Height, u16) {
         (self.height, self.bytes.len() as u16)
+    }
+
+    /// The bytes of the parts, in order.
+    pub(crate) fn bytes(&self) -> impl ExactSizeIterator<Item = &Vec<u8>> {
+        self.bytes.iter().map(|part| &**part)
+    }
+
+    /// Puts a part of a snapshot back.
+    pub(crate) fn put_back(&mut self, part: Vec<u8>) {
+        self.bytes.push(Shared::new(part));
     }
 
     /// Takes a part for the block at `next`.

@@ -89,6 +89,7 @@ impl ClusterQueue {
         let own_cut = self.take_final(outcome.height, events);
         self.follow(&outcome, &own, events);
         self.end_marked(position.index, events);
+        self.retire();
         events.push(QueueEvent::BlockApplied {
             height: outcome.height,
             time: block.header.time,
@@ -227,12 +228,19 @@ impl ClusterQueue {
         }
     }
 
-    /// A row for a task that was assigned to this cluster and submitted elsewhere.
+    /// A row for a task that was assigned to this cluster and submitted elsewhere, or that was queued
+    /// again after its row had left.
     fn adopted(&self, global: &Row, finality: Finality) -> Option<TaskRow> {
-        let is_ours = global.standing.custody.is_some() && global.standing.cluster == Some(self.state.cluster);
-        if global.scope() != Scope::Fleet || !is_ours {
+        let is_here = global.standing.custody.is_some() && global.standing.cluster == Some(self.state.cluster);
+        let is_back = global.submitted.through == self.state.cluster && global.state().is_open();
+        if global.scope() != Scope::Fleet || !(is_here || is_back) {
             return None;
         }
+        Some(self.row_from(global, finality))
+    }
+
+    /// The row that the global state gives.
+    pub(super) fn row_from(&self, global: &Row, finality: Finality) -> TaskRow {
         let submitted = &global.submitted;
         let mut row = TaskRow {
             author: submitted.author,
@@ -241,14 +249,18 @@ impl ClusterQueue {
             content: submitted.content,
             task: Shared::new(submitted.task.clone()),
             life: global.standing.life.clone(),
-            cluster: None,
+            cluster: (submitted.scope == Scope::Cluster).then_some(submitted.through),
             assignment: global.standing.assignment,
             terms: self.genesis.timing.lease,
             finality,
             changed_at: LogIndex(0),
         };
-        place(&mut row, global);
-        Some(row)
+        if row.scope == Scope::Fleet {
+            place(&mut row, global);
+        } else if let Some(terms) = global.standing.terms {
+            row.terms = terms;
+        }
+        row
     }
 
     /// Waiting tasks of cluster scope end if the global state has marked them by now: their deadline
@@ -276,7 +288,8 @@ impl ClusterQueue {
                 MachineEvent::LinkedTaskEnded => Event::LinkedTaskEnded,
                 MachineEvent::Expired | MachineEvent::Assigned { .. } => Event::DeadlinePassed,
             };
-            let mut row = (*self.state.rows[&task]).clone();
+            let Some(row) = self.state.rows.get(&task) else { continue };
+            let mut row = TaskRow::clone(row);
             if row.life.happen(event).is_ok() {
                 self.put_row(task, row, events);
                 self.follow_links(task, index, events);

@@ -14,12 +14,18 @@ impl ClusterQueue {
     /// Replaces a row, or adds one, and keeps everything derived in step. The one writer of rows.
     pub(super) fn put_row(&mut self, task: TaskId, row: TaskRow, events: &mut Vec<QueueEvent>) {
         let before = self.state.rows.get(&task).cloned();
-        let (from, to) = (before.as_ref().map(|row| row.state()), row.state());
+        let retired = if before.is_none() { self.retired_row(&task) } else { None };
+        let known = before.as_deref().or(retired.as_ref());
+        let (from, to) = (known.map(TaskRow::state), row.state());
+        if let Some(row) = &retired {
+            let count = &mut self.state.retired[row.state() as usize];
+            *count = count.saturating_sub(1);
+        }
         let held = |row: &TaskRow| row.holder().filter(|_| row.cluster == Some(self.state.cluster));
         let (was_held, is_held) = (before.as_deref().and_then(held), held(&row));
         if was_held != is_held {
             if let Some(claim) = was_held {
-                let holder = self.state.holders.entry(claim.device).or_default();
+                let holder = self.state.holders.or_default(&claim.device);
                 assert!(
                     holder.claims.remove(&task),
                     "a holder's claims are the rows that name it"
@@ -32,7 +38,7 @@ impl ClusterQueue {
                 });
             }
             if let Some(claim) = is_held {
-                self.state.holders.entry(claim.device).or_default().claims.insert(task);
+                self.state.holders.or_default(&claim.device).claims.insert(task);
                 events.push(QueueEvent::Claimed {
                     task,
                     device: claim.device,
@@ -78,9 +84,12 @@ impl ClusterQueue {
 
     /// Whether a task of this cluster's own queue ended otherwise than completed.
     pub(super) fn has_ended_badly(&self, task: &TaskId) -> bool {
-        self.state.rows.get(task).is_some_and(|row| {
-            row.scope == Scope::Cluster && !row.state().is_open() && row.state() != TaskState::Completed
-        })
+        let (scope, state) = match (self.state.rows.get(task), self.global.task(task)) {
+            (Some(row), _) => (row.scope, row.state()),
+            (None, Some(row)) if row.submitted.through == self.state.cluster => (row.scope(), row.state()),
+            (None, _) => return false,
+        };
+        scope == Scope::Cluster && !state.is_open() && state != TaskState::Completed
     }
 
     /// State of a task here, or in the global view.

@@ -15,6 +15,8 @@
 //! * `Requeue` of an ended lease is signed by the device that led when the entry was appended, and is
 //!   a no-op if a newer renewal was applied.
 
+use std::borrow::Cow;
+
 use common::{
     entry::{
         Action, Cause, Fence, SignedEntry,
@@ -141,9 +143,9 @@ impl ClusterQueue {
     }
 
     /// The row of a task, in the scope that the author signed.
-    fn row(&self, task: &TaskId, scope: Scope) -> Result<&TaskRow, Reason> {
-        let row = self.state.rows.get(task).filter(|row| row.scope == scope);
-        row.map(|row| &**row).ok_or(Reason::UnknownTask)
+    fn row(&self, task: &TaskId, scope: Scope) -> Result<Cow<'_, TaskRow>, Reason> {
+        let row = self.known_row(task).filter(|row| row.scope == scope);
+        row.ok_or(Reason::UnknownTask)
     }
 
     fn submit(&self, entry: &SignedEntry, id: EntryId, index: LogIndex, author: &Member) -> Decision {
@@ -154,7 +156,9 @@ impl ClusterQueue {
         let scope = entry.header.scope;
         if scope == Scope::Cluster {
             if let Some(known) = self.state.keys.get(&(author.id, task.key.clone())) {
-                let is_same = self.state.rows[known].content == entry.header.payload_hash;
+                let retired = || self.global.task(known).map(|row| row.submitted.content);
+                let content = self.state.rows.get(known).map(|row| row.content).or_else(retired);
+                let is_same = content == Some(entry.header.payload_hash);
                 return Err(if is_same {
                     Reason::DuplicateOf(*known)
                 } else {
@@ -202,7 +206,7 @@ impl ClusterQueue {
         if counter <= self.holder_counter(&author.id) {
             return Err(Reason::OldCounter);
         }
-        let mut row = row.clone();
+        let mut row = row.into_owned();
         self.grant(&mut row, entry, index, author)?;
         self.check_constraints(&row)?;
         let is_completed = |other: &TaskId| self.task_state(other) == Some(TaskState::Completed);
@@ -267,14 +271,14 @@ impl ClusterQueue {
             {
                 return Err(Reason::OldCounter);
             }
-            let mut row = row.clone();
+            let mut row = row.into_owned();
             self.grant(&mut row, entry, index, author)?;
             return Ok((Verdict::Granted, Change::row(row)));
         }
         if is_held && row.life.holder.is_some_and(|holder| holder.fence == fence) {
             return Err(Reason::NotHolder);
         }
-        self.late_entry(row, entry, speaker, index)
+        self.late_entry(&row, entry, speaker, index)
     }
 
     /// An entry under a claim that holds the task no more.
@@ -319,7 +323,7 @@ impl ClusterQueue {
             return Err(Reason::Denied);
         }
         let author = self.registry().by_id(&entry.header.author).ok_or(Reason::UnknownKey)?;
-        let mut row = row.clone();
+        let mut row = row.into_owned();
         self.grant(&mut row, entry, index, author)?;
         Ok((Verdict::Granted, Change::row(row)))
     }
@@ -333,8 +337,8 @@ impl ClusterQueue {
     /// `Cancel`, operator's `Requeue`, `ForceRequeue`: decided here for cluster scope, accepted for
     /// ordering for fleet scope.
     fn operators_entry(&self, entry: &SignedEntry, task: TaskId, index: LogIndex, author: &Member) -> Decision {
-        let known = self.state.rows.get(&task);
-        let scope = known.map_or(entry.header.scope, |row| row.scope);
+        let known = self.known_row(&task);
+        let scope = known.as_ref().map_or(entry.header.scope, |row| row.scope);
         let Some(row) = known else {
             // The global tier may know the task, or come to know it before it decides.
             return match scope {
@@ -345,7 +349,7 @@ impl ClusterQueue {
         if author.id != row.author && !author.may(RoleSet::OP_TASK) {
             return Err(Reason::Denied);
         }
-        let mut row = TaskRow::clone(row);
+        let mut row = row.into_owned();
         match scope {
             Scope::Cluster => self.grant(&mut row, entry, index, author)?,
             Scope::Fleet => {

@@ -7,12 +7,13 @@ use std::{
 };
 
 use common::{
-    ids::{BlockTime, ClusterId, TaskId},
+    ids::{BlockTime, ClusterId, Height, TaskId},
     task::{Scope, TaskState},
+    wire::op::Finality,
 };
 
 use super::{TaskRow, snapshot::row_digest};
-use crate::Shared;
+use crate::{Shared, SharedMap};
 
 /// What follows from the rows and is rebuilt instead of stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +29,10 @@ pub(super) struct Derived {
     pub(super) unclaimed: BTreeSet<Urgency>,
     /// Rows by state, in the order of [`TaskState::ALL`].
     pub(super) counts: [u32; 10],
+    /// Closed rows whose end is final, by the height that made it so: they leave in this order.
+    pub(super) closed: BTreeSet<(Height, TaskId)>,
+    /// Encoded bytes of all rows.
+    pub(super) bytes: u64,
     /// Sum of the digests of all rows: equal states have equal sums, whatever the order of changes.
     pub(super) sum: [u64; 4],
 }
@@ -44,13 +49,15 @@ impl Derived {
             linked: BTreeSet::new(),
             unclaimed: BTreeSet::new(),
             counts: [0; 10],
+            closed: BTreeSet::new(),
+            bytes: 0,
             sum: [0; 4],
         }
     }
 
-    pub(super) fn of(cluster: ClusterId, rows: &BTreeMap<TaskId, Shared<TaskRow>>) -> Self {
+    pub(super) fn of(cluster: ClusterId, rows: &SharedMap<TaskId, Shared<TaskRow>>) -> Self {
         let mut derived = Self::new(cluster);
-        for (task, row) in rows {
+        for (task, row) in rows.iter() {
             derived.add(task, row);
         }
         derived
@@ -66,10 +73,13 @@ impl Derived {
     pub(super) fn add(&mut self, task: &TaskId, row: &TaskRow) {
         self.counts[row.state() as usize] += 1;
         self.unclaimed.extend(self.urgency(task, row));
-        for (sum, part) in self.sum.iter_mut().zip(row_digest(task, row)) {
+        let (digest, bytes) = row_digest(task, row);
+        self.bytes += bytes;
+        for (sum, part) in self.sum.iter_mut().zip(digest) {
             *sum = sum.wrapping_add(part);
         }
         if !row.state().is_open() {
+            self.closed.extend(closed_key(task, row));
             return;
         }
         if row.scope == Scope::Fleet {
@@ -91,10 +101,15 @@ impl Derived {
         if let Some(urgency) = self.urgency(task, row) {
             self.unclaimed.remove(&urgency);
         }
-        for (sum, part) in self.sum.iter_mut().zip(row_digest(task, row)) {
+        let (digest, bytes) = row_digest(task, row);
+        self.bytes -= bytes;
+        for (sum, part) in self.sum.iter_mut().zip(digest) {
             *sum = sum.wrapping_sub(part);
         }
         if !row.state().is_open() {
+            if let Some(key) = closed_key(task, row) {
+                self.closed.remove(&key);
+            }
             return;
         }
         if row.scope == Scope::Fleet {
@@ -112,5 +127,12 @@ impl Derived {
                 }
             }
         }
+    }
+}
+
+fn closed_key(task: &TaskId, row: &TaskRow) -> Option<(Height, TaskId)> {
+    match row.finality {
+        Finality::Final { height, .. } => Some((height, *task)),
+        _ => None,
     }
 }

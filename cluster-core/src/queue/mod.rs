@@ -12,6 +12,8 @@
 //! * Cluster-scope tasks are decided here. `Submit`, `Cancel`, operator's `Requeue` and `ForceRequeue`
 //!   of fleet scope are accepted for ordering here and take effect at their `GlobalAdvance`.
 //! * `not_after_height` is judged against this log's own global height.
+//! * A closed task whose end is final leaves its row after a [retention](retention): from then on the
+//!   global queue, which keeps it, stands for the row.
 //! * A claimed task becomes claimable only by its holder, the end of its lease, or an operator's
 //!   `ForceRequeue`.
 //!
@@ -30,6 +32,7 @@ mod change;
 mod decide;
 mod derived;
 mod event;
+mod retention;
 mod row;
 mod snapshot;
 mod view;
@@ -39,7 +42,7 @@ mod random;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use common::{
     batch::{BatchEntry, BatchItem, RosterChange},
@@ -59,14 +62,13 @@ use common::{
     verdict::{Answer, Reason, Verdict},
     wire::op::{EventView, Finality},
 };
-use serde::{Deserialize, Serialize};
-
 pub use event::{Applied, QueueEvent};
+pub use retention::{RETENTION, Retention};
 pub use row::{Held, HolderRow, TaskRow};
-pub use snapshot::SnapshotError;
+pub use snapshot::{QueueRestoring, QueueView, SECTIONS_MAX, SnapshotError};
 
 use crate::{
-    Shared,
+    Shared, SharedMap,
     batcher::{Batcher, Conflict},
     global_view::Collected,
 };
@@ -78,20 +80,23 @@ pub const CLAIMS_PER_DEVICE_MAX: usize = 64;
 /// Events of one task kept until they are final; the oldest report goes first.
 pub const PENDING_EVENTS_MAX: usize = 256;
 
-/// What is encoded into a snapshot, the global queue apart.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What is encoded into a snapshot, the global queue apart. A copy takes constant time.
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct State {
     chain_id: ChainId,
     cluster: ClusterId,
     founding: Founding,
     applied: LogPosition,
     chain: Digest,
-    rows: BTreeMap<TaskId, Shared<TaskRow>>,
+    rows: SharedMap<TaskId, Shared<TaskRow>>,
     /// Events of this log that are not final; the final ones stand in the global queue.
-    pending: BTreeMap<TaskId, Shared<Vec<EventView>>>,
-    keys: BTreeMap<(DeviceId, TaskKey), TaskId>,
-    streams: BTreeMap<(DeviceId, KeyVersion), Shared<NumberStream>>,
-    holders: BTreeMap<DeviceId, HolderRow>,
+    pending: SharedMap<TaskId, Shared<Vec<EventView>>>,
+    /// Of cluster scope; permanent, also when the row has left.
+    keys: SharedMap<(DeviceId, TaskKey), TaskId>,
+    streams: SharedMap<(DeviceId, KeyVersion), Shared<NumberStream>>,
+    holders: SharedMap<DeviceId, HolderRow>,
+    /// Tasks by state whose rows have left.
+    retired: [u32; 10],
     batcher: Batcher,
     collected: Collected,
     conflict: Option<Conflict>,
@@ -105,6 +110,7 @@ pub struct ClusterQueue {
     state: State,
     global: GlobalQueue,
     derived: Derived,
+    retention: Retention,
 }
 
 impl ClusterQueue {
@@ -127,16 +133,18 @@ impl ClusterQueue {
                 founding,
                 applied: LogPosition::default(),
                 chain: Digest::default(),
-                rows: BTreeMap::new(),
-                pending: BTreeMap::new(),
-                keys: BTreeMap::new(),
-                streams: BTreeMap::new(),
-                holders: BTreeMap::new(),
+                rows: SharedMap::default(),
+                pending: SharedMap::default(),
+                keys: SharedMap::default(),
+                streams: SharedMap::default(),
+                holders: SharedMap::default(),
+                retired: [0; 10],
                 batcher: Batcher::new(cluster, founding, roster),
                 collected: Collected::default(),
                 conflict: None,
             },
             derived: Derived::new(cluster),
+            retention: RETENTION,
             genesis,
         }
     }
@@ -330,8 +338,7 @@ impl ClusterQueue {
         applied.answer = Some(answer(verdict));
         if !is_renewal {
             let stream = (entry.header.author, entry.header.key_version);
-            let stream = self.state.streams.entry(stream).or_default();
-            stream
+            self.state.streams.or_default(&stream)
                 .make_mut()
                 .record(entry.header.number, content_tag(&Digest(id.0)), answer(verdict));
         }
@@ -380,7 +387,7 @@ impl ClusterQueue {
         match change {
             Change::Nothing => {}
             Change::Renew { counter } => {
-                let holder = self.state.holders.entry(author).or_default();
+                let holder = self.state.holders.or_default(&author);
                 holder.counter = counter;
                 holder.renewed_at = index;
                 events.push(QueueEvent::Renewed { device: author, index });
@@ -388,12 +395,12 @@ impl ClusterQueue {
             }
             Change::Row { row, counter } => {
                 if let Some(counter) = counter {
-                    self.state.holders.entry(author).or_default().counter = counter;
+                    self.state.holders.or_default(&author).counter = counter;
                 }
                 self.put_row(task, *row, events);
             }
         }
-        if let Some(row) = self.state.rows.get(&task) {
+        if let Some(row) = self.known_row(&task) {
             let event = EventView {
                 entry: Some(id),
                 what: word(entry.header.action.word()),
@@ -412,7 +419,7 @@ impl ClusterQueue {
 
     /// Keeps an event until it is final; drops the oldest when too many wait.
     fn remember(&mut self, task: TaskId, event: EventView) {
-        let events = self.state.pending.entry(task).or_default().make_mut();
+        let events = self.state.pending.or_default(&task).make_mut();
         if events.len() == PENDING_EVENTS_MAX {
             events.remove(0);
         }

@@ -14,7 +14,7 @@ use common::{
 };
 use proptest::prelude::*;
 
-use super::{ClusterQueue, QueueEvent};
+use super::{ClusterQueue, QueueEvent, RETENTION, Retention};
 use crate::{
     batcher::OutboxBatch,
     testing::{OWN, TestCluster},
@@ -345,6 +345,64 @@ impl Run {
     }
 }
 
+/// What a reader sees of a task: its row, or else the global queue's.
+fn seen(queue: &ClusterQueue, task: &TaskId) -> Option<common::wire::op::TaskView> {
+    queue.task_view(task).or_else(|| queue.global().view(task))
+}
+
+/// Replays the log of `run` with every row kept. Answers, batches and what readers see must be the same,
+/// as long as nobody speaks of a submission that the global tier rejected. Returns how many rows had left.
+fn compare_with_all_rows_kept(run: &mut Run) -> Result<usize, TestCaseError> {
+    let log = run.c.log.clone();
+    let (mut dropping, mut keeping) = (run.c.fresh(), run.c.fresh().with_retention(RETENTION));
+    for (position, leader, chain, entry) in log {
+        if let LogEntry::Author(author) = &entry
+            && let Some(task) = author.header.action.task()
+            && keeping.task_row(&task).is_some()
+            && dropping.known_row(&task).is_none()
+        {
+            return Ok(0);
+        }
+        let one = dropping.apply(position, leader, chain, entry.clone(), &mut run.c.oracle);
+        let other = keeping.apply(position, leader, chain, entry, &mut run.c.oracle);
+        prop_assert_eq!(one.answer, other.answer, "at {:?}", position);
+        prop_assert_eq!(one.events, other.events, "at {:?}", position);
+        prop_assert_eq!(dropping.batcher(), keeping.batcher());
+        prop_assert_eq!(dropping.counts(), keeping.counts());
+    }
+    prop_assert_eq!(dropping.global().state_root(), keeping.global().state_root());
+    let mut left = 0;
+    for (task, row) in keeping.task_rows() {
+        if dropping.task_row(task).is_none() {
+            left += 1;
+            prop_assert!(!row.state().is_open(), "an open task has left");
+            if let Some(view) = seen(&dropping, task) {
+                prop_assert_eq!(Some(view.state), seen(&keeping, task).map(|view| view.state));
+                prop_assert_eq!(dropping.history(task), keeping.history(task));
+            }
+        }
+    }
+    Ok(left)
+}
+
+#[test]
+fn closed_tasks_leave_in_many_random_logs() {
+    use proptest::{strategy::ValueTree, test_runner::TestRunner};
+
+    let mut runner = TestRunner::deterministic();
+    let mut left = 0;
+    for _ in 0..20 {
+        let steps = prop::collection::vec(step(), 100..160).new_tree(&mut runner).unwrap();
+        let mut run = Run::new();
+        run.c.retain(Retention { blocks: 1, rows: 2 });
+        for step in &steps.current() {
+            run.step(step);
+        }
+        left += compare_with_all_rows_kept(&mut run).unwrap();
+    }
+    assert!(left > 20, "{left} rows left");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
@@ -352,8 +410,11 @@ proptest! {
     fn members_agree_and_snapshots_equal_replay(
         steps in prop::collection::vec(step(), 1..120),
         snapshot_at in any::<prop::sample::Index>(),
+        blocks in 0u64..4,
+        rows in 0usize..8,
     ) {
         let mut run = Run::new();
+        run.c.retain(Retention { blocks, rows });
         for step in &steps {
             run.step(step);
         }
@@ -364,9 +425,10 @@ proptest! {
         let early = run.c.replay(fresh, &log[..at]);
         let bytes = early.to_bytes();
         let genesis = early.genesis_file().clone();
-        let restored = ClusterQueue::from_bytes(genesis, OWN, &bytes).unwrap();
+        let restored = ClusterQueue::from_bytes(genesis, OWN, &bytes).unwrap().with_retention(run.c.retention);
         prop_assert_eq!(&restored.to_bytes(), &bytes);
         prop_assert_eq!(restored.digest(), early.digest());
+        prop_assert_eq!(restored.counts(), early.counts());
         let replayed = run.c.replay(early, &log[at..]);
         let from_snapshot = run.c.replay(restored, &log[at..]);
         for member in [replayed, from_snapshot] {
@@ -385,6 +447,20 @@ proptest! {
         run.apply(LogEntry::Cut { seq });
         run.check_batches();
         run.check_agreement();
+    }
+
+    #[test]
+    fn nobody_can_tell_whether_closed_tasks_have_left(
+        steps in prop::collection::vec(step(), 20..160),
+        blocks in 0u64..3,
+        rows in 0usize..4,
+    ) {
+        let mut run = Run::new();
+        run.c.retain(Retention { blocks, rows });
+        for step in &steps {
+            run.step(step);
+        }
+        compare_with_all_rows_kept(&mut run)?;
     }
 
     #[test]

@@ -64,7 +64,7 @@ impl ClusterQueue {
         let mut rows = self
             .state
             .rows
-            .range((from, Bound::Unbounded))
+            .from(from)
             .filter(|(_, row)| states.is_empty() || states.contains(&row.state()));
         let views = rows
             .by_ref()
@@ -81,7 +81,7 @@ impl ClusterQueue {
         let is_completed = |other: &TaskId| self.task_state(other) == Some(TaskState::Completed);
         let unclaimed = self.derived.unclaimed.iter().map(|(_, _, task)| *task);
         unclaimed
-            .filter(|task| self.state.rows[task].task.after.iter().all(is_completed))
+            .filter(|task| self.state.rows.get(task).is_some_and(|row| row.task.after.iter().all(is_completed)))
             .take(limit)
             .collect()
     }
@@ -96,10 +96,28 @@ impl ClusterQueue {
         events
     }
 
-    /// Tasks by state, in the order of [`TaskState::ALL`].
+    /// Tasks by state, in the order of [`TaskState::ALL`], those whose rows have left included.
     #[must_use]
     pub fn counts(&self) -> [u32; 10] {
-        self.derived.counts
+        let mut counts = self.derived.counts;
+        for (count, retired) in counts.iter_mut().zip(self.state.retired) {
+            *count = count.saturating_add(retired);
+        }
+        counts
+    }
+
+    /// Open tasks with a row here.
+    #[must_use]
+    pub fn open_tasks(&self) -> u64 {
+        let all = TaskState::ALL.iter().zip(self.derived.counts);
+        all.filter(|(state, _)| state.is_open()).map(|(_, count)| u64::from(count)).sum()
+    }
+
+    /// Encoded bytes of what a snapshot carries for this cluster alone: rows, open batch, outbox. What
+    /// this log's own entries make grow; the global queue comes on top.
+    #[must_use]
+    pub fn state_bytes(&self) -> u64 {
+        self.derived.bytes + self.state.batcher.pending_bytes()
     }
 
     /// The claim that holds `task` in this cluster.

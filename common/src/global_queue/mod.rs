@@ -38,6 +38,7 @@ mod links;
 mod outcome;
 mod plan;
 mod row;
+mod sections;
 mod shared_map;
 mod snapshot;
 #[cfg(test)]
@@ -51,6 +52,7 @@ pub use plan::{ApplyError, OrderedBatch};
 pub use row::{
     Cursor, Custody, EVENTS_PER_TASK_MAX, EventEntry, HistoryEvent, NOTE_BYTES_MAX, Row, Standing, Submitted, What,
 };
+pub use sections::{PIECE_BYTES, Pieces, Restoring, Section};
 pub use snapshot::RestoreError;
 
 use index::Index;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Cursor, EVENTS_PER_TASK_MAX, GlobalQueue, Row, Standing, Submitted,
     index::Index,
-    row::{StreamRow, TaskKeyRow},
+    row::{StreamKey, StreamRow, TaskKeyId, TaskKeyRow},
     shared_map::HashedMap,
 };
 use crate::{
@@ -59,7 +59,7 @@ pub enum RestoreError {
 }
 
 #[derive(Serialize, Deserialize)]
-struct CursorBytes {
+pub(super) struct CursorBytes {
     founding: Founding,
     next_seq: BatchSeq,
     last_digest: Digest,
@@ -127,101 +127,179 @@ impl GlobalQueue {
         if !rest.is_empty() || to_bytes(&snapshot) != bytes {
             return Err(RestoreError::Malformed);
         }
-        let registry = Registry::from_genesis(genesis);
-        if snapshot.chain != *registry.chain() {
-            return Err(RestoreError::WrongFleet {
-                got: snapshot.chain,
-                want: *registry.chain(),
-            });
+        let mut builder = Builder::new(genesis);
+        builder.check_version(snapshot.version, snapshot.chain)?;
+        for (id, submitted, standing) in snapshot.tasks {
+            builder.task(id, submitted, standing)?;
         }
-        check_parts(&snapshot, genesis)?;
-        let want = snapshot.root;
-        let queue = rebuild(snapshot, genesis, registry);
-        if queue.root != want {
-            return Err(RestoreError::WrongRoot { got: queue.root, want });
+        for row in snapshot.task_keys {
+            builder.task_key(row)?;
+        }
+        for row in snapshot.streams {
+            builder.stream(row)?;
+        }
+        builder.finish(Small {
+            version: snapshot.version,
+            chain: snapshot.chain,
+            height: snapshot.height,
+            time: snapshot.time,
+            tip: snapshot.tip,
+            stretch_us: snapshot.stretch_us,
+            arrivals: snapshot.arrivals,
+            cursors: snapshot.cursors,
+            root: snapshot.root,
+        })
+    }
+}
+
+/// Builds a state row by row, so that no second copy of all rows is needed, and checks each on the way.
+pub(super) struct Builder {
+    genesis: Arc<Genesis>,
+    registry: Registry,
+    tasks: HashedMap<TaskId, Row>,
+    task_keys: HashedMap<TaskKeyId, TaskKeyRow>,
+    streams: HashedMap<StreamKey, StreamRow>,
+    index: Index,
+    last: (Option<TaskId>, Option<TaskKeyId>, Option<StreamKey>),
+}
+
+/// Everything of a state but its rows.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Small {
+    pub(super) version: u16,
+    pub(super) chain: ChainId,
+    height: Height,
+    time: BlockTime,
+    tip: Digest,
+    stretch_us: u64,
+    arrivals: u64,
+    cursors: Vec<CursorBytes>,
+    root: Digest,
+}
+
+impl Small {
+    pub(super) fn of(queue: &GlobalQueue) -> Self {
+        Self {
+            version: SNAPSHOT_VERSION,
+            chain: *queue.registry.chain(),
+            height: queue.height,
+            time: queue.time,
+            tip: queue.tip,
+            stretch_us: queue.stretch_us,
+            arrivals: queue.arrivals,
+            cursors: queue.cursors.iter().map(cursor_bytes).collect(),
+            root: queue.root,
+        }
+    }
+}
+
+fn check(holds: bool, what: &'static str) -> Result<(), RestoreError> {
+    if holds {
+        Ok(())
+    } else {
+        Err(RestoreError::Inconsistent(what))
+    }
+}
+
+impl Builder {
+    pub(super) fn new(genesis: &Genesis) -> Self {
+        Self {
+            genesis: Arc::new(genesis.clone()),
+            registry: Registry::from_genesis(genesis),
+            tasks: HashedMap::new(),
+            task_keys: HashedMap::new(),
+            streams: HashedMap::new(),
+            index: Index::new(genesis.clusters.len()),
+            last: (None, None, None),
+        }
+    }
+
+    pub(super) fn check_version(&self, version: u16, chain: ChainId) -> Result<(), RestoreError> {
+        if version != SNAPSHOT_VERSION {
+            return Err(RestoreError::Version { got: version });
+        }
+        let want = *self.registry.chain();
+        if chain == want {
+            Ok(())
+        } else {
+            Err(RestoreError::WrongFleet { got: chain, want })
+        }
+    }
+
+    pub(super) fn task(&mut self, id: TaskId, submitted: Submitted, standing: Standing) -> Result<(), RestoreError> {
+        check(
+            self.last.0.replace(id).is_none_or(|last| last < id),
+            "tasks are not in order of their ids",
+        )?;
+        let clusters = self.genesis.clusters.len();
+        check(
+            (submitted.through.0 as usize) < clusters && standing.cluster.is_none_or(|id| (id.0 as usize) < clusters),
+            "a task of an unknown cluster",
+        )?;
+        check(
+            submitted.task.validate().is_ok() && standing.events.len() <= EVENTS_PER_TASK_MAX,
+            "a task that could not have been submitted, or with too many events",
+        )?;
+        let row = Row::new(id, submitted, standing);
+        self.index.insert(&row);
+        self.tasks.insert(id, row);
+        Ok(())
+    }
+
+    pub(super) fn task_key(&mut self, row: TaskKeyRow) -> Result<(), RestoreError> {
+        check(
+            self.last.1.replace(row.key).is_none_or(|last| last < row.key),
+            "task keys are not in order",
+        )?;
+        check(self.tasks.get(&row.task).is_some(), "a task key without its task")?;
+        self.task_keys.insert(row.key, row);
+        Ok(())
+    }
+
+    pub(super) fn stream(&mut self, row: StreamRow) -> Result<(), RestoreError> {
+        check(
+            self.last.2.replace(row.key).is_none_or(|last| last < row.key),
+            "number streams are not in order",
+        )?;
+        self.streams.insert(row.key, row);
+        Ok(())
+    }
+
+    pub(super) fn finish(self, small: Small) -> Result<GlobalQueue, RestoreError> {
+        self.check_version(small.version, small.chain)?;
+        check(
+            small.cursors.len() == self.genesis.clusters.len(),
+            "cursors of other clusters",
+        )?;
+        let genesis_time = self.genesis.genesis_time;
+        check(
+            small.time >= genesis_time && small.stretch_us <= small.time.0 - genesis_time.0,
+            "a time before genesis",
+        )?;
+        let mut queue = GlobalQueue {
+            genesis: self.genesis,
+            registry: Arc::new(self.registry),
+            height: small.height,
+            time: small.time,
+            tip: small.tip,
+            stretch_us: small.stretch_us,
+            arrivals: small.arrivals,
+            cursors: Arc::new(small.cursors.into_iter().map(cursor_from).collect()),
+            tasks: self.tasks,
+            task_keys: self.task_keys,
+            streams: self.streams,
+            index: self.index,
+            root: Digest::default(),
+        };
+        queue.refresh();
+        if queue.root != small.root {
+            return Err(RestoreError::WrongRoot {
+                got: queue.root,
+                want: small.root,
+            });
         }
         Ok(queue)
     }
-}
-
-fn check_parts(snapshot: &Snapshot, genesis: &Genesis) -> Result<(), RestoreError> {
-    let check = |holds: bool, what| {
-        if holds {
-            Ok(())
-        } else {
-            Err(RestoreError::Inconsistent(what))
-        }
-    };
-    let clusters = genesis.clusters.len();
-    check(snapshot.cursors.len() == clusters, "cursors of other clusters")?;
-    check(
-        snapshot.time >= genesis.genesis_time && snapshot.stretch_us <= snapshot.time.0 - genesis.genesis_time.0,
-        "a time before genesis",
-    )?;
-    check(
-        snapshot.tasks.is_sorted_by(|a, b| a.0 < b.0),
-        "tasks are not in order of their ids",
-    )?;
-    check(
-        snapshot.task_keys.is_sorted_by(|a, b| a.key < b.key),
-        "task keys are not in order",
-    )?;
-    check(
-        snapshot.streams.is_sorted_by(|a, b| a.key < b.key),
-        "number streams are not in order",
-    )?;
-    let has_row = |id: &TaskId| snapshot.tasks.binary_search_by_key(id, |row| row.0).is_ok();
-    check(
-        snapshot.task_keys.iter().all(|key| has_row(&key.task)),
-        "a task key without its task",
-    )?;
-    check(
-        snapshot.tasks.iter().all(|(_, submitted, standing)| {
-            (submitted.through.0 as usize) < clusters && standing.cluster.is_none_or(|id| (id.0 as usize) < clusters)
-        }),
-        "a task of an unknown cluster",
-    )?;
-    check(
-        snapshot.tasks.iter().all(|(_, submitted, standing)| {
-            submitted.task.validate().is_ok() && standing.events.len() <= EVENTS_PER_TASK_MAX
-        }),
-        "a task that could not have been submitted, or with too many events",
-    )
-}
-
-fn rebuild(snapshot: Snapshot, genesis: &Genesis, registry: Registry) -> GlobalQueue {
-    let mut tasks = HashedMap::new();
-    let mut index = Index::new(genesis.clusters.len());
-    for (id, submitted, standing) in snapshot.tasks {
-        let row = Row::new(id, submitted, standing);
-        index.insert(&row);
-        tasks.insert(id, row);
-    }
-    let mut task_keys = HashedMap::new();
-    for row in snapshot.task_keys {
-        task_keys.insert(row.key, row);
-    }
-    let mut streams = HashedMap::new();
-    for row in snapshot.streams {
-        streams.insert(row.key, row);
-    }
-    let mut queue = GlobalQueue {
-        genesis: Arc::new(genesis.clone()),
-        registry: Arc::new(registry),
-        height: snapshot.height,
-        time: snapshot.time,
-        tip: snapshot.tip,
-        stretch_us: snapshot.stretch_us,
-        arrivals: snapshot.arrivals,
-        cursors: Arc::new(snapshot.cursors.into_iter().map(cursor_from).collect()),
-        tasks,
-        task_keys,
-        streams,
-        index,
-        root: Digest::default(),
-    };
-    queue.refresh();
-    queue
 }
 
 fn cursor_bytes(cursor: &Cursor) -> CursorBytes {

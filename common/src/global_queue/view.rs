@@ -141,7 +141,6 @@ impl GlobalQueue {
     pub fn view_of(&self, row: &Row) -> TaskView {
         let life = &row.standing.life;
         let is_held = row.state().is_held() || row.state() == TaskState::Unknown;
-        let newest = row.standing.events.last();
         TaskView {
             id: row.id,
             author: row.submitted.author,
@@ -157,10 +156,17 @@ impl GlobalQueue {
             }),
             attempts: life.attempts,
             percent: life.percent,
-            finality: Finality::Final {
-                height: newest.map_or(self.height, |event| event.height),
-                verdict: newest.map_or(Verdict::Granted, |event| event.verdict),
-            },
+            finality: self.finality_of(row),
+        }
+    }
+
+    /// How final the newest event of a row is: where it stands, and what was decided.
+    #[must_use]
+    pub fn finality_of(&self, row: &Row) -> Finality {
+        let newest = row.standing.events.last();
+        Finality::Final {
+            height: newest.map_or(self.height, |event| event.height),
+            verdict: newest.map_or(Verdict::Granted, |event| event.verdict),
         }
     }
 

@@ -69,3 +69,53 @@ fn state_of_another_fleet_or_version_is_refused() {
         Err(RestoreError::Version { got: 2 })
     );
 }
+
+fn pieces(queue: &GlobalQueue) -> Vec<(Section, Vec<u8>)> {
+    let mut pieces = Vec::new();
+    let put = |section, bytes: &[u8]| {
+        pieces.push((section, bytes.to_vec()));
+        Ok::<_, std::convert::Infallible>(())
+    };
+    queue.write_sections(put).unwrap();
+    pieces
+}
+
+fn restore(pieces: &[(Section, Vec<u8>)], genesis: &crate::genesis::Genesis) -> Result<GlobalQueue, RestoreError> {
+    let mut restoring = Restoring::new(genesis);
+    for (section, bytes) in pieces {
+        restoring.add(*section, bytes)?;
+    }
+    restoring.finish()
+}
+
+#[test]
+fn state_restored_from_pieces_is_equal_and_a_piece_missing_doubled_or_out_of_order_is_refused() {
+    let ledger = busy();
+    let (genesis, all) = (&ledger.fleet.genesis, pieces(&ledger.queue));
+    assert_eq!(restore(&all, genesis).as_ref(), Ok(&ledger.queue));
+    for at in 0..all.len() {
+        let mut missing = all.clone();
+        missing.remove(at);
+        assert!(restore(&missing, genesis).is_err(), "without piece {at}");
+        let mut doubled = all.clone();
+        doubled.insert(at, all[at].clone());
+        assert!(restore(&doubled, genesis).is_err(), "piece {at} twice");
+        let mut swapped = all.clone();
+        swapped.swap(at, (at + 1) % all.len());
+        assert!(restore(&swapped, genesis).is_err(), "piece {at} later");
+    }
+}
+
+#[test]
+fn pieces_of_a_large_state_stay_small() {
+    let mut ledger = ledger();
+    for number in 0..40 {
+        let mut new = task(&format!("large{number}"));
+        new.payload = vec![7; 8_000].try_into().unwrap();
+        submit(&mut ledger, C2, Scope::Cluster, &new);
+    }
+    let all = pieces(&ledger.queue);
+    assert!(all.iter().filter(|(section, _)| *section == Section::Tasks).count() > 1);
+    assert!(all.iter().all(|(_, bytes)| bytes.len() < PIECE_BYTES + 64 * 1024));
+    assert_eq!(restore(&all, &ledger.fleet.genesis), Ok(ledger.queue));
+}
