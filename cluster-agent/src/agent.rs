@@ -171,6 +171,8 @@ impl Agent {
             outbox_bytes_max: settings.limits.outbox_bytes_max,
             entries_per_second: settings.limits.author_entries_per_second,
             entries_burst: settings.limits.author_entries_burst,
+            open_tasks_max: settings.limits.open_tasks_max,
+            state_bytes_max: settings.limits.state_bytes_max,
         };
         let shell = Arc::new(Shell {
             chain: *registry.chain(),

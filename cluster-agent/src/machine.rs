@@ -7,8 +7,8 @@
 //! * Equal commands at equal positions give equal queues and answers. Leases, freshness and times of
 //!   apply stand beside the queue and never flow into it.
 //! * Upon a command that does not decode: a recorded no-op. Members refuse to append one.
-//! * Upon a snapshot: every author signature of the outbox is checked before the state is accepted,
-//!   since this member attests what it holds.
+//! * Upon a snapshot from a peer: every author signature of outbox and open batch is checked before the
+//!   state is accepted, since this member attests what it holds.
 //!
 //! # Invariants
 //! * linearizable: the queue is the fold of the log up to the applied position.
@@ -22,7 +22,7 @@ use cluster_core::{
     admission::StaticChecker,
     freshness::{Freshness, FreshnessLimits},
     lease::{LeaseWatch, Leases},
-    queue::{Applied, ClusterQueue, QueueEvent},
+    queue::{Applied, ClusterQueue, QueueEvent, QueueRestoring},
 };
 use common::{
     batch::BatchItem,
@@ -38,7 +38,7 @@ use transport::watch::Watch;
 
 use crate::{
     ports::Clock,
-    raft::{AppendCheck, ReplicatedMachine, RestoreError, SnapshotJob},
+    raft::{AppendCheck, Origin, ReplicatedMachine, RestoreError, RestoreJob, SnapshotJob, SnapshotSource},
     signatures::Signatures,
 };
 
@@ -259,24 +259,45 @@ impl ReplicatedMachine for Machine {
     }
 
     fn snapshot(&self) -> SnapshotJob {
-        let view = self.lock().queue.clone();
-        Box::new(move || view.to_bytes())
+        let view = self.lock().queue.view();
+        Box::new(move |sink| view.write_pieces(|section, bytes| sink.put(section, bytes)))
     }
 
-    fn restore(&self, position: LogPosition, chain: Digest, bytes: &[u8]) -> Result<(), RestoreError> {
-        let refuse = |why: String| RestoreError(why);
-        let queue = ClusterQueue::from_bytes(self.genesis.clone(), self.cluster, bytes)
-            .map_err(|error| refuse(error.to_string()))?;
+    fn prepare(
+        self: Arc<Self>,
+        position: LogPosition,
+        chain: Digest,
+        origin: Origin,
+        source: &mut dyn SnapshotSource,
+    ) -> Result<RestoreJob, RestoreError> {
+        let mut restoring = QueueRestoring::new(self.genesis.clone(), self.cluster);
+        while let Some((section, bytes)) = source.next().map_err(refuse)? {
+            restoring.add(section, &bytes).map_err(refuse)?;
+        }
+        let queue = restoring.finish().map_err(refuse)?;
         if queue.applied() != (position, chain) {
-            return Err(refuse(format!(
+            return Err(RestoreError(format!(
                 "it stands at {:?}, announced was {position:?}",
                 queue.applied().0
             )));
         }
-        check_outbox_signatures(&queue, &mut self.signatures.clone()).map_err(refuse)?;
+        if origin == Origin::Peer {
+            check_signatures(&queue, &mut self.signatures.clone()).map_err(RestoreError)?;
+        }
+        Ok(Box::new(move || self.become_queue(position, queue)))
+    }
+}
+
+fn refuse(error: impl std::fmt::Display) -> RestoreError {
+    RestoreError(error.to_string())
+}
+
+impl Machine {
+    /// Makes `queue`, which stands at `position`, the state in force.
+    fn become_queue(&self, position: LogPosition, queue: ClusterQueue) {
         let now_us = self.now_us();
         let mut state = self.lock();
-        state.queue = queue;
+        let before = std::mem::replace(&mut state.queue, queue);
         state.leases.forget();
         let State { queue, lease_watch, .. } = &mut *state;
         lease_watch.refresh(queue, now_us);
@@ -284,26 +305,22 @@ impl ReplicatedMachine for Machine {
         let pulse = state.pulse();
         drop(state);
         self.pulse.set_if_changed(pulse);
-        Ok(())
+        // Not under the lock: it may be large.
+        drop(before);
     }
 }
 
-fn check_outbox_signatures(queue: &ClusterQueue, signatures: &mut Signatures) -> Result<(), String> {
-    for batch in queue.batcher().outbox() {
-        for row in &batch.entries {
-            let BatchItem::Author(entry) = &row.item else { continue };
-            match entry.clone().check_with(queue.registry(), signatures) {
-                StaticVerdict::Good(_) => {}
-                StaticVerdict::Bad(fault) => {
-                    return Err(format!("entry {} of batch {}: {fault}", row.index, batch.header.seq));
-                }
-                StaticVerdict::UnknownKey => {
-                    return Err(format!(
-                        "entry {} of batch {}: unknown key",
-                        row.index, batch.header.seq
-                    ));
-                }
-            }
+/// Every author signature that this member will attest: of the outbox, and of the batch that is still
+/// open, which it will close like every other member.
+fn check_signatures(queue: &ClusterQueue, signatures: &mut Signatures) -> Result<(), String> {
+    let batcher = queue.batcher();
+    let closed = batcher.outbox().flat_map(|batch| batch.entries.iter());
+    for row in closed.chain(batcher.open_rows()) {
+        let BatchItem::Author(entry) = &row.item else { continue };
+        match entry.clone().check_with(queue.registry(), signatures) {
+            StaticVerdict::Good(_) => {}
+            StaticVerdict::Bad(fault) => return Err(format!("entry {}: {fault}", row.index)),
+            StaticVerdict::UnknownKey => return Err(format!("entry {}: unknown key", row.index)),
         }
     }
     Ok(())

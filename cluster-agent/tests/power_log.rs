@@ -12,7 +12,7 @@ use cluster_agent::raft::store::{
     LogOp, LogRecord, LogStore, RECORD_BYTES_MAX, Recovered,
     durable_sled::{DurableSled, SledOptions},
     identity::{MemberIdentity, MemberStores, open_member},
-    snapshot::SnapshotStore,
+    snapshot::{DraftName, SnapshotStore},
 };
 use common::{
     crypto::sha256,
@@ -187,7 +187,10 @@ fn work(data: &Path, seed: u64, report: &Report) {
                 term: Term(1),
                 index: LogIndex(*upto),
             };
-            runtime.block_on(stores.snapshots.save(at, snapshot_of(*upto))).unwrap();
+            let mut draft = stores.snapshots.draft(DraftName::Own).unwrap();
+            draft.append(&snapshot_of(*upto)).unwrap();
+            draft.sync().unwrap();
+            runtime.block_on(stores.snapshots.publish(draft, at)).map(drop).unwrap();
         }
         let (report, done) = (report.clone(), done.clone());
         let say = move |outcome: Result<(), _>| {
@@ -334,8 +337,11 @@ impl Member {
             self.possible.iter().map(describe).collect::<Vec<_>>()
         );
         if let Some((upto, _)) = &found.purged {
-            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-            let snapshot = runtime.block_on(stores.snapshots.load()).unwrap();
+            let snapshot = stores.snapshots.newest().unwrap().map(|bytes| {
+                let mut all = vec![0; usize::try_from(bytes.bytes_len()).unwrap()];
+                bytes.read_at(0, &mut all).unwrap();
+                all
+            });
             let covers = snapshot.as_deref().and_then(covered_by);
             assert!(
                 covers >= Some(upto.0),

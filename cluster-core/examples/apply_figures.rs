@@ -30,7 +30,9 @@ fn on_processor_us() -> f64 {
 }
 
 fn main() {
-    let tasks: u64 = std::env::args().nth(1).map_or(100_000, |text| text.parse().expect("a number"));
+    let tasks: u64 = std::env::args()
+        .nth(1)
+        .map_or(100_000, |text| text.parse().expect("a number"));
     let fleet = Fleet::dev();
     let own = ClusterId(0);
     let mut queue = ClusterQueue::genesis(Arc::new(fleet.genesis.clone()), own);
@@ -49,7 +51,13 @@ fn main() {
         for entry in batch {
             let index = LogIndex(queue.applied().0.index.0 + 1);
             let position = LogPosition { term: Term(1), index };
-            queue.apply(position, leader, Digest::default(), LogEntry::Author(entry), &mut Trusting);
+            queue.apply(
+                position,
+                leader,
+                Digest::default(),
+                LogEntry::Author(entry),
+                &mut Trusting,
+            );
         }
         (on_processor_us() - started) / count as f64
     };
@@ -58,12 +66,19 @@ fn main() {
     let started = on_processor_us();
     let view = queue.view();
     println!("view: {:.1} us", (on_processor_us() - started));
-    println!("after a view, which is held: {:.2} us per apply", run(&mut queue, 10_000));
+    println!(
+        "after a view, which is held: {:.2} us per apply",
+        run(&mut queue, 10_000)
+    );
     let started = on_processor_us();
     drop(view);
     println!("view dropped: {:.1} us", (on_processor_us() - started));
     println!("alone: {:.2} us per apply", run(&mut queue, 10_000));
     let started = on_processor_us();
     let bytes = queue.to_bytes();
-    println!("encoded: {} bytes in {:.0} ms", bytes.len(), (on_processor_us() - started) / 1e3);
+    println!(
+        "encoded: {} bytes in {:.0} ms",
+        bytes.len(),
+        (on_processor_us() - started) / 1e3
+    );
 }

@@ -137,11 +137,20 @@ impl<K: Ord, V> SharedMap<K, V> {
         };
         let branch_at = first.and_then(|key| at(&self.root, key)).unwrap_or(0);
         let branch = self.root.get(branch_at);
-        let leaf_at = first.zip(branch).and_then(|(key, branch)| at(&branch.1, key)).unwrap_or(0);
+        let leaf_at = first
+            .zip(branch)
+            .and_then(|(key, branch)| at(&branch.1, key))
+            .unwrap_or(0);
         let rest_of_branch = branch.into_iter().flat_map(move |(_, branch)| branch[leaf_at..].iter());
-        let behind = self.root.iter().skip(branch_at + 1).flat_map(|(_, branch)| branch.iter());
+        let behind = self
+            .root
+            .iter()
+            .skip(branch_at + 1)
+            .flat_map(|(_, branch)| branch.iter());
         let leaves = rest_of_branch.chain(behind);
-        let pairs = leaves.flat_map(|(_, leaf)| leaf.iter()).map(|(key, value)| (key, value));
+        let pairs = leaves
+            .flat_map(|(_, leaf)| leaf.iter())
+            .map(|(key, value)| (key, value));
         pairs.skip_while(move |(key, _)| match &from {
             Bound::Included(from) => *key < from,
             Bound::Excluded(from) => *key <= from,
@@ -295,7 +304,10 @@ mod tests {
         assert!(map.iter().rev().eq(model.iter().rev()));
         assert!(map.values().eq(model.values()));
         assert_eq!((map.len(), map.iter().len()), (model.len(), model.len()));
-        assert_eq!((map.first(), map.last()), (model.first_key_value(), model.last_key_value()));
+        assert_eq!(
+            (map.first(), map.last()),
+            (model.first_key_value(), model.last_key_value())
+        );
         for (first, branch) in map.root.iter() {
             assert_eq!(Some(first), branch.first().map(|(first, _)| first));
             assert!(branch.len() <= BRANCH_MAX);

@@ -234,7 +234,7 @@ impl Shell {
 
 pub(crate) fn refusal_of(error: &AdmitError) -> WriteOutcome {
     match error {
-        AdmitError::Overloaded(full @ Full::Outbox { .. }) => overloaded(full.word(), 1_000),
+        AdmitError::Overloaded(full @ (Full::Outbox { .. } | Full::State { .. })) => overloaded(full.word(), 1_000),
         AdmitError::Overloaded(full @ Full::Author { retry_after_ms }) => overloaded(full.word(), *retry_after_ms),
         AdmitError::Rejected(_) | AdmitError::Static(_) => {
             let verdict = error.verdict().unwrap_or(Verdict::Rejected(Reason::Malformed));

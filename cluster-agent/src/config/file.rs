@@ -66,6 +66,10 @@ pub(super) struct LimitsTable {
     pub proposal_bytes: Option<WithUnit>,
     pub snapshot_entries: Option<u64>,
     pub snapshot_entries_kept: Option<u64>,
+    pub snapshot_bytes: Option<WithUnit>,
+    pub snapshot_bytes_kept: Option<WithUnit>,
+    pub open_tasks: Option<u64>,
+    pub state_bytes: Option<WithUnit>,
 }
 
 /// How logs are written to stderr.

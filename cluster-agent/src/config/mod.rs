@@ -43,6 +43,14 @@ pub const BUFFER_ENTRIES_DEFAULT: usize = 256;
 pub const BUFFER_BYTES_DEFAULT: u64 = 1024 * 1024;
 /// More would make a start slow: they are read back into memory.
 const BUFFER_ENTRIES_MAX: usize = 65_536;
+/// Open tasks of a cluster, unless the file says otherwise.
+pub const OPEN_TASKS_DEFAULT: u64 = 2_000_000;
+
+/// Bytes of a cluster's own state, unless the file says otherwise.
+pub const STATE_BYTES_DEFAULT: u64 = 2 * 1024 * 1024 * 1024;
+
+/// A snapshot carries a cluster's own state and the global view beside it within its bound.
+const STATE_BYTES_MAX: u64 = STATE_BYTES_DEFAULT;
 
 /// A write ends before the transport gives its answer up.
 const WRITE_DEADLINE_MAX: Duration = Duration::from_secs(25);
@@ -78,6 +86,10 @@ pub struct Limits {
     pub author_entries_per_second: u32,
     /// The same at once.
     pub author_entries_burst: u32,
+    /// Open tasks of the cluster; beyond it no `Submit` enters here.
+    pub open_tasks_max: u64,
+    /// Bytes of rows and of entries not final; beyond it no `Submit` enters here.
+    pub state_bytes_max: u64,
     /// A write ends within this time, whatever happens.
     pub write_deadline: Duration,
     /// A leader waits this long with something open before it proposes a `Cut`, and this long
@@ -291,6 +303,20 @@ impl Checker {
         raft.proposals_max = limits.proposals_max.map_or(raft.proposals_max, |given| given as usize);
         raft.snapshot_entries = limits.snapshot_entries.unwrap_or(raft.snapshot_entries);
         raft.snapshot_entries_kept = limits.snapshot_entries_kept.unwrap_or(raft.snapshot_entries_kept);
+        for (key, text, value) in [
+            (
+                "limits.snapshot_bytes",
+                limits.snapshot_bytes.as_ref(),
+                &mut raft.snapshot_bytes,
+            ),
+            (
+                "limits.snapshot_bytes_kept",
+                limits.snapshot_bytes_kept.as_ref(),
+                &mut raft.snapshot_bytes_kept,
+            ),
+        ] {
+            *value = self.unit(key, text, units::size).unwrap_or(*value);
+        }
         if let Some(bytes) = self.unit("limits.proposal_bytes", limits.proposal_bytes.as_ref(), units::size) {
             raft.proposal_bytes_max = usize::try_from(bytes).unwrap_or(usize::MAX);
         }
@@ -326,11 +352,20 @@ impl Checker {
     fn limits(&mut self, file: &ConfigFile, raft: &RaftConfig) -> Limits {
         let LinkTable { write_deadline, .. } = &file.link;
         let outbox = self.unit("limits.outbox_bytes", file.limits.outbox_bytes.as_ref(), units::size);
+        let state = self.unit("limits.state_bytes", file.limits.state_bytes.as_ref(), units::size);
         let limits = Limits {
             outbox_bytes_max: outbox.unwrap_or(OUTBOX_BYTES_DEFAULT),
             buffer: self.buffer(file),
+            open_tasks_max: file.limits.open_tasks.unwrap_or(OPEN_TASKS_DEFAULT),
+            state_bytes_max: state.unwrap_or(STATE_BYTES_DEFAULT),
             ..Limits::for_raft(raft)
         };
+        if limits.state_bytes_max > STATE_BYTES_MAX {
+            self.problem(format!(
+                "limits.state_bytes {} B must be at most {STATE_BYTES_MAX} B: a snapshot must carry it",
+                limits.state_bytes_max
+            ));
+        }
         let deadline = self.unit("link.write_deadline", write_deadline.as_ref(), units::duration);
         let limits = Limits {
             write_deadline: deadline.unwrap_or(limits.write_deadline),
@@ -373,6 +408,8 @@ impl Limits {
             },
             author_entries_per_second: 2_000,
             author_entries_burst: 4_000,
+            open_tasks_max: OPEN_TASKS_DEFAULT,
+            state_bytes_max: STATE_BYTES_DEFAULT,
             // A leader may die once under a write, and its successor needs an election and a half.
             write_deadline: Duration::from_millis((5 * raft.election_timeout_ms_max).max(2_000))
                 .min(WRITE_DEADLINE_MAX),

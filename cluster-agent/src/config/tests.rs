@@ -106,6 +106,30 @@ fn every_problem_is_listed_with_both_keys_and_values() {
 }
 
 #[test]
+fn bounds_of_snapshots_and_state_are_read_and_checked() {
+    let keys = "[limits]\nsnapshot_entries = 20\nsnapshot_entries_kept = 5\nsnapshot_bytes = \"64KiB\"\n\
+                snapshot_bytes_kept = \"32KiB\"\nopen_tasks = 1000\nstate_bytes = \"1MiB\"\n";
+    let config = Dir::new().load(&GOOD.replace("[limits]\n", keys)).unwrap();
+    assert_eq!(
+        (config.raft.snapshot_entries, config.raft.snapshot_entries_kept),
+        (20, 5)
+    );
+    assert_eq!(
+        (config.raft.snapshot_bytes, config.raft.snapshot_bytes_kept),
+        (64 << 10, 32 << 10)
+    );
+    assert_eq!(
+        (config.limits.open_tasks_max, config.limits.state_bytes_max),
+        (1_000, 1 << 20)
+    );
+    let problems = Dir::new().problems(&GOOD.replace("[limits]\n", "[limits]\nstate_bytes = \"3GiB\"\n"));
+    assert!(
+        problems[0].starts_with("limits.state_bytes 3221225472 B must be at most 2147483648 B"),
+        "{problems:?}"
+    );
+}
+
+#[test]
 fn device_of_another_fleet_or_kind_is_refused() {
     let stranger = Dir::new().problems(&GOOD.replace("label = \"c1-1\"", "label = \"c9-1\""));
     assert!(

@@ -35,8 +35,8 @@ pub const ENTRIES_PER_APPEND_MAX: usize = 512;
 pub const APPEND_ENTRY_BYTES_MAX: usize = RAFT_APPEND_BYTES_MAX - LOG_ENTRY_BYTES_MAX;
 /// One frame of a snapshot on the wire.
 pub const SNAPSHOT_FRAME_BYTES_MAX: usize = 256 * 1024;
-/// Encoded snapshot with its membership.
-pub const SNAPSHOT_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Longest snapshot file. Admission stops long before: see the limits of open tasks and state bytes.
+pub const SNAPSHOT_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
 
 const CHAIN_TAG: &[u8] = b"muster/raft-log-chain/1";
 
@@ -400,7 +400,8 @@ impl Body for TransferReply {
     }
 }
 
-/// One frame of a snapshot; `digest` is of the whole and names the transfer.
+/// One frame of a snapshot; `digest` is of the whole and names the transfer. An empty frame at the end asks
+/// what became of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SnapshotFrame {
     pub vote: WireVote,
@@ -415,13 +416,13 @@ impl Body for SnapshotFrame {
 
     fn check(&self) -> Result<(), &'static str> {
         let end = self.offset.checked_add(self.bytes.len() as u64);
-        if self.bytes_total > SNAPSHOT_BYTES_MAX as u64 {
+        if self.bytes_total > SNAPSHOT_BYTES_MAX {
             return Err("a snapshot above the bound");
         }
         if end.is_none_or(|end| end > self.bytes_total) {
             return Err("a frame past the end of its snapshot");
         }
-        if self.bytes.is_empty() {
+        if self.bytes.is_empty() && self.offset < self.bytes_total {
             Err("an empty frame")
         } else {
             Ok(())
@@ -431,7 +432,7 @@ impl Body for SnapshotFrame {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum SnapshotReply {
-    /// Send on from here.
+    /// Send on from here; at the end: everything has arrived, ask again.
     Continue { offset: u64 },
     /// The snapshot is installed, or the vote was too low; the receiver's vote tells.
     Done { vote: WireVote },
@@ -441,18 +442,17 @@ impl Body for SnapshotReply {
     const BYTES_MAX: usize = 48;
 }
 
-/// A snapshot as it is stored and sent; `machine` is the state machine's own encoding.
+/// The first frame of a snapshot file: where in the log it stands, and who is a member there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct SnapshotBody {
+pub(super) struct SnapshotHead {
     pub last: Option<WireLogId>,
     pub chain: Digest,
     pub membership_at: Option<WireLogId>,
     pub membership: WireMembership,
-    pub machine: Blob<SNAPSHOT_BYTES_MAX>,
 }
 
-impl Body for SnapshotBody {
-    const BYTES_MAX: usize = SNAPSHOT_BYTES_MAX - 64;
+impl Body for SnapshotHead {
+    const BYTES_MAX: usize = MEMBERSHIP_BYTES_MAX + 2 * LOG_ID_BYTES_MAX + 64;
 
     fn check(&self) -> Result<(), &'static str> {
         check_optional(self.last)?;

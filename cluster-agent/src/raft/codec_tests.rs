@@ -70,13 +70,12 @@ fn frame() -> SnapshotFrame {
     }
 }
 
-fn snapshot() -> SnapshotBody {
-    SnapshotBody {
+fn snapshot() -> SnapshotHead {
+    SnapshotHead {
         last: Some(id(302)),
         chain: Digest([0xcc; 32]),
         membership_at: Some(id(302)),
         membership: membership(),
-        machine: b"machine".to_vec().try_into().unwrap(),
     }
 }
 
@@ -147,7 +146,7 @@ fn samples() -> BTreeMap<&'static str, String> {
             pin(&SnapshotReply::Continue { offset: 262_144 }),
         ),
         ("snapshot_reply_done", pin(&SnapshotReply::Done { vote: vote() })),
-        ("snapshot_body", pin(&snapshot())),
+        ("snapshot_head", pin(&snapshot())),
         ("chain_of_three_entries", chains.to_hex()),
     ]);
     for (name, entry) in ["entry_blank", "entry_command", "entry_membership"]
@@ -345,7 +344,7 @@ fn greatest_values_fit_their_bounds() {
     let frame = SnapshotFrame {
         vote,
         digest,
-        bytes_total: SNAPSHOT_BYTES_MAX as u64,
+        bytes_total: SNAPSHOT_BYTES_MAX,
         offset: 1 << 25,
         bytes: vec![0xff; SNAPSHOT_FRAME_BYTES_MAX].try_into().unwrap(),
     };
@@ -384,7 +383,7 @@ proptest! {
         for bytes in [&bytes, &damaged] {
             let _ = decode::<AppendRequest>(bytes);
             let _ = decode::<SnapshotFrame>(bytes);
-            let _ = decode::<SnapshotBody>(bytes);
+            let _ = decode::<SnapshotHead>(bytes);
             let _ = decode::<EntryRecord>(bytes);
             let _ = decode::<BallotRequest>(bytes);
             let _ = decode::<TransferReply>(bytes);

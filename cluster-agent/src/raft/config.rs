@@ -13,7 +13,7 @@ use std::time::Duration;
 use openraft::{Config, SnapshotPolicy};
 use serde::{Deserialize, Serialize};
 
-use super::codec::ENTRIES_PER_APPEND_MAX;
+use super::{codec::ENTRIES_PER_APPEND_MAX, snapshot_policy::SnapshotBounds};
 
 /// Kind of link between the members of a cluster.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +50,10 @@ pub struct RaftConfig {
     pub fsync_ms_p99: u64,
     /// A snapshot is made after this many entries.
     pub snapshot_entries: u64,
+    /// A snapshot is made after this many bytes of entries, if they come first.
+    pub snapshot_bytes: u64,
+    /// Bytes of entries kept below a snapshot, at most.
+    pub snapshot_bytes_kept: u64,
     /// Entries kept below a snapshot, so that a member that was away for minutes catches up by log.
     pub snapshot_entries_kept: u64,
     /// A whole snapshot must be sent and installed within this time.
@@ -108,6 +112,8 @@ impl RaftConfig {
             rtt_ms_p999,
             fsync_ms_p99,
             snapshot_entries: 10_000,
+            snapshot_bytes: 8 * 1024 * 1024,
+            snapshot_bytes_kept: 32 * 1024 * 1024,
             snapshot_entries_kept: 5_000,
             snapshot_timeout_ms: 600_000,
             snapshot_frame_timeout_ms: 30_000,
@@ -123,7 +129,7 @@ impl RaftConfig {
     /// [`ConfigError`] with every relation that does not hold.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let round_trips = 2 * (self.rtt_ms_p999 + self.fsync_ms_p99);
-        let relations: [(&'static str, u64, &'static str, u64, bool); 8] = [
+        let relations: [(&'static str, u64, &'static str, u64, bool); 10] = [
             (
                 "heartbeat_ms",
                 self.heartbeat_ms,
@@ -167,6 +173,8 @@ impl RaftConfig {
                 self.snapshot_frame_timeout_ms,
                 false,
             ),
+            ("snapshot_bytes", self.snapshot_bytes, "1", 1, true),
+            ("snapshot_entries_kept", self.snapshot_entries_kept, "1", 1, true),
             ("proposals_max", self.proposals_max as u64, "1", 1, true),
         ];
         let failed = relations
@@ -207,6 +215,14 @@ impl RaftConfig {
         Duration::from_millis(self.election_timeout_ms_min)
     }
 
+    pub(super) fn snapshot_bounds(&self) -> SnapshotBounds {
+        SnapshotBounds {
+            entries: self.snapshot_entries,
+            bytes: self.snapshot_bytes,
+            kept_bytes: self.snapshot_bytes_kept,
+        }
+    }
+
     pub(super) fn snapshot_frame_timeout(&self) -> Duration {
         Duration::from_millis(self.snapshot_frame_timeout_ms)
     }
@@ -226,7 +242,8 @@ impl RaftConfig {
             enable_leader_restore: Some(false),
             allow_log_reversion: Some(false),
             install_snapshot_timeout: self.snapshot_timeout_ms,
-            snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot_entries),
+            // We ask for them: openraft does not count bytes.
+            snapshot_policy: SnapshotPolicy::Never,
             max_in_snapshot_log_to_keep: self.snapshot_entries_kept,
             // Above the snapshot's interval, or a snapshot would not cure a lag.
             replication_lag_threshold: 2 * self.snapshot_entries,

@@ -12,13 +12,14 @@ use openraft::{
 use openraft_rt::AsyncRuntime;
 
 use super::{
+    config::{LinkProfile, RaftConfig},
     log::RaftLog,
-    machine::{MachineAdapter, ReplicatedMachine, SnapshotJob},
+    machine::{MachineAdapter, Origin, ReplicatedMachine, RestoreError, RestoreJob, SnapshotJob},
     signal::Signal,
+    snapshot_file::SnapshotSource,
     store::{LogStore, snapshot::SnapshotStore},
     types::TypeConfig,
 };
-use crate::raft::RestoreError;
 use common::ids::{Digest, LogPosition, RaftNodeId};
 
 /// Fresh stores, and what must live as long as they do (a temporary directory).
@@ -59,7 +60,14 @@ impl<R: AsyncRuntime, F: Fn() -> FreshStores + Send + Sync>
     ) -> Result<(Box<dyn Send + Sync>, RaftLog<R>, MachineAdapter<R>), StorageError<TypeConfig<R>>> {
         let stores = (self.make)();
         let log = RaftLog::open(stores.log, Arc::new(|_| ())).map_err(|error| storage_error::<R>(&error))?;
-        let machine = MachineAdapter::open(Arc::new(NoMachine), stores.snapshots, log.clone(), Signal::default()).await;
+        let machine = MachineAdapter::open(
+            Arc::new(NoMachine),
+            stores.snapshots,
+            log.clone(),
+            RaftConfig::for_profile(LinkProfile::Lan).snapshot_bounds(),
+            Signal::default(),
+        )
+        .await;
         let machine = machine.map_err(|error| storage_error::<R>(&error))?;
         Ok((stores.guard, log, machine))
     }
@@ -80,10 +88,16 @@ impl ReplicatedMachine for NoMachine {
     fn advance(&self, _: LogPosition, _: Digest) {}
 
     fn snapshot(&self) -> SnapshotJob {
-        Box::new(Vec::new)
+        Box::new(|_| Ok(()))
     }
 
-    fn restore(&self, _: LogPosition, _: Digest, _: &[u8]) -> Result<(), RestoreError> {
-        Ok(())
+    fn prepare(
+        self: Arc<Self>,
+        _: LogPosition,
+        _: Digest,
+        _: Origin,
+        _: &mut dyn SnapshotSource,
+    ) -> Result<RestoreJob, RestoreError> {
+        Ok(Box::new(|| ()))
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -30,6 +30,7 @@ use super::{
     propose::InFlight,
     server::{AppendCheck, Raft, RpcRefusal, Server},
     signal::Signal,
+    snapshot_receiver::{Installer, SnapshotReceiver},
     status::{FatalReason, RaftRole, RaftStatus, fatal_reason, from_metrics},
     store::{LogStore, StoreError, snapshot::SnapshotStore},
     types::{Member, TypeConfig, position},
@@ -143,7 +144,10 @@ impl<R: AsyncRuntime> RaftHandle<R> {
             .map_err(|error| OpenError::Raft(error.to_string()))?;
         let changes = Signal::default();
         let log = RaftLog::<R>::open(ports.log, ports.alarms.clone())?;
-        let machine = MachineAdapter::open(ports.machine, ports.snapshots, log.clone(), changes.clone()).await?;
+        let snapshots = ports.snapshots.clone();
+        let bounds = config.snapshot_bounds();
+        let machine =
+            MachineAdapter::open(ports.machine, ports.snapshots, log.clone(), bounds, changes.clone()).await?;
         check_purged_part(&log, &machine)?;
         let network = Network {
             me: id,
@@ -155,15 +159,25 @@ impl<R: AsyncRuntime> RaftHandle<R> {
         let raft = Raft::<R>::new(id.0, Arc::new(openraft), network, log.clone(), machine.clone()).await;
         let raft = raft.map_err(|error| OpenError::Raft(error.to_string()))?;
         let metrics = raft.metrics();
+        let on_the_way = Arc::<OnTheWay>::default();
         let server = Arc::new(Server {
             raft: raft.clone(),
-            log,
+            log: log.clone(),
             check: ports.check,
-            alarms: ports.alarms,
-            snapshot_idle: config.snapshot_idle(),
+            alarms: ports.alarms.clone(),
             is_quarantined: AtomicBool::new(false),
-            incoming: Mutex::new(None),
-            on_the_way: OnTheWay::default(),
+            snapshots: SnapshotReceiver::new(
+                Installer {
+                    raft: raft.clone(),
+                    log,
+                    machine: machine.clone(),
+                    alarms: ports.alarms,
+                    on_the_way: on_the_way.clone(),
+                },
+                snapshots,
+                config.snapshot_idle(),
+            ),
+            on_the_way,
             last_leader: Mutex::new(None),
         });
         let in_flight = Arc::default();
@@ -176,9 +190,10 @@ impl<R: AsyncRuntime> RaftHandle<R> {
             changes: changes.clone(),
             metrics: metrics.clone(),
         };
+        let inner = Arc::new(inner);
         // Ends with openraft's core, whose sender it watches.
-        drop(R::spawn(forward_changes::<R>(metrics, changes)));
-        Ok(Self { inner: Arc::new(inner) })
+        drop(R::spawn(forward_changes::<R>(metrics, changes, Arc::downgrade(&inner))));
+        Ok(Self { inner })
     }
 
     /// Founds the cluster with `members` as voters. Exactly the founding members call it, all with
@@ -419,9 +434,24 @@ fn check_purged_part<R: AsyncRuntime>(log: &RaftLog<R>, machine: &MachineAdapter
 async fn forward_changes<R: AsyncRuntime>(
     mut metrics: WatchReceiverOf<TypeConfig<R>, RaftMetrics<TypeConfig<R>>>,
     changes: Signal,
+    inner: Weak<Inner<R>>,
 ) {
     while metrics.changed().await.is_ok() {
         changes.notify();
+        if let Some(inner) = inner.upgrade() {
+            bound_log(&inner).await;
+        }
     }
     changes.notify();
+}
+
+/// Asks for a snapshot when one is due, and for a purge when the log below it holds too many bytes.
+/// Errors mean that Raft has ended, which [`RaftHandle::fatal`] reports.
+async fn bound_log<R: AsyncRuntime>(inner: &Inner<R>) {
+    if inner.machine.is_snapshot_due() {
+        let _ = inner.raft.trigger().snapshot().await;
+    }
+    if let Some(upto) = inner.machine.purge_to(inner.server.log.purged().unwrap_or_default()) {
+        let _ = inner.raft.trigger().purge_log(upto).await;
+    }
 }

@@ -7,12 +7,12 @@
 //! * Pre-vote is a real question: openraft's default would grant it to itself.
 //! * A leader names its chain at the entry before those it sends. It sends none without knowing it.
 //! * A snapshot goes in frames, each answered with the offset to go on from; an interrupted transfer
-//!   of the same bytes resumes where it stood.
+//!   of the same bytes resumes where it stood. When all have arrived, the sender asks for the outcome.
 
 use std::{io, marker::PhantomData, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use common::ids::{Digest, RaftNodeId};
+use common::ids::RaftNodeId;
 use futures::{
     Stream, StreamExt,
     future::{BoxFuture, Either, select},
@@ -27,8 +27,7 @@ use openraft::{
         TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
     },
 };
-use openraft_rt::AsyncRuntime;
-use sha2::{Digest as _, Sha256};
+use openraft_rt::{AsyncRuntime, Instant};
 
 use super::{
     codec::{
@@ -38,6 +37,7 @@ use super::{
     log::RaftLog,
     pipeline,
     server::RpcRefusal,
+    snapshot_data::SnapshotData,
     types::{
         Member, Snapshot, TypeConfig, Vote, entry_to_wire, log_id_from_wire, log_id_to_wire, vote_from_wire,
         vote_to_wire,
@@ -329,38 +329,43 @@ impl<R: AsyncRuntime> Client<R> {
     async fn send_snapshot(
         &self,
         vote: &Vote,
-        bytes: &Bytes,
+        snapshot: &SnapshotData,
         ttl: Duration,
     ) -> Outcome<SnapshotResponse<TypeConfig<R>>, R> {
         let vote = vote_to_wire(vote);
-        let digest = Digest(Sha256::digest(bytes).into());
-        let (bytes_total, mut offset, mut stalled) = (bytes.len(), 0, 0);
+        let SnapshotData::Stored(stored) = snapshot else {
+            return Err(broken("a snapshot is sent when it is stored"));
+        };
+        let digest = stored.digest;
+        let (bytes_total, mut offset, mut stalled) = (stored.bytes.bytes_len(), 0, 0);
+        let mut progressed = R::Instant::now();
         loop {
-            let end = bytes_total.min(offset + SNAPSHOT_FRAME_BYTES_MAX);
+            let end = bytes_total.min(offset + SNAPSHOT_FRAME_BYTES_MAX as u64);
+            let bytes = stored.read(offset, (end - offset) as usize).await.map_err(broken)?;
             let frame = SnapshotFrame {
                 vote,
                 digest,
-                bytes_total: bytes_total as u64,
-                offset: offset as u64,
-                bytes: bytes[offset..end].to_vec().try_into().map_err(broken)?,
+                bytes_total,
+                offset,
+                bytes: bytes.to_vec().try_into().map_err(broken)?,
             };
-            // The last frame is answered after the installation, which has the whole time.
-            let deadline = if end == bytes_total {
-                ttl
-            } else {
-                self.frame_timeout.min(ttl)
-            };
+            let deadline = self.frame_timeout.min(ttl);
             match self
                 .call(RaftRpc::Snapshot, RPCTypes::InstallSnapshot, frame, deadline)
                 .await?
             {
                 SnapshotReply::Done { vote } => return Ok(SnapshotResponse::new(vote_from_wire(vote))),
                 SnapshotReply::Continue { offset: next } => {
-                    let next = usize::try_from(next).ok().filter(|next| *next < bytes_total);
-                    let next = next.ok_or_else(|| broken("asked for bytes past the end of the snapshot"))?;
-                    // A receiver that always asks for the same offset must not hold us for ever.
-                    stalled = if next > offset { 0 } else { stalled + 1 };
-                    if stalled > 3 {
+                    if next > bytes_total {
+                        return Err(broken("asked for bytes past the end of the snapshot"));
+                    }
+                    if next > offset {
+                        (stalled, progressed) = (0, R::Instant::now());
+                    }
+                    // A receiver that always asks for the same offset must not hold us for ever; one that
+                    // has everything may check it for as long as an installation may take.
+                    stalled += u32::from(next <= offset && next < bytes_total);
+                    if stalled > 3 || progressed.elapsed() > ttl {
                         return Err(broken("the snapshot does not get on"));
                     }
                     offset = next;
@@ -371,7 +376,7 @@ impl<R: AsyncRuntime> Client<R> {
 }
 
 impl<R: AsyncRuntime> RaftNetworkV2<TypeConfig<R>> for Client<R> {
-    type SnapshotData = Bytes;
+    type SnapshotData = SnapshotData;
 
     async fn append_entries(
         &mut self,

@@ -13,35 +13,31 @@
 //! * Upon an append that would replace a committed entry: refuse and alarm.
 //! * What openraft would answer with a panic (contradictions inside a request) is refused here.
 
-use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
 };
 
-use bytes::Bytes;
 use common::ids::{DeviceId, Digest, RaftNodeId, Term};
 use openraft::{
     async_runtime::WatchReceiver,
     errors::RaftError,
     raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderError, TransferLeaderRequest, VoteRequest},
 };
-use openraft_rt::{AsyncRuntime, Instant};
-use sha2::{Digest as _, Sha256};
+use openraft_rt::AsyncRuntime;
 
 use super::{
     alarm::{AlarmSink, RaftAlarm},
     codec::{
-        self, AppendReply, AppendRequest, BallotReply, BallotRequest, SnapshotFrame, SnapshotReply, TransferReply,
-        TransferRequest, WireEntry, WireLogId, WirePayload, WireVote,
+        self, AppendReply, AppendRequest, BallotReply, BallotRequest, SnapshotFrame, TransferReply, TransferRequest,
+        WireEntry, WireLogId, WirePayload, WireVote,
     },
     log::{Held, RaftLog},
-    machine::{MachineAdapter, open_snapshot},
+    machine::MachineAdapter,
     network::RaftRpc,
     on_the_way::{Checking, Claim, OnTheWay},
-    types::{Snapshot, TypeConfig, entry_from_wire, log_id_from_wire, log_id_to_wire, vote_from_wire, vote_to_wire},
+    snapshot_receiver::SnapshotReceiver,
+    types::{TypeConfig, entry_from_wire, log_id_from_wire, log_id_to_wire, vote_from_wire, vote_to_wire},
 };
 
 /// How far above ours a peer's term may be.
@@ -100,10 +96,13 @@ pub enum RpcRefusal {
     /// A membership that the registry does not back.
     #[error("append with an invalid membership")]
     BadMembership = 11,
+    /// The disk does not take a snapshot; worth trying again.
+    #[error("the snapshot cannot be stored")]
+    NoSpace = 12,
 }
 
 impl RpcRefusal {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Malformed,
         Self::WrongSender,
         Self::TermJump,
@@ -115,6 +114,7 @@ impl RpcRefusal {
         Self::BadSnapshot,
         Self::NotAMember,
         Self::BadMembership,
+        Self::NoSpace,
     ];
 
     /// Number on the wire.
@@ -138,22 +138,11 @@ pub(super) struct Server<R: AsyncRuntime> {
     pub log: RaftLog<R>,
     pub check: Arc<dyn AppendCheck>,
     pub alarms: AlarmSink,
-    pub snapshot_idle: Duration,
     pub is_quarantined: AtomicBool,
-    pub incoming: Mutex<Option<Incoming<R::Instant>>>,
-    pub on_the_way: OnTheWay,
+    pub snapshots: SnapshotReceiver<R>,
+    pub on_the_way: Arc<OnTheWay>,
     /// The greatest leader that sent an append, and whether a second one of its term was told of.
     pub last_leader: Mutex<Option<(WireVote, bool)>>,
-}
-
-/// A snapshot that arrives in frames.
-pub(super) struct Incoming<I> {
-    from: RaftNodeId,
-    vote: WireVote,
-    digest: Digest,
-    bytes_total: u64,
-    bytes: Vec<u8>,
-    touched: I,
 }
 
 pub(super) type Answer<T> = Result<T, RpcRefusal>;
@@ -168,7 +157,14 @@ impl<R: AsyncRuntime> Server<R> {
             RaftRpc::Append => self.append(from, body).await.map(codec::encode),
             RaftRpc::Vote => self.ballot(from, parse(from, body)?, false).await.map(codec::encode),
             RaftRpc::PreVote => self.ballot(from, parse(from, body)?, true).await.map(codec::encode),
-            RaftRpc::Snapshot => self.snapshot(from, parse(from, body)?).await.map(codec::encode),
+            RaftRpc::Snapshot => {
+                let frame: SnapshotFrame = parse(from, body)?;
+                self.check_vote(from, frame.vote)?;
+                if !frame.vote.is_committed {
+                    return Err(malformed(from, "a snapshot of a candidate"));
+                }
+                self.snapshots.frame(from, frame).await.map(codec::encode)
+            }
             RaftRpc::TransferLeader => self.transfer(from, parse(from, body)?).await.map(codec::encode),
         }
     }
@@ -309,7 +305,7 @@ impl<R: AsyncRuntime> Server<R> {
                 if request.previous_chain.is_none() && !request.entries.is_empty() {
                     return Err(RpcRefusal::Malformed);
                 }
-                self.check_entry(&on_the_way, previous, request.previous_chain)?;
+                check_entry(&self.log, &self.alarms, &on_the_way, previous, request.previous_chain)?;
                 request.previous_chain
             }
         };
@@ -317,7 +313,7 @@ impl<R: AsyncRuntime> Server<R> {
         let mut chains = Vec::with_capacity(request.entries.len());
         for entry in &request.entries {
             chain = chain.map(|chain| WireEntry::chain(entry, chain));
-            self.check_entry(&on_the_way, entry.id, chain)?;
+            check_entry(&self.log, &self.alarms, &on_the_way, entry.id, chain)?;
             claimed.extend(chain.map(|chain| (entry.id, chain)));
             chains.push(chain);
         }
@@ -325,43 +321,6 @@ impl<R: AsyncRuntime> Server<R> {
             claimed.clear();
         }
         Ok((chains, on_the_way.admit(claimed)))
-    }
-
-    fn check_entry(&self, on_the_way: &Checking<'_>, id: WireLogId, theirs: Option<Digest>) -> Answer<()> {
-        if let (Some(ours), Some(theirs)) = (on_the_way.chain_at(id), theirs)
-            && ours != theirs
-        {
-            return Err(self.forked(id, ours, theirs));
-        }
-        let held = self.log.held(id.index).map_err(|error| {
-            tracing::error!(%error, "the log cannot be read");
-            RpcRefusal::Stopped
-        })?;
-        let Held::At(ours, chain) = held else { return Ok(()) };
-        if ours != id {
-            let committed = self.log.committed().filter(|committed| committed.index >= id.index);
-            return committed.map_or(Ok(()), |committed| {
-                let committed = committed.index;
-                (self.alarms)(RaftAlarm::ConflictBelowCommitted {
-                    index: id.index,
-                    committed,
-                });
-                Err(RpcRefusal::ConflictBelowCommitted)
-            });
-        }
-        match (chain, theirs) {
-            (Some(ours), Some(theirs)) if ours != theirs => Err(self.forked(id, ours, theirs)),
-            _ => Ok(()),
-        }
-    }
-
-    fn forked(&self, id: WireLogId, ours: Digest, theirs: Digest) -> RpcRefusal {
-        (self.alarms)(RaftAlarm::ForkedLog {
-            index: id.index,
-            ours,
-            theirs,
-        });
-        RpcRefusal::ForkedLog
     }
 
     /// What the leader says is committed, but never beyond what we would hold after this append.
@@ -418,94 +377,49 @@ impl<R: AsyncRuntime> Server<R> {
             },
         })
     }
-
-    async fn snapshot(&self, from: RaftNodeId, frame: SnapshotFrame) -> Answer<SnapshotReply> {
-        self.check_vote(from, frame.vote)?;
-        if !frame.vote.is_committed {
-            return Err(malformed(from, "a snapshot of a candidate"));
-        }
-        let (vote, digest) = (frame.vote, frame.digest);
-        let bytes = match self.collect(from, frame) {
-            Collected::Continue(offset) => return Ok(SnapshotReply::Continue { offset }),
-            Collected::Whole(bytes) => bytes,
-        };
-        let bad = |why: String| {
-            (self.alarms)(RaftAlarm::BadSnapshot { from, why });
-            RpcRefusal::BadSnapshot
-        };
-        if Sha256::digest(&bytes)[..] != digest.0 {
-            return Err(bad("the frames do not have the announced digest".into()));
-        }
-        let (meta, body) = open_snapshot(&bytes).map_err(bad)?;
-        let last = body.last.ok_or_else(|| bad("a snapshot of nothing".into()))?;
-        if (last.term, last.leader) > (vote.term, vote.candidate) {
-            return Err(bad("a snapshot of a later leader than its sender".into()));
-        }
-        self.check_entry(&self.on_the_way.check(), last, Some(body.chain))?;
-        if let Some(committed) = self.log.committed()
-            && last > committed
-            && last.index <= committed.index
-        {
-            (self.alarms)(RaftAlarm::ConflictBelowCommitted {
-                index: last.index,
-                committed: committed.index,
-            });
-            return Err(RpcRefusal::ConflictBelowCommitted);
-        }
-        // The log came while the snapshot was on its way. It says as much, for two logs with one entry are the same below it
-        // (Raft §5.3), and openraft 0.10.0-alpha.37 takes its own progress back if the snapshot is installed all the same.
-        if self.log.is_beyond(last, vote) {
-            return Ok(SnapshotReply::Done { vote });
-        }
-        let snapshot = Snapshot { meta, snapshot: bytes };
-        let response = self.raft.install_full_snapshot(vote_from_wire(vote), snapshot).await;
-        let response = response.map_err(|error| stopped::<R>(RaftError::Fatal(error)))?;
-        Ok(SnapshotReply::Done {
-            vote: vote_to_wire(&response.vote),
-        })
-    }
-
-    fn collect(&self, from: RaftNodeId, frame: SnapshotFrame) -> Collected {
-        let mut slot = self.incoming.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_same = slot.as_ref().is_some_and(|incoming| {
-            (incoming.from, incoming.vote, incoming.digest, incoming.bytes_total)
-                == (from, frame.vote, frame.digest, frame.bytes_total)
-        });
-        if !is_same {
-            // One transfer at a time; a later leader's replaces it, another's only when it is idle.
-            let may_replace = slot.as_ref().is_none_or(|incoming| {
-                (frame.vote.term, frame.vote.candidate) >= (incoming.vote.term, incoming.vote.candidate)
-                    || incoming.touched.elapsed() > self.snapshot_idle
-            });
-            if frame.offset != 0 || !may_replace {
-                return Collected::Continue(0);
-            }
-            *slot = Some(Incoming {
-                from,
-                vote: frame.vote,
-                digest: frame.digest,
-                bytes_total: frame.bytes_total,
-                bytes: Vec::new(),
-                touched: R::Instant::now(),
-            });
-        }
-        let incoming = slot.as_mut().expect("the transfer was just found or begun");
-        incoming.touched = R::Instant::now();
-        if frame.offset == incoming.bytes.len() as u64 {
-            incoming.bytes.extend_from_slice(&frame.bytes);
-        }
-        let held = incoming.bytes.len() as u64;
-        if held < frame.bytes_total {
-            return Collected::Continue(held);
-        }
-        let whole = slot.take().map(|incoming| incoming.bytes);
-        Collected::Whole(whole.expect("the transfer was just completed").into())
-    }
 }
 
-enum Collected {
-    Continue(u64),
-    Whole(Bytes),
+/// Compares an entry that a peer names with what is held here.
+pub(super) fn check_entry<R: AsyncRuntime>(
+    log: &RaftLog<R>,
+    alarms: &AlarmSink,
+    on_the_way: &Checking<'_>,
+    id: WireLogId,
+    theirs: Option<Digest>,
+) -> Answer<()> {
+    let forked = |ours, theirs| {
+        (alarms)(RaftAlarm::ForkedLog {
+            index: id.index,
+            ours,
+            theirs,
+        });
+        Err(RpcRefusal::ForkedLog)
+    };
+    if let (Some(ours), Some(theirs)) = (on_the_way.chain_at(id), theirs)
+        && ours != theirs
+    {
+        return forked(ours, theirs);
+    }
+    let held = log.held(id.index).map_err(|error| {
+        tracing::error!(%error, "the log cannot be read");
+        RpcRefusal::Stopped
+    })?;
+    let Held::At(ours, chain) = held else { return Ok(()) };
+    if ours != id {
+        let committed = log.committed().filter(|committed| committed.index >= id.index);
+        return committed.map_or(Ok(()), |committed| {
+            let committed = committed.index;
+            (alarms)(RaftAlarm::ConflictBelowCommitted {
+                index: id.index,
+                committed,
+            });
+            Err(RpcRefusal::ConflictBelowCommitted)
+        });
+    }
+    match (chain, theirs) {
+        (Some(ours), Some(theirs)) if ours != theirs => forked(ours, theirs),
+        _ => Ok(()),
+    }
 }
 
 trait MaxByIndex {
@@ -546,12 +460,12 @@ pub(super) fn parse<T: codec::Body>(from: RaftNodeId, body: &[u8]) -> Answer<T> 
     codec::decode(body).map_err(|error| malformed(from, error))
 }
 
-fn malformed(from: RaftNodeId, why: impl std::fmt::Display) -> RpcRefusal {
+pub(super) fn malformed(from: RaftNodeId, why: impl std::fmt::Display) -> RpcRefusal {
     tracing::warn!(%from, %why, "malformed raft request");
     RpcRefusal::Malformed
 }
 
-fn stopped<R: AsyncRuntime>(error: RaftError<TypeConfig<R>>) -> RpcRefusal {
+pub(super) fn stopped<R: AsyncRuntime>(error: RaftError<TypeConfig<R>>) -> RpcRefusal {
     tracing::error!(%error, "raft has stopped");
     RpcRefusal::Stopped
 }

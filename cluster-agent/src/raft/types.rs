@@ -15,7 +15,10 @@ use openraft::{EntryPayload, Membership, RaftTypeConfig, StoredMembership, entry
 use openraft_rt::AsyncRuntime;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::codec::{WireEntry, WireLogId, WireMember, WireMembership, WirePayload, WireVote};
+use super::{
+    codec::{WireEntry, WireLogId, WireMember, WireMembership, WirePayload, WireVote},
+    snapshot_data::SnapshotData,
+};
 
 /// openraft's type configuration over the runtime `R`.
 pub(super) struct TypeConfig<R>(PhantomData<fn() -> R>);
@@ -69,7 +72,7 @@ pub(super) type Payload = EntryPayload<Command, u64, Member>;
 pub(super) type Members = Membership<u64, Member>;
 pub(super) type StoredMembers = StoredMembership<LeaderId, u64, Member>;
 pub(super) type SnapshotMeta = openraft::SnapshotMeta<LeaderId, u64, Member>;
-pub(super) type Snapshot = openraft::Snapshot<LeaderId, u64, Member, Bytes>;
+pub(super) type Snapshot = openraft::Snapshot<LeaderId, u64, Member, SnapshotData>;
 
 impl<R: AsyncRuntime> RaftTypeConfig for TypeConfig<R> {
     type D = Command;

@@ -127,6 +127,29 @@ fn outbox_stops_submissions_first_then_claims_then_everything_but_renewals() {
 }
 
 #[test]
+fn full_state_stops_submissions_and_nothing_else() {
+    let mut c = TestCluster::new();
+    let id = c.submit("op1", Scope::Cluster, &task("k"));
+    let submit = c.submit_entry("op1", Scope::Cluster, &task("new"));
+    let claim = c.claim_action("c1-2", id);
+    let claim = c.entry("c1-2", Scope::Cluster, claim);
+    let bytes = c.queue.state_bytes();
+    assert!(bytes > 0 && c.queue.open_tasks() == 1);
+    let mut passes = |open_tasks_max, state_bytes_max| {
+        let mut admission = Admission::new(AdmissionLimits {
+            open_tasks_max,
+            state_bytes_max,
+            ..LIMITS
+        });
+        [&submit, &claim].map(|entry| admit(&mut c, &mut admission, entry))
+    };
+    assert_eq!(passes(2, bytes + 1), [Ok(Admitted::Enter), Ok(Admitted::Enter)]);
+    let full = AdmitError::Overloaded(Full::State { tasks: 1, bytes });
+    assert_eq!(passes(1, bytes + 1), [Err(full), Ok(Admitted::Enter)]);
+    assert_eq!(passes(2, bytes), [Err(full), Ok(Admitted::Enter)]);
+}
+
+#[test]
 fn flooding_author_is_slowed_and_told_when_to_come_back() {
     let mut quota = Quota::new(10, 3);
     let (one, other) = (DeviceId([1; 32]), DeviceId([2; 32]));

@@ -288,7 +288,9 @@ impl ClusterQueue {
                 MachineEvent::LinkedTaskEnded => Event::LinkedTaskEnded,
                 MachineEvent::Expired | MachineEvent::Assigned { .. } => Event::DeadlinePassed,
             };
-            let Some(row) = self.state.rows.get(&task) else { continue };
+            let Some(row) = self.state.rows.get(&task) else {
+                continue;
+            };
             let mut row = TaskRow::clone(row);
             if row.life.happen(event).is_ok() {
                 self.put_row(task, row, events);

@@ -14,7 +14,11 @@ impl ClusterQueue {
     /// Replaces a row, or adds one, and keeps everything derived in step. The one writer of rows.
     pub(super) fn put_row(&mut self, task: TaskId, row: TaskRow, events: &mut Vec<QueueEvent>) {
         let before = self.state.rows.get(&task).cloned();
-        let retired = if before.is_none() { self.retired_row(&task) } else { None };
+        let retired = if before.is_none() {
+            self.retired_row(&task)
+        } else {
+            None
+        };
         let known = before.as_deref().or(retired.as_ref());
         let (from, to) = (known.map(TaskRow::state), row.state());
         if let Some(row) = &retired {

@@ -338,9 +338,11 @@ impl ClusterQueue {
         applied.answer = Some(answer(verdict));
         if !is_renewal {
             let stream = (entry.header.author, entry.header.key_version);
-            self.state.streams.or_default(&stream)
-                .make_mut()
-                .record(entry.header.number, content_tag(&Digest(id.0)), answer(verdict));
+            self.state.streams.or_default(&stream).make_mut().record(
+                entry.header.number,
+                content_tag(&Digest(id.0)),
+                answer(verdict),
+            );
         }
         self.perform(&entry, id, position.index, verdict, change, &mut applied.events);
         if !is_renewal {

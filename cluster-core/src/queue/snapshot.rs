@@ -307,7 +307,9 @@ impl QueueRestoring {
     /// # Errors
     /// [`SnapshotError`].
     pub fn finish(self) -> Result<ClusterQueue, SnapshotError> {
-        let small = self.small.ok_or(SnapshotError::Invariant("the first section is missing"))?;
+        let small = self
+            .small
+            .ok_or(SnapshotError::Invariant("the first section is missing"))?;
         let (counts, digest) = (small.counts, small.digest);
         let state = State {
             chain_id: small.chain_id,

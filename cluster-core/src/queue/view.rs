@@ -81,7 +81,12 @@ impl ClusterQueue {
         let is_completed = |other: &TaskId| self.task_state(other) == Some(TaskState::Completed);
         let unclaimed = self.derived.unclaimed.iter().map(|(_, _, task)| *task);
         unclaimed
-            .filter(|task| self.state.rows.get(task).is_some_and(|row| row.task.after.iter().all(is_completed)))
+            .filter(|task| {
+                self.state
+                    .rows
+                    .get(task)
+                    .is_some_and(|row| row.task.after.iter().all(is_completed))
+            })
             .take(limit)
             .collect()
     }
@@ -110,7 +115,9 @@ impl ClusterQueue {
     #[must_use]
     pub fn open_tasks(&self) -> u64 {
         let all = TaskState::ALL.iter().zip(self.derived.counts);
-        all.filter(|(state, _)| state.is_open()).map(|(_, count)| u64::from(count)).sum()
+        all.filter(|(state, _)| state.is_open())
+            .map(|(_, count)| u64::from(count))
+            .sum()
     }
 
     /// Encoded bytes of what a snapshot carries for this cluster alone: rows, open batch, outbox. What

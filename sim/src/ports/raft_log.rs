@@ -13,7 +13,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use cluster_agent::raft::store::{Done, LogOp, LogRecord, LogStore, Recovered, StoreError, snapshot::SnapshotStore};
+use cluster_agent::raft::store::{
+    Done, LogOp, LogRecord, LogStore, Recovered, StoreError,
+    snapshot::{DraftName, MemorySnapshots, SnapshotBytes, SnapshotDraft, SnapshotStore},
+};
 use common::ids::{LogIndex, LogPosition};
 use transport::ports::BoxFuture;
 
@@ -244,11 +247,11 @@ impl LogStore for SimLog {
     }
 }
 
-/// The last snapshot of one member.
+/// The snapshots of one member: in memory, and as slow to become durable as its disk.
 #[derive(Clone)]
 pub struct SimSnapshots {
     disk: SimDisk,
-    last: Arc<Mutex<Option<Bytes>>>,
+    memory: MemorySnapshots,
     begun: Arc<AtomicU64>,
 }
 
@@ -258,7 +261,7 @@ impl SimSnapshots {
     pub fn new(disk: SimDisk) -> Self {
         Self {
             disk,
-            last: Arc::default(),
+            memory: MemorySnapshots::default(),
             begun: Arc::default(),
         }
     }
@@ -271,19 +274,33 @@ impl SimSnapshots {
 }
 
 impl SnapshotStore for SimSnapshots {
-    fn load(&self) -> BoxFuture<Result<Option<Bytes>, StoreError>> {
-        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Box::pin(async move { Ok(last) })
+    fn run(&self, work: Box<dyn FnOnce() + Send>) -> BoxFuture<Result<(), StoreError>> {
+        self.memory.run(work)
     }
 
-    fn save(&self, _at: LogPosition, bytes: Bytes) -> BoxFuture<Result<(), StoreError>> {
+    fn newest(&self) -> Result<Option<Arc<dyn SnapshotBytes>>, StoreError> {
+        self.memory.newest()
+    }
+
+    fn draft(&self, name: DraftName) -> Result<Box<dyn SnapshotDraft>, StoreError> {
+        self.memory.draft(name)
+    }
+
+    fn publish(
+        &self,
+        draft: Box<dyn SnapshotDraft>,
+        at: LogPosition,
+    ) -> BoxFuture<Result<Arc<dyn SnapshotBytes>, StoreError>> {
         let store = self.clone();
         Box::pin(async move {
             store.begun.fetch_add(1, Ordering::Relaxed);
-            let synced = store.disk.sync(&bytes).await;
-            synced.map_err(|error| StoreError::Io(error.to_string()))?;
-            *store.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(bytes);
-            Ok(())
+            let mut bytes = vec![0; usize::try_from(draft.bytes_len()).unwrap_or(usize::MAX)];
+            draft.read_at(0, &mut bytes)?;
+            if let Err(error) = store.disk.sync(&bytes).await {
+                draft.discard();
+                return Err(StoreError::Io(error.to_string()));
+            }
+            store.memory.publish(draft, at).await
         })
     }
 }

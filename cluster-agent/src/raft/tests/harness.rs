@@ -15,9 +15,9 @@ use transport::memory::{Fate, lane_pair};
 use crate::{
     ports::Lane,
     raft::{
-        AppendCheck, AsyncRuntime, LinkError, LinkProfile, Member, OpenError, ProposeOutcome, REPLY_BYTES_MAX,
+        AppendCheck, AsyncRuntime, LinkError, LinkProfile, Member, OpenError, Origin, ProposeOutcome, REPLY_BYTES_MAX,
         RaftAlarm, RaftConfig, RaftHandle, RaftLink, RaftPorts, RaftRole, RaftRpc, RaftStatus, ReplicatedMachine,
-        RestoreError, SnapshotJob, TokioRuntime,
+        RestoreError, RestoreJob, SnapshotJob, SnapshotSource, TokioRuntime,
         store::{
             Done, LogOp, LogRecord, LogStore, Recovered, StoreError, memory::MemoryLog, snapshot::MemorySnapshots,
             snapshot::SnapshotStore,
@@ -74,20 +74,36 @@ impl ReplicatedMachine for Recorder {
 
     fn snapshot(&self) -> SnapshotJob {
         let commands = self.history().commands;
-        Box::new(move || postcard::to_allocvec(&commands).unwrap())
+        Box::new(move |sink| {
+            let put = |command: &Vec<u8>| sink.put(1, command);
+            commands.iter().try_for_each(put)
+        })
     }
 
-    fn restore(&self, position: LogPosition, chain: Digest, bytes: &[u8]) -> Result<(), RestoreError> {
-        let commands = postcard::from_bytes(bytes).map_err(|error| RestoreError(error.to_string()))?;
-        let mut history = self.0.lock().unwrap();
-        let restores = history.restores + 1;
-        *history = History {
-            position,
-            chain,
-            commands,
-            restores,
-        };
-        Ok(())
+    fn prepare(
+        self: Arc<Self>,
+        position: LogPosition,
+        chain: Digest,
+        _: Origin,
+        source: &mut dyn SnapshotSource,
+    ) -> Result<RestoreJob, RestoreError> {
+        let mut commands = Vec::new();
+        while let Some((section, command)) = source.next().map_err(|error| RestoreError(error.to_string()))? {
+            if section != 1 || command.starts_with(b"bad") {
+                return Err(RestoreError(format!("a piece of section {section}, or a bad command")));
+            }
+            commands.push(command);
+        }
+        Ok(Box::new(move || {
+            let mut history = self.0.lock().unwrap();
+            let restores = history.restores + 1;
+            *history = History {
+                position,
+                chain,
+                commands,
+                restores,
+            };
+        }))
     }
 }
 
@@ -122,6 +138,9 @@ pub struct Switchboard {
     clogged: Mutex<BTreeSet<(RaftNodeId, RaftNodeId)>>,
     /// Lanes that were asked for, by who did.
     lanes: Mutex<BTreeMap<RaftNodeId, usize>>,
+    /// Frames of snapshots that still get through; `None` is all.
+    snapshot_frames_left: Mutex<Option<usize>>,
+    snapshot_frames: Mutex<usize>,
 }
 
 impl Switchboard {
@@ -148,6 +167,32 @@ impl Switchboard {
 
     pub fn heal(&self) {
         self.cut.lock().unwrap().clear();
+        *self.snapshot_frames_left.lock().unwrap() = None;
+    }
+
+    /// The link breaks after so many more frames of snapshots.
+    pub fn break_after_frames(&self, frames: usize) {
+        *self.snapshot_frames_left.lock().unwrap() = Some(frames);
+    }
+
+    /// Frames of snapshots that got through so far.
+    pub fn snapshot_frames(&self) -> usize {
+        *self.snapshot_frames.lock().unwrap()
+    }
+
+    /// Whether the link breaks under this frame.
+    fn breaks(&self, kind: RaftRpc) -> bool {
+        if kind != RaftRpc::Snapshot {
+            return false;
+        }
+        let mut left = self.snapshot_frames_left.lock().unwrap();
+        match &mut *left {
+            Some(0) => return true,
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        *self.snapshot_frames.lock().unwrap() += 1;
+        false
     }
 
     /// Lanes from one member to another lose everything from now on, or no longer do.
@@ -239,6 +284,9 @@ impl RaftLink for BoardLink {
             if board.is_cut(me, to) {
                 tokio::time::sleep(deadline).await;
                 return Err(LinkError::Timeout);
+            }
+            if board.breaks(kind) {
+                return Err(LinkError::Network("the link broke".into()));
             }
             // A task of the receiver's: it goes on when the caller gives up.
             let handling = TokioRuntime::spawn(async move { peer.handle(me, kind, &body).await });

@@ -2,19 +2,15 @@
 //!
 //! The member under test is 1 of {1, 2, 3}; the test plays its leaders, byte for byte.
 
-use common::ids::{Digest, LogIndex, RaftNodeId, Term};
-use sha2::{Digest as _, Sha256};
+use common::ids::{LogIndex, Term};
 
 use super::{
     harness::id,
-    target::{Target, append, chain_of, command, leads, log_id, membership},
+    target::{Target, append, chain_of, command, leads, log_id},
 };
 use crate::raft::{
     RaftAlarm, RaftRpc, RpcRefusal, TERM_JUMP_MAX,
-    codec::{
-        self, AppendReply, AppendRequest, BallotReply, BallotRequest, SnapshotBody, SnapshotFrame, SnapshotReply,
-        WireVote,
-    },
+    codec::{self, AppendReply, AppendRequest, BallotReply, BallotRequest, WireVote},
 };
 
 #[tokio::test(start_paused = true)]
@@ -247,119 +243,4 @@ async fn quarantined_member_answers_nobody() {
         target.append(append(leads(1, 2), &log, &[], None)).await,
         Err(RpcRefusal::Quarantined)
     );
-}
-
-/// A sealed snapshot that ends at index 50, and its digest.
-fn snapshot(commands: usize) -> (Vec<u8>, Digest) {
-    let commands: Vec<Vec<u8>> = vec![vec![7; 10_000]; commands];
-    let body = codec::encode(SnapshotBody {
-        last: Some(log_id(1, 2, 50)),
-        chain: Digest([5; 32]),
-        membership_at: Some(log_id(1, 2, 1)),
-        membership: membership(),
-        machine: postcard::to_allocvec(&commands).unwrap().try_into().unwrap(),
-    });
-    let sealed = [&Sha256::digest(&body)[..], &body].concat();
-    let digest = Digest(Sha256::digest(&sealed).into());
-    (sealed, digest)
-}
-
-impl Target {
-    async fn frame(&self, digest: Digest, whole: &[u8], offset: usize) -> Result<SnapshotReply, RpcRefusal> {
-        let end = whole.len().min(offset + codec::SNAPSHOT_FRAME_BYTES_MAX);
-        let frame = SnapshotFrame {
-            vote: leads(1, 2),
-            digest,
-            bytes_total: whole.len() as u64,
-            offset: offset as u64,
-            bytes: whole[offset..end].to_vec().try_into().unwrap(),
-        };
-        let reply = self
-            .handle
-            .handle(id(2), RaftRpc::Snapshot, &codec::encode(frame))
-            .await?;
-        Ok(codec::decode(&reply).unwrap())
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn interrupted_snapshot_resumes_where_it_stood() {
-    let target = Target::new().await;
-    let (whole, digest) = snapshot(60);
-    let frame = codec::SNAPSHOT_FRAME_BYTES_MAX;
-    assert!(whole.len() > 2 * frame);
-    let go_on = |offset: usize| Ok(SnapshotReply::Continue { offset: offset as u64 });
-    assert_eq!(target.frame(digest, &whole, 0).await, go_on(frame));
-    // The sender lost the answer and starts again.
-    assert_eq!(target.frame(digest, &whole, 0).await, go_on(frame));
-    assert_eq!(target.frame(digest, &whole, frame).await, go_on(2 * frame));
-    let done = target.frame(digest, &whole, 2 * frame).await;
-    assert_eq!(done, Ok(SnapshotReply::Done { vote: leads(1, 2) }));
-    target
-        .handle
-        .wait_applied(LogIndex(50), super::harness::PATIENCE)
-        .await
-        .unwrap();
-    assert_eq!(target.seat.machine.history().commands.len(), 60);
-    assert_eq!(target.handle.applied().1, Digest([5; 32]));
-    // The log goes on above it, and its chain is compared.
-    let forked = AppendRequest {
-        vote: leads(1, 2),
-        previous: Some(log_id(1, 2, 50)),
-        previous_chain: Some(Digest([6; 32])),
-        entries: vec![command(log_id(1, 2, 51), b"x")].try_into().unwrap(),
-        committed: None,
-    };
-    assert_eq!(target.append(forked.clone()).await, Err(RpcRefusal::ForkedLog));
-    let honest = AppendRequest {
-        previous_chain: Some(Digest([5; 32])),
-        ..forked
-    };
-    assert_eq!(target.append(honest).await, Ok(AppendReply::Success));
-}
-
-#[tokio::test(start_paused = true)]
-async fn snapshot_without_its_digest_is_refused() {
-    let target = Target::new().await;
-    let (mut whole, _) = snapshot(1);
-    let last = whole.len() - 1;
-    whole[last] ^= 1;
-    // Once against the announced digest, once against its own.
-    assert_eq!(
-        target.frame(Digest([1; 32]), &whole, 0).await,
-        Err(RpcRefusal::BadSnapshot)
-    );
-    let digest = Digest(Sha256::digest(&whole).into());
-    assert_eq!(target.frame(digest, &whole, 0).await, Err(RpcRefusal::BadSnapshot));
-    assert_eq!(target.seat.machine.history().restores, 0);
-    assert_eq!(target.alarms().len(), 2);
-}
-
-#[tokio::test(start_paused = true)]
-async fn another_members_frames_do_not_replace_a_running_snapshot() {
-    let target = Target::new().await;
-    let (whole, digest) = snapshot(60);
-    let frame = codec::SNAPSHOT_FRAME_BYTES_MAX;
-    target.frame(digest, &whole, 0).await.unwrap();
-    let intruder = SnapshotFrame {
-        vote: leads(0, 3),
-        digest: Digest([9; 32]),
-        bytes_total: 10,
-        offset: 0,
-        bytes: vec![1; 5].try_into().unwrap(),
-    };
-    let intruder = codec::encode(intruder);
-    let reply = target
-        .handle
-        .handle(RaftNodeId(3), RaftRpc::Snapshot, &intruder)
-        .await
-        .unwrap();
-    assert_eq!(
-        codec::decode::<SnapshotReply>(&reply).unwrap(),
-        SnapshotReply::Continue { offset: 0 }
-    );
-    let go_on = SnapshotReply::Continue {
-        offset: 2 * frame as u64,
-    };
-    assert_eq!(target.frame(digest, &whole, frame).await, Ok(go_on));
 }

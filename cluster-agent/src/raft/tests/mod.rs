@@ -6,4 +6,5 @@ mod harness;
 mod hostile;
 mod hostile_votes;
 mod lanes;
+mod snapshots;
 mod target;
