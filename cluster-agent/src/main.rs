@@ -172,7 +172,11 @@ fn open_ports(config: &AgentConfig, identity: Identity) -> Result<(AgentPorts, A
         device,
         member: raft,
     };
-    let stores = open_member(&config.data_dir, whose, directory, SledOptions::default())
+    let options = SledOptions {
+        file_bytes_max: config.log_bytes_max,
+        ..SledOptions::default()
+    };
+    let stores = open_member(&config.data_dir, whose, directory, options)
         .map_err(|error| Exit::new(error.exit_code(), error))?;
     let door = Door::default();
     let quic = QuicConfig {

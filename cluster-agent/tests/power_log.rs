@@ -39,6 +39,7 @@ fn open(data: &Path, when: impl std::fmt::Display) -> MemberStores {
     let options = SledOptions {
         cache_bytes: 8 * 1024 * 1024,
         flush_every_ms: Some(20),
+        ..SledOptions::default()
     };
     open_member(data, whose, [4; 16], options).unwrap_or_else(|error| panic!("{when}: {error}"))
 }

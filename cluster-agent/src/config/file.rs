@@ -54,6 +54,7 @@ pub(super) struct LinkTable {
 #[serde(deny_unknown_fields)]
 pub(super) struct DiskTable {
     pub fsync_p99: Option<WithUnit>,
+    pub log_bytes: Option<WithUnit>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

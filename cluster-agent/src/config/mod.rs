@@ -30,6 +30,7 @@ use file::{ConfigFile, LinkTable};
 use units::{UnitError, WithUnit};
 
 use crate::{buffer::BufferLimits, raft::RaftConfig};
+use crate::raft::{RaftConfig, store::durable_sled::FILE_BYTES_DEFAULT};
 
 /// Exit code for a configuration that cannot be used.
 pub const EXIT_INVALID: u8 = 6;
@@ -43,6 +44,9 @@ pub const BUFFER_ENTRIES_DEFAULT: usize = 256;
 pub const BUFFER_BYTES_DEFAULT: u64 = 1024 * 1024;
 /// More would make a start slow: they are read back into memory.
 const BUFFER_ENTRIES_MAX: usize = 65_536;
+/// Two of sled's segments: below it the log would move all the time.
+const LOG_BYTES_MIN: u64 = 1024 * 1024;
+
 /// Open tasks of a cluster, unless the file says otherwise.
 pub const OPEN_TASKS_DEFAULT: u64 = 2_000_000;
 
@@ -120,6 +124,8 @@ pub struct AgentConfig {
     pub raft: RaftConfig,
     /// Bounds.
     pub limits: Limits,
+    /// Size of the log's file above which what is live moves into a fresh one.
+    pub log_bytes_max: u64,
     /// How logs look.
     pub log_format: LogFormat,
     /// Which logs are written; the default is `info`, and errors only of openraft.
@@ -200,6 +206,13 @@ impl Checker {
         let peers = self.peers(&file, &registry, me.as_ref());
         let raft = self.raft(&file);
         let limits = self.limits(&file, &raft);
+        let log_bytes = self.unit("disk.log_bytes", file.disk.log_bytes.as_ref(), units::size);
+        let log_bytes_max = log_bytes.unwrap_or(FILE_BYTES_DEFAULT);
+        if log_bytes_max < LOG_BYTES_MIN {
+            self.problem(format!(
+                "disk.log_bytes {log_bytes_max} B must be at least {LOG_BYTES_MIN} B"
+            ));
+        }
         let me = me?;
         Some(AgentConfig {
             cluster: me.cluster?,
@@ -212,6 +225,7 @@ impl Checker {
             peers,
             raft,
             limits,
+            log_bytes_max,
             log_format: file.log.format,
             log_filter: file.log.filter,
         })

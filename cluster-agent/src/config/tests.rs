@@ -122,6 +122,10 @@ fn bounds_of_snapshots_and_state_are_read_and_checked() {
         (config.limits.open_tasks_max, config.limits.state_bytes_max),
         (1_000, 1 << 20)
     );
+    let config = Dir::new()
+        .load(&GOOD.replace("[limits]\n", "[disk]\nlog_bytes = \"2MiB\"\n[limits]\n"))
+        .unwrap();
+    assert_eq!(config.log_bytes_max, 2 << 20);
     let problems = Dir::new().problems(&GOOD.replace("[limits]\n", "[limits]\nstate_bytes = \"3GiB\"\n"));
     assert!(
         problems[0].starts_with("limits.state_bytes 3221225472 B must be at most 2147483648 B"),

@@ -11,6 +11,8 @@
 //! * At most 64 removals per batch: sled keeps each touched leaf until a batch ends.
 //! * Purging removes later, in small batches; the marker is durable first, and records under it that
 //!   a crash left behind are removed at the next start.
+//! * When sled's file has outgrown its quota, what is live moves into a fresh directory, between two groups
+//!   of operations (`sled_generations`).
 //! * A log is made beside its place and moved there once it is whole: sled does not sync its settings, and
 //!   does not open what a power cut in the middle of its first start leaves.
 //! * Before opening, `snap.*.generating` is deleted: a crash while sled opened leaves it, and sled
@@ -44,6 +46,7 @@ use super::{
     sled_entries::{
         self as entries, COMMITTED_KEY, PURGED_KEY, VOTE_KEY, parse_purged, purged_value, seal, sled_error, unseal,
     },
+    sled_generations::{self as generations, MoveStep},
     snapshot::sync_dir,
 };
 use crate::raft::signal::Signal;
@@ -59,6 +62,11 @@ const QUEUE_OPS_MAX: usize = 8_192;
 const LOCK_TRIES: u32 = 2_000;
 const LOCK_PAUSE: Duration = Duration::from_millis(1);
 
+/// Size of sled's file above which the log moves, unless told otherwise.
+pub const FILE_BYTES_DEFAULT: u64 = 256 * 1024 * 1024;
+/// A file this many times as long as what is live is worth leaving.
+const FILE_TO_LIVE: u64 = 4;
+
 /// Settings of sled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SledOptions {
@@ -66,6 +74,8 @@ pub struct SledOptions {
     pub cache_bytes: u64,
     /// How often sled's own thread flushes and collects garbage; `None` only in tests.
     pub flush_every_ms: Option<u64>,
+    /// Above this size of sled's file, and above four times what is live, the log moves into a fresh file.
+    pub file_bytes_max: u64,
 }
 
 impl Default for SledOptions {
@@ -73,6 +83,7 @@ impl Default for SledOptions {
         Self {
             cache_bytes: 16 * 1024 * 1024,
             flush_every_ms: Some(500),
+            file_bytes_max: FILE_BYTES_DEFAULT,
         }
     }
 }
@@ -85,11 +96,12 @@ pub struct DurableSled {
     recovered: Recovered,
     /// `None` once closed.
     opened: RwLock<Option<Opened>>,
+    /// What is read; the writer replaces it when the log moves. `None` once closed.
+    tree: Arc<RwLock<Option<Tree>>>,
     poison: Arc<Poison>,
 }
 
 struct Opened {
-    tree: Tree,
     queue: SyncSender<(LogOp, Done)>,
     writer: JoinHandle<()>,
 }
@@ -121,7 +133,7 @@ impl DurableSled {
     /// [`StoreError::Io`], or [`StoreError::Corrupt`] with nothing deleted: keep the directory and
     /// join again with an empty one under a new Raft id.
     pub fn open(dir: &Path, options: SledOptions, marker: Marker) -> Result<Self, StoreError> {
-        Self::open_with(dir, options, marker, Box::new(File::sync_data))
+        Self::open_with(dir, options, marker, Box::new(File::sync_data), Box::new(|_| ()))
     }
 
     pub(super) fn open_with(
@@ -129,10 +141,15 @@ impl DurableSled {
         options: SledOptions,
         marker: Marker,
         mut fsync: Fsync,
+        on_move: OnMove,
     ) -> Result<Self, StoreError> {
+        let root = dir;
+        let (generation, place) = generations::active(root)?;
+        let dir = place.as_path();
         if !dir.join("db").exists() {
             create(dir, options)?;
         }
+        generations::remove_others(root, &generation)?;
         remove_unfinished_indexes(dir)?;
         let db = match open_unlocked(dir, options) {
             Err(StoreError::Corrupt(why)) => {
@@ -149,13 +166,22 @@ impl DurableSled {
         let tree = db.open_tree("raft").map_err(sled_error)?;
         let recovered = recover(&tree)?;
         let poison = Arc::new(Poison::default());
+        let shared = Arc::new(RwLock::new(Some(tree.clone())));
         let (queue, waiting) = sync_channel(QUEUE_OPS_MAX);
         let writer = Writer {
-            db,
-            tree: tree.clone(),
-            file,
-            path: dir.join("db"),
-            blobs: dir.join("blobs"),
+            files: Files {
+                db,
+                tree,
+                file,
+                path: dir.join("db"),
+                blobs: dir.join("blobs"),
+            },
+            root: root.to_path_buf(),
+            generation,
+            options,
+            shared: shared.clone(),
+            move_above: options.file_bytes_max,
+            on_move,
             fsync,
             marker: Some(marker),
             purge_upto: recovered.purged.as_ref().map(|(upto, _)| *upto),
@@ -167,7 +193,8 @@ impl DurableSled {
         let writer = spawned.map_err(|error| io_error(dir, &error))?;
         Ok(Self {
             recovered,
-            opened: RwLock::new(Some(Opened { tree, queue, writer })),
+            opened: RwLock::new(Some(Opened { queue, writer })),
+            tree: shared,
             poison,
         })
     }
@@ -176,13 +203,15 @@ impl DurableSled {
     /// later operation fails. Waits for the disk.
     pub fn close(&self) {
         let opened = self.opened.write().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(Opened { tree, queue, writer }) = opened else {
+        let Some(Opened { queue, writer }) = opened else {
             return;
         };
-        drop((tree, queue));
+        drop(queue);
         if writer.join().is_err() {
             tracing::error!("the log writer panicked");
         }
+        // After the writer, which may have replaced it.
+        *self.tree.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// The first failure, if there was one. The process must stop.
@@ -215,8 +244,8 @@ impl LogStore for DurableSled {
     }
 
     fn read(&self, from: LogIndex, to: LogIndex, bytes_max: usize) -> Result<Vec<LogRecord>, StoreError> {
-        let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);
-        entries::read(&opened.as_ref().ok_or(StoreError::Closed)?.tree, from, to, bytes_max)
+        let tree = self.tree.read().unwrap_or_else(PoisonError::into_inner);
+        entries::read(tree.as_ref().ok_or(StoreError::Closed)?, from, to, bytes_max)
     }
 
     fn submit(&self, op: LogOp, done: Done) {
@@ -233,14 +262,30 @@ impl LogStore for DurableSled {
     }
 }
 
-struct Writer {
-    db: Db,
+/// The generation in force.
+struct Files {
     tree: Tree,
+    db: Db,
     file: File,
     /// That file, for messages.
     path: PathBuf,
     /// Where sled puts what is too large for its log.
     blobs: PathBuf,
+}
+
+/// Called at each step of a move. Replaced in tests by one that looks at the disk.
+pub(super) type OnMove = Box<dyn FnMut(MoveStep) + Send>;
+
+struct Writer {
+    files: Files,
+    /// Directory of all generations, and the name of the one in force.
+    root: PathBuf,
+    generation: String,
+    options: SledOptions,
+    shared: Arc<RwLock<Option<Tree>>>,
+    /// The file is looked at when it is longer than this.
+    move_above: u64,
+    on_move: OnMove,
     fsync: Fsync,
     marker: Option<Marker>,
     /// Records at or below are still to be removed.
@@ -268,6 +313,9 @@ impl Writer {
             acks.into_iter().for_each(|ack| ack(outcome.clone()));
             if self.purge_upto.is_some() {
                 self.purge_step();
+            } else {
+                // As with a removal, its failure shows in the poison.
+                let _ = self.guarded(Self::move_if_outgrown);
             }
         }
     }
@@ -285,13 +333,77 @@ impl Writer {
         }
         let outcome = catch_unwind(AssertUnwindSafe(|| step(self)));
         let outcome = outcome.unwrap_or_else(|_| Err(StoreError::Io("the log writer panicked".into())));
-        let outcome = outcome.map_err(|error| error.at(&self.path));
+        let outcome = outcome.map_err(|error| error.at(&self.files.path));
         if let Err(error) = &outcome {
             tracing::error!(%error, "the log store is poisoned");
             self.poison.set(error);
             self.purge_upto = None;
         }
         outcome
+    }
+
+    /// Moves the log into a fresh directory if its file has outgrown quota and contents.
+    fn move_if_outgrown(&mut self) -> Result<(), StoreError> {
+        let found = self.files.file.metadata();
+        let bytes_len = found.map_err(|error| io_error(&self.files.path, &error))?.len();
+        if bytes_len <= self.move_above {
+            return Ok(());
+        }
+        let live = generations::live_bytes(&self.files.tree)?;
+        // Whatever comes of it, the next look is due when it would be worth it again.
+        self.move_above = self
+            .options
+            .file_bytes_max
+            .max(FILE_TO_LIVE * live)
+            .max(bytes_len / 4 * 5);
+        if bytes_len <= FILE_TO_LIVE * live {
+            return Ok(());
+        }
+        let (name, dir) = generations::next(&self.root, &self.generation);
+        match self.copy_into(&dir) {
+            Ok(files) => self.move_to(name, files, live),
+            Err(error) => {
+                tracing::warn!(%error, "the log stays in a file that has outgrown its quota");
+                fs::remove_dir_all(&dir).map_err(|error| io_error(&dir, &error))
+            }
+        }
+    }
+
+    /// A whole and durable copy of the log in `dir`.
+    fn copy_into(&mut self, dir: &Path) -> Result<Files, StoreError> {
+        if dir.exists() {
+            fs::remove_dir_all(dir).map_err(|error| io_error(dir, &error))?;
+        }
+        fs::create_dir_all(dir).map_err(|error| io_error(dir, &error))?;
+        let db = open_sled(dir, self.options)?;
+        let tree = db.open_tree("raft").map_err(sled_error)?;
+        (self.on_move)(MoveStep::Begun);
+        let on_move = &mut self.on_move;
+        generations::export(&self.files.tree, &tree, || on_move(MoveStep::Exporting))?;
+        let file = sync_everything(dir, &db, &mut self.fsync)?;
+        let blobs = dir.join("blobs");
+        check_no_blobs(&blobs)?;
+        (self.on_move)(MoveStep::Exported);
+        Ok(Files {
+            tree,
+            db,
+            file,
+            path: dir.join("db"),
+            blobs,
+        })
+    }
+
+    fn move_to(&mut self, name: String, files: Files, live: u64) -> Result<(), StoreError> {
+        generations::put_in_force(&self.root, &name)?;
+        (self.on_move)(MoveStep::Named);
+        *self.shared.write().unwrap_or_else(PoisonError::into_inner) = Some(files.tree.clone());
+        drop(std::mem::replace(&mut self.files, files));
+        self.move_above = self.options.file_bytes_max.max(FILE_TO_LIVE * live);
+        tracing::info!(generation = name, live_bytes = live, "the log moved into a fresh file");
+        self.generation = name;
+        generations::remove_others(&self.root, &self.generation)?;
+        (self.on_move)(MoveStep::Removed);
+        Ok(())
     }
 
     fn write(&mut self, ops: Vec<LogOp>) -> Result<(), StoreError> {
@@ -320,14 +432,14 @@ impl Writer {
     }
 
     fn apply(&self, batch: Batch) -> Result<(), StoreError> {
-        self.tree.apply_batch(batch).map_err(sled_error)
+        self.files.tree.apply_batch(batch).map_err(sled_error)
     }
 
     fn flush(&mut self) -> Result<(), StoreError> {
-        self.db.flush().map_err(sled_error)?;
-        (self.fsync)(&self.file)
-            .map_err(|error| StoreError::Io(disk_error("fsync", &self.path, &error).to_string()))?;
-        check_no_blobs(&self.blobs)?;
+        self.files.db.flush().map_err(sled_error)?;
+        (self.fsync)(&self.files.file)
+            .map_err(|error| StoreError::Io(disk_error("fsync", &self.files.path, &error).to_string()))?;
+        check_no_blobs(&self.files.blobs)?;
         if let Some(marker) = self.marker.take() {
             marker.set()?;
         }
@@ -337,7 +449,7 @@ impl Writer {
     /// From the end backwards: a crash in between leaves a shorter truncation, never a gap.
     fn truncate(&self, from: LogIndex) -> Result<(), StoreError> {
         loop {
-            let keys = entries::newest_keys(&self.tree, from)?;
+            let keys = entries::newest_keys(&self.files.tree, from)?;
             if keys.is_empty() {
                 return Ok(());
             }
@@ -347,7 +459,7 @@ impl Writer {
 
     fn purge_some(&mut self) -> Result<(), StoreError> {
         let Some(upto) = self.purge_upto else { return Ok(()) };
-        let keys = entries::oldest_keys(&self.tree, upto)?;
+        let keys = entries::oldest_keys(&self.files.tree, upto)?;
         if keys.is_empty() {
             self.purge_upto = None;
             return Ok(());

@@ -18,6 +18,7 @@ use super::*;
 const QUIET: SledOptions = SledOptions {
     cache_bytes: 8 * 1024 * 1024,
     flush_every_ms: None,
+    file_bytes_max: FILE_BYTES_DEFAULT,
 };
 
 fn open(dir: &Path) -> DurableSled {
@@ -46,9 +47,12 @@ fn write(log: &DurableSled, op: LogOp) -> Result<(), StoreError> {
     submit(log, op).recv().expect("every operation is answered")
 }
 
+fn tree_of(log: &DurableSled) -> Tree {
+    log.tree.read().unwrap().clone().unwrap()
+}
+
 fn all(log: &DurableSled) -> Vec<LogRecord> {
-    let found = log.opened.read().unwrap();
-    let tree = &found.as_ref().unwrap().tree;
+    let tree = &tree_of(log);
     let Some((first, last)) = entries::verify(tree, None).unwrap() else {
         return Vec::new();
     };
@@ -65,17 +69,26 @@ fn fast_dir() -> TempDir {
 /// What a kill leaves: the files as they are, without sled's own end.
 fn copy(dir: &Path) -> TempDir {
     let to = fast_dir();
+    let (_, active) = generations::active(dir).unwrap();
     assert_eq!(
-        fs::read_dir(dir.join("blobs")).unwrap().count(),
+        fs::read_dir(active.join("blobs")).unwrap().count(),
         0,
         "a leaf outside sled's log"
     );
-    for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
-        if entry.file_type().unwrap().is_file() {
-            fs::copy(entry.path(), to.path().join(entry.file_name())).unwrap();
+    copy_all(dir, to.path());
+    to
+}
+
+fn copy_all(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let place = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            fs::create_dir(&place).unwrap();
+            copy_all(&entry.path(), &place);
+        } else {
+            fs::copy(entry.path(), place).unwrap();
         }
     }
-    to
 }
 
 #[test]
@@ -149,8 +162,7 @@ fn damaged_entry_is_reported_and_nothing_is_deleted() {
     let log = open(dir.path());
     write(&log, LogOp::Append(records(1..10))).unwrap();
     {
-        let opened = log.opened.read().unwrap();
-        let tree = &opened.as_ref().unwrap().tree;
+        let tree = &tree_of(&log);
         let (key, value) = tree.iter().nth(4).unwrap().unwrap();
         let mut value = value.to_vec();
         *value.last_mut().unwrap() ^= 1;
@@ -172,8 +184,7 @@ fn gap_in_the_log_is_reported() {
     let log = open(dir.path());
     write(&log, LogOp::Append(records(1..10))).unwrap();
     {
-        let opened = log.opened.read().unwrap();
-        let tree = &opened.as_ref().unwrap().tree;
+        let tree = &tree_of(&log);
         let (key, _) = tree.iter().nth(4).unwrap().unwrap();
         tree.remove(key).unwrap();
     }
@@ -200,7 +211,7 @@ fn failed_flush_poisons_the_store_and_is_never_tried_again() {
     let dir = tempfile::tempdir().unwrap();
     // The first flush belongs to opening.
     let (fsync, calls) = failing_once(2);
-    let log = DurableSled::open_with(dir.path(), QUIET, Marker::none(), fsync).unwrap();
+    let log = DurableSled::open_with(dir.path(), QUIET, Marker::none(), fsync, Box::new(|_| ())).unwrap();
     assert_eq!(write(&log, LogOp::Vote("a".into())), Ok(()));
     let error = write(&log, LogOp::Append(records(1..3))).unwrap_err();
     assert!(
@@ -229,7 +240,7 @@ fn panic_in_the_writer_poisons_the_store() {
         assert!(calls.fetch_add(1, Ordering::SeqCst) == 0, "a bug");
         Ok(())
     });
-    let log = DurableSled::open_with(dir.path(), QUIET, Marker::none(), fsync).unwrap();
+    let log = DurableSled::open_with(dir.path(), QUIET, Marker::none(), fsync, Box::new(|_| ())).unwrap();
     assert!(matches!(write(&log, LogOp::Vote("a".into())), Err(StoreError::Io(_))));
     assert!(matches!(
         write(&log, LogOp::Vote("b".into())),
@@ -249,7 +260,7 @@ fn waiting_operations_share_one_flush_and_are_acknowledged_in_order() {
         }
         file.sync_data()
     });
-    let log = DurableSled::open_with(dir.path(), QUIET, Marker::none(), fsync).unwrap();
+    let log = DurableSled::open_with(dir.path(), QUIET, Marker::none(), fsync, Box::new(|_| ())).unwrap();
     let (order_sender, order) = mpsc::channel();
     let send = |number: u64, op| {
         let sender = order_sender.clone();
@@ -281,7 +292,7 @@ fn waiting_operations_share_one_flush_and_are_acknowledged_in_order() {
 fn hint_costs_no_flush() {
     let dir = tempfile::tempdir().unwrap();
     let (fsync, calls) = failing_once(usize::MAX);
-    let log = DurableSled::open_with(dir.path(), QUIET, Marker::none(), fsync).unwrap();
+    let log = DurableSled::open_with(dir.path(), QUIET, Marker::none(), fsync, Box::new(|_| ())).unwrap();
     let before = calls.load(Ordering::SeqCst);
     write(&log, LogOp::Committed("hint".into())).unwrap();
     assert_eq!(calls.load(Ordering::SeqCst), before);
@@ -298,8 +309,7 @@ fn removals_come_in_small_batches_of_whole_records() {
     // Three pieces each.
     let large: Vec<_> = (1..=50).map(|index| record(index, vec![index as u8; 12_000])).collect();
     write(&log, LogOp::Append(large)).unwrap();
-    let opened = log.opened.read().unwrap();
-    let tree = &opened.as_ref().unwrap().tree;
+    let tree = &tree_of(&log);
     assert_eq!(tree.len(), 150);
     assert!(
         tree.iter()
@@ -312,7 +322,6 @@ fn removals_come_in_small_batches_of_whole_records() {
         entries::oldest_keys(tree, LogIndex(50)).unwrap().len(),
         entries::REMOVALS_PER_BATCH_MAX
     );
-    drop(opened);
     write(&log, LogOp::Truncate { from: LogIndex(2) }).unwrap();
     assert_eq!(all(&log), [record(1, vec![1; 12_000])]);
 }
@@ -378,16 +387,14 @@ fn purged_records_left_by_a_kill_are_removed_at_the_next_start() {
     write(&log, LogOp::Append(records(1..1_000))).unwrap();
     {
         // The marker is durable, nothing is removed yet: as a kill right after the flush leaves it.
-        let opened = log.opened.read().unwrap();
-        let tree = &opened.as_ref().unwrap().tree;
+        let tree = &tree_of(&log);
         tree.insert(PURGED_KEY, purged_value(LogIndex(900), b"marker")).unwrap();
     }
     drop(log);
     let log = open(dir.path());
     assert_eq!(log.recovered().unwrap().records, Some((LogIndex(901), LogIndex(999))));
     // The writer removes them one batch after another.
-    let opened = log.opened.read().unwrap();
-    let tree = &opened.as_ref().unwrap().tree;
+    let tree = &tree_of(&log);
     while !entries::oldest_keys(tree, LogIndex(900)).unwrap().is_empty() {
         std::thread::yield_now();
     }
@@ -419,6 +426,197 @@ fn closed_store_fails_and_gives_the_files_free() {
     assert_eq!(write(&log, LogOp::Vote("a".into())), Err(StoreError::Closed));
     assert_eq!(log.read(LogIndex(1), LogIndex(3), 10), Err(StoreError::Closed));
     assert_eq!(all(&open(dir.path())), records(1..3));
+}
+
+const SMALL_FILE: SledOptions = SledOptions {
+    file_bytes_max: 1024 * 1024,
+    ..QUIET
+};
+
+/// Appends 20 records of 12 kB above `from` and purges all but them.
+fn append_and_purge(log: &DurableSled, from: u64) {
+    let new = (from + 1..=from + 20).map(|index| record(index, vec![index as u8; 12_000]));
+    write(log, LogOp::Append(new.collect())).unwrap();
+    let marker = Bytes::from(format!("purged {from}"));
+    write(
+        log,
+        LogOp::Purge {
+            upto: LogIndex(from),
+            marker,
+        },
+    )
+    .unwrap();
+    // A move waits until the purge is done.
+    while !entries::oldest_keys(&tree_of(log), LogIndex(from)).unwrap().is_empty() {
+        std::thread::yield_now();
+    }
+    write(log, LogOp::Vote(format!("vote {from}").into())).unwrap();
+}
+
+fn disk_bytes(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).unwrap().map(Result::unwrap);
+    let sizes = entries.map(|entry| {
+        let found = entry.metadata().unwrap();
+        if found.is_dir() {
+            disk_bytes(&entry.path())
+        } else {
+            found.len()
+        }
+    });
+    sizes.sum()
+}
+
+#[test]
+fn file_that_has_outgrown_its_quota_is_left_and_the_log_goes_on() {
+    let dir = fast_dir();
+    let root = dir.path().join("log");
+    let log = DurableSled::open(&root, SMALL_FILE, Marker::none()).unwrap();
+    for round in 0..60 {
+        append_and_purge(&log, round * 20);
+    }
+    let wanted: Vec<_> = (1_181..=1_200)
+        .map(|index| record(index, vec![index as u8; 12_000]))
+        .collect();
+    let check = |log: &DurableSled| {
+        assert_eq!(
+            log.read(LogIndex(1_181), LogIndex(u64::MAX), usize::MAX).unwrap(),
+            wanted
+        );
+    };
+    check(&log);
+    let (name, _) = generations::active(&root).unwrap();
+    assert!(name > "gen-000002".to_owned(), "moved more than once: {name}");
+    assert!(
+        !root.join("db").exists() && fs::read_dir(&root).unwrap().count() == 2,
+        "only the one in force is left"
+    );
+    assert!(
+        disk_bytes(&root) < 6 * 1024 * 1024,
+        "14 MB were written, {} are left",
+        disk_bytes(&root)
+    );
+    drop(log);
+    let again = DurableSled::open(&root, SMALL_FILE, Marker::none()).unwrap();
+    check(&again);
+    let recovered = again.recovered().unwrap();
+    assert_eq!(recovered.vote, Some("vote 1180".into()));
+    assert_eq!(recovered.purged, Some((LogIndex(1_180), "purged 1180".into())));
+}
+
+#[test]
+fn crash_at_any_step_of_a_move_leaves_exactly_one_whole_log() {
+    let dir = fast_dir();
+    let root = dir.path().join("log");
+    let (seen, crashes) = mpsc::channel();
+    let acknowledged = Arc::new(AtomicUsize::new(0));
+    let (of_crash, watched) = (acknowledged.clone(), root.clone());
+    let mut exporting = 0;
+    let on_move = move |step| {
+        exporting += usize::from(step == MoveStep::Exporting);
+        if step == MoveStep::Exporting && exporting % 3 != 1 {
+            return;
+        }
+        let left = fast_dir();
+        copy_all(&watched, left.path());
+        seen.send((step, left, of_crash.load(Ordering::SeqCst))).unwrap();
+    };
+    let log = DurableSled::open_with(
+        &root,
+        SMALL_FILE,
+        Marker::none(),
+        Box::new(File::sync_data),
+        Box::new(on_move),
+    );
+    let log = log.unwrap();
+    for round in 0..30 {
+        append_and_purge(&log, round * 20);
+        acknowledged.store(round as usize * 20, Ordering::SeqCst);
+    }
+    drop(log);
+    let mut steps = Vec::new();
+    for (step, left, purged_at_least) in crashes {
+        let again = DurableSled::open(left.path(), QUIET, Marker::none()).unwrap();
+        let recovered = again.recovered().unwrap();
+        let (upto, marker) = recovered.purged.clone().unwrap();
+        assert!(upto.0 >= purged_at_least as u64, "{step:?}: {recovered:?}");
+        assert_eq!(marker, format!("purged {upto}"), "{step:?}");
+        // The next records may be there before the purge below them.
+        let (first, last) = recovered.records.unwrap();
+        assert!(
+            first == upto.next() && [20, 40].contains(&(last.0 - upto.0)),
+            "{step:?}: {recovered:?}"
+        );
+        let records = again.read(first, LogIndex(u64::MAX), usize::MAX).unwrap();
+        let wanted = (first.0..=last.0).map(|index| record(index, vec![index as u8; 12_000]));
+        assert_eq!(records, wanted.collect::<Vec<_>>(), "{step:?}");
+        // What the move left is gone, whichever generation is in force.
+        let (name, _) = generations::active(left.path()).unwrap();
+        let is_there = |other: &str| left.path().join(other).exists();
+        assert_eq!(is_there("db"), name.is_empty(), "{step:?}");
+        let generations = fs::read_dir(left.path()).unwrap().map(Result::unwrap);
+        let generations = generations.filter(|entry| entry.file_name().to_string_lossy().starts_with("gen-"));
+        assert_eq!(generations.count(), usize::from(!name.is_empty()), "{step:?}");
+        write(&again, LogOp::Append(vec![record(last.0 + 1, "goes on")])).unwrap();
+        steps.push(step);
+    }
+    for step in [
+        MoveStep::Begun,
+        MoveStep::Exporting,
+        MoveStep::Exported,
+        MoveStep::Named,
+        MoveStep::Removed,
+    ] {
+        assert!(
+            steps.iter().filter(|seen| **seen == step).count() > 1,
+            "{step:?} in {steps:?}"
+        );
+    }
+}
+
+#[test]
+fn move_that_fails_leaves_the_old_file_in_force_and_the_store_alive() {
+    let dir = fast_dir();
+    let root = dir.path().join("log");
+    let watched = root.clone();
+    let tries = Arc::new(AtomicUsize::new(0));
+    let counter = tries.clone();
+    let on_move = move |step| {
+        if step == MoveStep::Begun {
+            counter.fetch_add(1, Ordering::SeqCst);
+            fs::remove_dir_all(watched.join("gen-000001").join("blobs")).unwrap();
+        }
+    };
+    let fsync: Fsync = Box::new(File::sync_data);
+    let log = DurableSled::open_with(&root, SMALL_FILE, Marker::none(), fsync, Box::new(on_move)).unwrap();
+    for round in 0..40 {
+        append_and_purge(&log, round * 20);
+    }
+    let tries = tries.load(Ordering::SeqCst);
+    assert!((1..20).contains(&tries), "{tries}: not after every operation");
+    assert_eq!(log.failure(), None);
+    assert!(root.join("db").exists() && !root.join("CURRENT").exists());
+    assert!(!root.join("gen-000001").exists(), "what failed is removed");
+    drop(log);
+    let again = DurableSled::open(&root, QUIET, Marker::none()).unwrap();
+    assert_eq!(again.recovered().unwrap().records, Some((LogIndex(781), LogIndex(800))));
+}
+
+#[test]
+fn name_of_a_generation_that_is_not_there_is_damage_and_nothing_is_made() {
+    let dir = fast_dir();
+    drop(open(dir.path()));
+    for (named, says) in [
+        ("gen-000007", "which is not there"),
+        ("../elsewhere", "names no generation"),
+    ] {
+        fs::write(dir.path().join("CURRENT"), named).unwrap();
+        let error = DurableSled::open(dir.path(), QUIET, Marker::none()).err().unwrap();
+        assert!(
+            matches!(&error, StoreError::Corrupt(why) if why.contains(says)),
+            "{error}"
+        );
+        assert!(dir.path().join("db").exists() && !dir.path().join("gen-000007").exists());
+    }
 }
 
 /// The log as it should be.
@@ -551,8 +749,7 @@ proptest! {
                 // The writer may still be removing what was purged; a copy of a moving file is no
                 // crash. Its last batch is waited for by the next acknowledged flush.
                 while model.purged.as_ref().is_some_and(|(upto, _)| {
-                    let opened = log.opened.read().unwrap();
-                    !entries::oldest_keys(&opened.as_ref().unwrap().tree, *upto).unwrap().is_empty()
+                    !entries::oldest_keys(&tree_of(&log), *upto).unwrap().is_empty()
                 }) {
                     std::thread::yield_now();
                 }

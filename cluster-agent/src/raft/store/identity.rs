@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     LogStore, Recovered, StoreError,
     durable_sled::{DurableSled, SledOptions},
+    sled_generations::has_log,
     snapshot::{FileSnapshots, write_durably},
 };
 
@@ -181,7 +182,7 @@ pub fn open_member(
     let marker = Marker::in_dir(dir);
     let log_dir = dir.join("log");
     // Decided before the database is opened, which would create it.
-    if marker.is_set() && !log_dir.join("db").exists() {
+    if marker.is_set() && !has_log(&log_dir) {
         return Err(IdentityError::LostData {
             dir: log_dir.display().to_string(),
         });

@@ -19,6 +19,7 @@ pub mod durable_sled;
 pub mod identity;
 pub mod memory;
 mod sled_entries;
+mod sled_generations;
 pub mod snapshot;
 
 use std::fmt;
