@@ -29,8 +29,10 @@ pub use file::LogFormat;
 use file::{ConfigFile, LinkTable};
 use units::{UnitError, WithUnit};
 
-use crate::{buffer::BufferLimits, raft::RaftConfig};
-use crate::raft::{RaftConfig, store::durable_sled::FILE_BYTES_DEFAULT};
+use crate::{
+    buffer::BufferLimits,
+    raft::{RaftConfig, store::durable_sled::FILE_BYTES_DEFAULT},
+};
 
 /// Exit code for a configuration that cannot be used.
 pub const EXIT_INVALID: u8 = 6;
