@@ -485,7 +485,7 @@ fn file_that_has_outgrown_its_quota_is_left_and_the_log_goes_on() {
     };
     check(&log);
     let (name, _) = generations::active(&root).unwrap();
-    assert!(name > "gen-000002".to_owned(), "moved more than once: {name}");
+    assert!(name.as_str() > "gen-000002", "moved more than once: {name}");
     assert!(
         !root.join("db").exists() && fs::read_dir(&root).unwrap().count() == 2,
         "only the one in force is left"
