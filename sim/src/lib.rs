@@ -3,6 +3,7 @@
 //! * [`run`]: one run of a plan, and what it came to.
 //! * [`fleet`]: which processes run, and how they are started, killed and paused.
 //! * [`faults`]: cuts, bad links, bad disks, wrong clocks, crashes, pauses.
+//! * [`scenario`]: faults as a story, from a file.
 //! * [`workload`]: what the fleet is asked to do, and what it acknowledged.
 //! * [`witness`]: hears what happens and asks the [`checkers`], one for each invariant.
 //! * [`runtime`]: tokio's current-thread runtime with paused time, under openraft's `AsyncRuntime`.
@@ -25,6 +26,7 @@ pub mod ports;
 pub mod random;
 pub mod run;
 pub mod runtime;
+pub mod scenario;
 pub mod trace;
 pub mod witness;
 pub mod workload;

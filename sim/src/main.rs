@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::{
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
@@ -14,7 +15,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 use sim::{
     faults::Family,
-    run::{Plan, Report, run},
+    run::{Plan, Report, run, run_scenario},
+    scenario::Scenario,
     trace::Event,
 };
 
@@ -30,10 +32,13 @@ enum Command {
     /// Runs one fleet under a workload and faults; exit 1 when an invariant broke.
     Run {
         /// Determines the run.
-        #[arg(long)]
+        #[arg(long, default_value_t = 1)]
         seed: u64,
         #[command(flatten)]
         shape: Shape,
+        /// A story from configs/scenarios, instead of drawn faults.
+        #[arg(long, conflicts_with_all = ["population", "secs", "fault_every"])]
+        scenario: Option<PathBuf>,
         /// How the result is printed.
         #[arg(short, long, value_enum, default_value_t = Output::Table)]
         output: Output,
@@ -121,7 +126,24 @@ fn main() -> ExitCode {
         return ExitCode::from(78);
     }
     let is_clean = match Arguments::parse().command {
-        Command::Run { seed, shape, output } => run_one(seed, shape, output),
+        Command::Run {
+            seed,
+            scenario: Some(path),
+            output,
+            ..
+        } => match read_scenario(&path) {
+            Ok(scenario) => {
+                let again = format!("sim run --scenario {} --seed {seed}", path.display());
+                run_one(output, &again, || run_scenario(&scenario, seed))
+            }
+            Err(problem) => {
+                eprintln!("sim: {}: {problem}", path.display());
+                return ExitCode::from(6);
+            }
+        },
+        Command::Run {
+            seed, shape, output, ..
+        } => run_one(output, &shape.command(seed), || run(shape.plan(seed))),
         Command::Soak {
             seeds,
             jobs,
@@ -135,32 +157,37 @@ fn main() -> ExitCode {
 /// The commit this binary was built from, or `unknown` outside of a checkout.
 const COMMIT: &str = env!("MUSTER_COMMIT");
 
+fn read_scenario(path: &Path) -> Result<Scenario, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+    Scenario::from_toml(&text).map_err(|error| error.to_string())
+}
+
 /// A report and the wall time it took.
-fn timed(plan: Plan) -> (Report, Duration) {
+fn timed(run: impl FnOnce() -> Report) -> (Report, Duration) {
     #[allow(
         clippy::disallowed_methods,
         reason = "how fast the simulator is, beside the simulation"
     )]
     let began = std::time::Instant::now();
-    let report = run(plan);
+    let report = run();
     (report, began.elapsed())
 }
 
-fn run_one(seed: u64, shape: Shape, output: Output) -> bool {
-    let (report, wall) = timed(shape.plan(seed));
+fn run_one(output: Output, again: &str, run: impl FnOnce() -> Report) -> bool {
+    let (report, wall) = timed(run);
     match output {
         Output::Json => println!("{}", as_json(&report, wall)),
         Output::Table => print_table(&report, wall),
     }
-    complain(&report, shape);
+    complain(&report, again);
     report.violation.is_none()
 }
 
-fn complain(report: &Report, shape: Shape) {
+fn complain(report: &Report, again: &str) {
     if let Some(violation) = &report.violation {
         let seed = report.plan.seed;
         eprintln!("sim: seed {seed} of commit {COMMIT} at {violation}");
-        eprintln!("sim: again with: {}", shape.command(seed));
+        eprintln!("sim: again with: {again}");
     }
 }
 
@@ -188,8 +215,8 @@ fn soak((from, to): (u64, u64), jobs: u8, shape: Shape, output: Output) -> bool 
             if seed >= to {
                 return;
             }
-            let (report, wall) = timed(shape.plan(seed));
-            complain(&report, shape);
+            let (report, wall) = timed(|| run(shape.plan(seed)));
+            complain(&report, &shape.command(seed));
             let mut totals = totals.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             add(&mut totals, &report, wall, shape);
         }

@@ -27,6 +27,7 @@ use crate::{
     fleet::{Conditions, DRIFT_PPM, Population, SimFleet},
     ports::{DiskTiming, LinkConditions},
     random::Stream,
+    scenario::{Scenario, Scripted},
     trace::{Counts, Trace},
     witness::{Violation, Witness},
     workload::{self, Desk, Load},
@@ -169,12 +170,25 @@ pub struct Report {
 /// If a rule of the simulator itself is broken.
 #[must_use]
 pub fn run(plan: Plan) -> Report {
+    run_with(plan, &[])
+}
+
+/// Runs a scenario with the chance of `seed`.
+///
+/// # Panics
+/// As [`run`].
+#[must_use]
+pub fn run_scenario(scenario: &Scenario, seed: u64) -> Report {
+    run_with(scenario.plan(seed), &scenario.faults)
+}
+
+fn run_with(plan: Plan, script: &[Scripted]) -> Report {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .expect("a runtime with a timer only needs memory");
-    runtime.block_on(simulate(plan))
+    runtime.block_on(simulate(plan, script))
 }
 
 /// Between two looks at processes and faults.
@@ -197,7 +211,7 @@ struct World {
     ticks: u64,
 }
 
-async fn simulate(plan: Plan) -> Report {
+async fn simulate(plan: Plan, script: &[Scripted]) -> Report {
     let trace = Trace::begin();
     let make =
         |fleet: &common::testing::Fleet| Witness::new(trace.clone(), checkers::all(&Arc::new(fleet.genesis.clone())));
@@ -205,7 +219,7 @@ async fn simulate(plan: Plan) -> Report {
     fleet.supervise().await;
     let desk = workload::start(&fleet, plan.load, plan.seed);
     let mut world = World {
-        nemesis: Nemesis::new(plan.seed, plan.weather),
+        nemesis: Nemesis::new(plan.seed, plan.weather).with_script(script),
         plan,
         trace,
         fleet,

@@ -6,14 +6,15 @@ use crate::{fleet::SimFleet, random::Stream};
 /// The true time of every run lies this far behind 1970, and less.
 const SINCE_1970_US: i64 = 1_767_225_600_000_000;
 
-struct Clock {
-    who: String,
+/// Wall clocks that are off.
+pub struct Clock {
+    who: Vec<String>,
     offset_us: i64,
 }
 
 /// Draws whose clock, and by how much it is off.
 pub fn draw(fleet: &SimFleet, random: &mut Stream) -> Box<dyn Fault> {
-    let who = pick(random, &fleet.validator_names());
+    let who = vec![pick(random, &fleet.validator_names())];
     let hour_us = 3_600_000_000;
     let offset_us = match random.between(0, 3) {
         0 => -SINCE_1970_US,
@@ -24,16 +25,31 @@ pub fn draw(fleet: &SimFleet, random: &mut Stream) -> Box<dyn Fault> {
     Box::new(Clock { who, offset_us })
 }
 
+impl Clock {
+    /// The machines of `who` booted without a battery.
+    #[must_use]
+    pub fn in_1970(who: Vec<String>) -> Self {
+        Self {
+            who,
+            offset_us: -SINCE_1970_US,
+        }
+    }
+}
+
 impl Fault for Clock {
     fn describe(&self) -> String {
-        format!("wall clock of {} off by {} us", self.who, self.offset_us)
+        format!("wall clock of {} off by {} us", self.who.join(","), self.offset_us)
     }
 
     fn begin(&mut self, fleet: &mut SimFleet, _now_us: u64) {
-        fleet.clock(&self.who).set_wall_offset_us(self.offset_us);
+        for name in &self.who {
+            fleet.clock(name).set_wall_offset_us(self.offset_us);
+        }
     }
 
     fn end(&mut self, fleet: &mut SimFleet, _now_us: u64) {
-        fleet.clock(&self.who).set_wall_offset_us(0);
+        for name in &self.who {
+            fleet.clock(name).set_wall_offset_us(0);
+        }
     }
 }

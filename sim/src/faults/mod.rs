@@ -17,7 +17,9 @@ pub mod partition;
 pub mod process;
 pub mod quality;
 
-use crate::{fleet::SimFleet, random::Stream};
+use std::collections::VecDeque;
+
+use crate::{fleet::SimFleet, random::Stream, scenario::Scripted};
 
 /// One fault, from its beginning to its end.
 pub trait Fault: Send {
@@ -107,12 +109,13 @@ struct Active {
     until_us: u64,
 }
 
-/// Draws faults and ends them.
+/// Begins faults, drawn or of a scenario, and ends them.
 pub struct Nemesis {
     random: Stream,
     weather: Weather,
     next_us: u64,
     begun: u64,
+    script: VecDeque<Scripted>,
     active: Vec<Active>,
     injected: Vec<Injected>,
 }
@@ -132,9 +135,37 @@ impl Nemesis {
             weather,
             next_us,
             begun: 0,
+            script: VecDeque::new(),
             active: Vec::new(),
             injected: Vec::new(),
         }
+    }
+
+    /// Adds the faults of a scenario, which come when it says.
+    #[must_use]
+    pub fn with_script(self, script: &[Scripted]) -> Self {
+        Self {
+            script: script.iter().cloned().collect(),
+            ..self
+        }
+    }
+
+    fn follow_script(&mut self, fleet: &mut SimFleet, now_us: u64) {
+        while let Some(scripted) = self.script.pop_front_if(|next| next.at_ms * 1_000 <= now_us) {
+            self.begun += 1;
+            let (family, fault) = scripted.make(self.begun, fleet);
+            self.begin(fleet, family, fault, now_us, now_us + scripted.lasts_ms * 1_000);
+        }
+    }
+
+    fn begin(&mut self, fleet: &mut SimFleet, family: Family, mut fault: Box<dyn Fault>, from_us: u64, until_us: u64) {
+        fault.begin(fleet, from_us);
+        self.active.push(Active {
+            family,
+            fault,
+            from_us,
+            until_us,
+        });
     }
 
     /// Begins and ends what is due at `now_us`.
@@ -143,6 +174,7 @@ impl Nemesis {
         for active in &mut self.active {
             active.fault.step(fleet, now_us);
         }
+        self.follow_script(fleet, now_us);
         if now_us < self.next_us {
             return;
         }
@@ -163,7 +195,7 @@ impl Nemesis {
             return;
         }
         let random = &mut self.random;
-        let mut fault = match family {
+        let fault = match family {
             Family::Partition => partition::draw(self.begun, fleet, random),
             Family::Quality => quality::draw(fleet, random),
             Family::Disk => disk::draw(fleet, random),
@@ -172,13 +204,7 @@ impl Nemesis {
         };
         let (shortest_us, longest_us) = self.weather.lasts_us;
         let until_us = now_us + self.random.between(shortest_us, longest_us);
-        fault.begin(fleet, now_us);
-        self.active.push(Active {
-            family,
-            fault,
-            from_us: now_us,
-            until_us,
-        });
+        self.begin(fleet, family, fault, now_us, until_us);
     }
 
     fn end_due(&mut self, fleet: &mut SimFleet, now_us: u64, is_due: impl Fn(&Active) -> bool) {
@@ -202,6 +228,7 @@ impl Nemesis {
     /// Ends every fault, and begins no other.
     pub fn heal(&mut self, fleet: &mut SimFleet, now_us: u64) {
         self.next_us = u64::MAX;
+        self.script.clear();
         self.end_due(fleet, now_us, |_| true);
         fleet.let_all_start();
     }

@@ -6,7 +6,7 @@ use super::{Fault, pick, split};
 use crate::{fleet::SimFleet, ports::Direction, random::Stream};
 
 /// A partition.
-struct Partition {
+pub struct Partition {
     number: u64,
     shape: &'static str,
     who: String,
@@ -18,13 +18,16 @@ struct Partition {
 }
 
 /// Both directions between each of `a` and each of `b`.
-fn between(fleet: &SimFleet, a: &[String], b: &[String]) -> BTreeSet<Direction> {
+#[must_use]
+pub fn between(fleet: &SimFleet, a: &[String], b: &[String]) -> BTreeSet<Direction> {
     let mut directions = one_way(fleet, a, b);
     directions.extend(one_way(fleet, b, a));
     directions
 }
 
-fn one_way(fleet: &SimFleet, from: &[String], to: &[String]) -> BTreeSet<Direction> {
+/// The directions from each of `from` to each of `to`.
+#[must_use]
+pub fn one_way(fleet: &SimFleet, from: &[String], to: &[String]) -> BTreeSet<Direction> {
     let pairs = from.iter().flat_map(|a| to.iter().map(move |b| (a, b)));
     pairs
         .filter(|(a, b)| a != b)
@@ -117,18 +120,30 @@ pub fn draw(number: u64, fleet: &SimFleet, random: &mut Stream) -> Box<dyn Fault
     } else {
         0
     };
-    Box::new(Partition {
-        number,
-        shape,
-        who: who.join(","),
-        directions,
-        flaps_us,
-        next_flap_us: 0,
-        is_on: false,
-    })
+    Box::new(Partition::new(number, shape, &who, directions, flaps_us))
 }
 
 impl Partition {
+    /// Cuts `directions` in the name of the fault `number`; on and off for `flaps_us` each, unless 0.
+    #[must_use]
+    pub fn new(
+        number: u64,
+        shape: &'static str,
+        who: &[String],
+        directions: BTreeSet<Direction>,
+        flaps_us: u64,
+    ) -> Self {
+        Self {
+            number,
+            shape,
+            who: who.join(","),
+            directions,
+            flaps_us,
+            next_flap_us: 0,
+            is_on: false,
+        }
+    }
+
     fn set(&mut self, fleet: &mut SimFleet, is_on: bool) {
         self.is_on = is_on;
         let directions = if is_on {

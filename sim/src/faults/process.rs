@@ -5,15 +5,17 @@ use super::{Fault, all_names, pick, split};
 use crate::{fleet::SimFleet, ports::DiskTrouble, random::Stream};
 
 /// Killed, each down for its own time.
-struct Crash {
-    what: &'static str,
-    /// With the time each stays down.
-    who: Vec<(String, u64)>,
+pub struct Crash {
+    /// In a few words.
+    pub what: &'static str,
+    /// With the time each stays down, microseconds.
+    pub who: Vec<(String, u64)>,
 }
 
 /// Stands still from beginning to end.
-struct Pause {
-    who: Vec<String>,
+pub struct Pause {
+    /// Whose every task.
+    pub who: Vec<String>,
 }
 
 /// Killed as soon as it writes a snapshot, its own or one that it was sent.

@@ -3,7 +3,8 @@
 use super::Fault;
 use crate::{fleet::SimFleet, ports::LinkConditions, random::Stream};
 
-struct Quality {
+/// Other conditions of all links.
+pub struct Quality {
     what: &'static str,
     conditions: LinkConditions,
 }
@@ -50,7 +51,15 @@ pub fn draw(fleet: &SimFleet, random: &mut Stream) -> Box<dyn Fault> {
             },
         ),
     };
-    Box::new(Quality { what, conditions })
+    Box::new(Quality::new(what, conditions))
+}
+
+impl Quality {
+    /// Links under `conditions`, which `what` puts in a word.
+    #[must_use]
+    pub fn new(what: &'static str, conditions: LinkConditions) -> Self {
+        Self { what, conditions }
+    }
 }
 
 impl Fault for Quality {

@@ -1,0 +1,315 @@
+//! Scenarios: stories that a fleet operator knows, as files in `configs/scenarios`.
+//!
+//! # Rules
+//! * A scenario says the population, how long it lasts, and which faults come when. Nothing else is drawn
+//!   but what happens below chance: delays, losses, the workload.
+//! * Unknown keys are errors. Times are whole seconds or milliseconds; the key says which.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use serde::Deserialize;
+
+use crate::{
+    faults::{
+        Family, Fault,
+        clock::Clock,
+        disk::Disk,
+        partition::{Partition, between, one_way},
+        process::{Crash, Pause},
+        quality::Quality,
+    },
+    fleet::{Population, SimFleet},
+    ports::{DiskTrouble, LinkConditions},
+    run::Plan,
+};
+
+/// What a fault of a scenario does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Cuts `who` as one group from everybody else.
+    Isolate,
+    /// The same, on and off.
+    Flap,
+    /// Nothing that `who` sends arrives outside.
+    OneWayOut,
+    /// Nothing from outside arrives at `who`.
+    OneWayIn,
+    /// No two of `who` reach each other.
+    InPieces,
+    /// Cuts `who` from all validators.
+    FromValidators,
+    /// Kills `who`; they are started again when the fault ends.
+    Crash,
+    /// Stops every step of `who`.
+    Pause,
+    /// Every sync of the disks of `who` fails.
+    DiskFails,
+    /// The disks of `who` are full.
+    DiskFull,
+    /// The disks of `who` are a hundred times as slow.
+    DiskSlow,
+    /// The wall clocks of `who` show 1970.
+    ClockIn1970,
+    /// A fifth of all frames is lost; `who` does not count.
+    Lossy,
+    /// Every link carries 16 kB a second and has eight times the delay; `who` does not count.
+    Thin,
+}
+
+/// One fault of a scenario.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scripted {
+    /// When it begins, virtual milliseconds.
+    pub at_ms: u64,
+    /// How long it lasts.
+    pub lasts_ms: u64,
+    /// What it does.
+    pub kind: Kind,
+    /// To whom: a process (`c1-2`), the members of a cluster (`c1`), `validators`, `agents`, `all`, or `leader c1`:
+    /// whoever leads the cluster then.
+    #[serde(default)]
+    pub who: Vec<String>,
+}
+
+/// A story.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    /// In a few words.
+    pub title: String,
+    /// What an operator would see, and what must hold.
+    pub story: String,
+    /// Clusters.
+    pub clusters: u32,
+    /// Agents in each.
+    pub agents: u32,
+    /// Validators.
+    pub validators: u32,
+    /// How long the operators write and faults come, virtual seconds.
+    pub secs: u64,
+    /// Between two writes through one cluster.
+    #[serde(default = "write_every_ms")]
+    pub write_every_ms: u64,
+    /// Ascending by `at_ms`.
+    #[serde(default, rename = "fault")]
+    pub faults: Vec<Scripted>,
+}
+
+fn write_every_ms() -> u64 {
+    100
+}
+
+/// What is wrong with a scenario file.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("scenario: {0}")]
+pub struct ScenarioError(String);
+
+impl Scenario {
+    /// Reads a file's text.
+    ///
+    /// # Errors
+    /// [`ScenarioError`] with the key.
+    pub fn from_toml(text: &str) -> Result<Self, ScenarioError> {
+        let scenario: Self =
+            toml::from_str(text).map_err(|error| ScenarioError(error.to_string().trim_end().into()))?;
+        scenario.check().map_err(ScenarioError)?;
+        Ok(scenario)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let sizes = [
+            ("clusters", self.clusters, 1..=50),
+            ("agents", self.agents, 1..=32),
+            ("validators", self.validators, 1..=32),
+        ];
+        if let Some((key, got, want)) = sizes.into_iter().find(|(_, got, want)| !want.contains(got)) {
+            return Err(format!("{key} {got} is not in {} to {}", want.start(), want.end()));
+        }
+        if !(1..=86_400).contains(&self.secs) || !(1..=60_000).contains(&self.write_every_ms) {
+            return Err("secs must be 1 to 86400 and write_every_ms 1 to 60000".into());
+        }
+        if !self.faults.is_sorted_by_key(|fault| fault.at_ms) {
+            return Err("faults must ascend by at_ms".into());
+        }
+        let words = self.faults.iter().flat_map(|fault| &fault.who);
+        for word in words {
+            self.check_word(word).map_err(|why| format!("who \"{word}\" {why}"))?;
+        }
+        Ok(())
+    }
+
+    fn check_word(&self, word: &str) -> Result<(), &'static str> {
+        let number = |text: &str, most: u32| text.parse::<u32>().is_ok_and(|number| (1..=most).contains(&number));
+        let is_cluster = |text: &str| text.strip_prefix('c').is_some_and(|text| number(text, self.clusters));
+        let is_agent = |text: &str| {
+            let split = text.split_once('-');
+            split.is_some_and(|(cluster, agent)| is_cluster(cluster) && number(agent, self.agents))
+        };
+        let is_validator = |text: &str| text.strip_prefix('v').is_some_and(|text| number(text, self.validators));
+        let is_group = matches!(word, "validators" | "agents" | "all");
+        let is_leader = word.strip_prefix("leader ").is_some_and(is_cluster);
+        if is_group || is_leader || is_cluster(word) || is_agent(word) || is_validator(word) {
+            return Ok(());
+        }
+        Err("is no process, cluster or group of this fleet")
+    }
+
+    /// The plan of this story with the chance of `seed`.
+    #[must_use]
+    pub fn plan(&self, seed: u64) -> Plan {
+        let mut plan = Plan::small(seed);
+        plan.population = Population {
+            clusters: self.clusters,
+            agents: self.agents,
+            validators: self.validators,
+        };
+        plan.lasts = Duration::from_secs(self.secs);
+        plan.load.write_every = Duration::from_millis(self.write_every_ms);
+        plan.weather.every_us = 0;
+        plan
+    }
+}
+
+impl Scripted {
+    /// Who is meant, in this moment.
+    fn victims(&self, fleet: &SimFleet) -> Vec<String> {
+        let mut names = BTreeSet::new();
+        for word in &self.who {
+            match word.as_str() {
+                "validators" => names.extend(fleet.validator_names()),
+                "agents" => names.extend(fleet.agent_names()),
+                "all" => names.extend(fleet.agent_names().into_iter().chain(fleet.validator_names())),
+                word => names.extend(named(fleet, word)),
+            }
+        }
+        names.into_iter().collect()
+    }
+
+    /// The fault, and its family for counts. `number` tells its cuts from those of others.
+    #[must_use]
+    pub fn make(&self, number: u64, fleet: &SimFleet) -> (Family, Box<dyn Fault>) {
+        let who = self.victims(fleet);
+        let mut outside: Vec<String> = fleet.agent_names();
+        outside.extend(fleet.validator_names());
+        outside.retain(|name| !who.contains(name));
+        let cut = |shape, directions, flaps_us| -> (Family, Box<dyn Fault>) {
+            let partition = Partition::new(number, shape, &who, directions, flaps_us);
+            (Family::Partition, Box::new(partition))
+        };
+        let disk = |trouble| -> (Family, Box<dyn Fault>) { (Family::Disk, Box::new(Disk::new(who.clone(), trouble))) };
+        let usual = fleet.conditions.links;
+        match self.kind {
+            Kind::Isolate => cut("isolated", between(fleet, &who, &outside), 0),
+            Kind::Flap => cut("isolated", between(fleet, &who, &outside), 700_000),
+            Kind::OneWayOut => cut("one way out", one_way(fleet, &who, &outside), 0),
+            Kind::OneWayIn => cut("one way in", one_way(fleet, &outside, &who), 0),
+            Kind::InPieces => cut("in pieces", between(fleet, &who, &who), 0),
+            Kind::FromValidators => cut("from validators", between(fleet, &who, &fleet.validator_names()), 0),
+            Kind::Crash => {
+                let down_us = self.lasts_ms * 1_000;
+                let who = who.into_iter().map(|name| (name, down_us)).collect();
+                (Family::Process, Box::new(Crash { what: "crash", who }))
+            }
+            Kind::Pause => (Family::Process, Box::new(Pause { who })),
+            Kind::DiskFails => disk(DiskTrouble::Failing),
+            Kind::DiskFull => disk(DiskTrouble::Full),
+            Kind::DiskSlow => disk(DiskTrouble::Slow { times: 100 }),
+            Kind::ClockIn1970 => (Family::Clock, Box::new(Clock::in_1970(who))),
+            Kind::Lossy => {
+                let conditions = LinkConditions {
+                    loss_ppm: 200_000,
+                    ..usual
+                };
+                (Family::Quality, Box::new(Quality::new("lossy", conditions)))
+            }
+            Kind::Thin => {
+                let conditions = LinkConditions {
+                    bytes_per_second: 16_000,
+                    delay_us_max: usual.delay_us_max * 8,
+                    ..usual
+                };
+                (Family::Quality, Box::new(Quality::new("thin", conditions)))
+            }
+        }
+    }
+}
+
+/// A process, the members of a cluster, or its leader.
+fn named(fleet: &SimFleet, word: &str) -> Vec<String> {
+    let members = |cluster: &str| {
+        let prefix = format!("{cluster}-");
+        let mut names = fleet.agent_names();
+        names.retain(|name| name.starts_with(&prefix));
+        names
+    };
+    if let Some(cluster) = word.strip_prefix("leader ") {
+        let members = members(cluster);
+        // Without a leader the first member is as good as any.
+        let leader = fleet.leader(&members).or_else(|| members.first().cloned());
+        return leader.into_iter().collect();
+    }
+    let of_cluster = members(word);
+    if of_cluster.is_empty() {
+        vec![word.to_owned()]
+    } else {
+        of_cluster
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+        title = "t"
+        story = "s"
+        clusters = 2
+        agents = 3
+        validators = 4
+        secs = 5
+        [[fault]]
+        at_ms = 1000
+        lasts_ms = 500
+        kind = "isolate"
+        who = ["leader c2", "c1-3", "v4", "validators"]
+    "#;
+
+    #[test]
+    fn mistakes_are_named() {
+        assert!(Scenario::from_toml(GOOD).is_ok());
+        let with = |from: &str, to: &str| Scenario::from_toml(&GOOD.replace(from, to)).unwrap_err().to_string();
+        assert!(with("c1-3", "c3-1").contains("c3-1"));
+        assert!(with("v4", "v5").contains("v5"));
+        assert!(with("leader c2", "leader v1").contains("leader v1"));
+        assert!(with("isolate", "vanish").contains("vanish"));
+        assert!(with("lasts_ms", "lasts").contains("lasts"));
+        assert!(with("secs = 5", "secs = 0").contains("secs"));
+        assert!(with("clusters = 2", "clusters = 0").contains("clusters"));
+    }
+
+    #[test]
+    fn every_scenario_file_is_good_and_tells_a_story() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/scenarios");
+        let mut files = 0;
+        for file in std::fs::read_dir(folder).unwrap() {
+            let path = file.unwrap().path();
+            let scenario = Scenario::from_toml(&std::fs::read_to_string(&path).unwrap());
+            let scenario = scenario.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            assert!(
+                !scenario.faults.is_empty() && scenario.story.len() > 40,
+                "{}",
+                path.display()
+            );
+            let ends_ms = scenario.faults.iter().map(|fault| fault.at_ms + fault.lasts_ms).max();
+            assert!(
+                ends_ms <= Some(scenario.secs * 1_000),
+                "{}: healed before its end",
+                path.display()
+            );
+            files += 1;
+        }
+        assert!(files >= 8, "{files} scenarios");
+    }
+}
