@@ -367,5 +367,10 @@ fn print_table(report: &Report, wall: Duration) {
             );
         }
     }
+    if report.violation.is_some() {
+        for line in &report.processes {
+            println!("{line}");
+        }
+    }
     println!("violations    {}", u64::from(report.violation.is_some()));
 }

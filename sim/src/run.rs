@@ -160,6 +160,8 @@ pub struct Report {
     pub no_quorum: u64,
     /// Lowest final height of a validator.
     pub height: Height,
+    /// How each process stood at the end, a line each.
+    pub processes: Vec<String>,
     /// What broke, if anything did.
     pub violation: Option<Violation>,
 }
@@ -418,10 +420,64 @@ impl World {
         }
     }
 
+    /// Where everybody stands, for whoever looks into a violation.
+    fn processes(&self) -> Vec<String> {
+        let agent = |name: &String| {
+            let Some(agent) = self.fleet.agent(name) else {
+                return format!("{name}: down");
+            };
+            let (status, raft) = (agent.status(), agent.raft().status());
+            let context = &status.context;
+            let (closed, open) = agent.machine().with(|state| {
+                let batcher = state.queue.batcher();
+                (batcher.last_closed().seq, batcher.open_len())
+            });
+            format!(
+                "{name}: {:?} of term {} under {:?}, applied {} of {}, snapshot {}, purged {}, batches {closed} closed and \
+                 {} final, {open} rows open, outbox {} bytes, height {}, {}, age {:?} ms, global age {:?} ms",
+                raft.role,
+                context.term,
+                context.leader.map(|id| id.idx().0),
+                context.applied,
+                status.last_index,
+                raft.snapshot.index,
+                raft.purged.index,
+                status.final_seq,
+                status.outbox_bytes,
+                context.global_height,
+                context.mode.word(),
+                context.staleness_ms,
+                context.global_age_ms,
+            )
+        };
+        let validator = |name: &String| {
+            let Some(validator) = self.fleet.validator(name) else {
+                return format!("{name}: down");
+            };
+            let executed = validator.executed().get();
+            let queue = &executed.queue;
+            let next: Vec<String> = queue
+                .clusters()
+                .filter_map(|cluster| Some(format!("{} of {cluster}", queue.next_batch(cluster)?.1)))
+                .collect();
+            let (height, next) = (validator.blocks().tip().0, next.join(", "));
+            format!(
+                "{name}: view {}, height {height}, executed {}, next batches {next}{}",
+                executed.view,
+                queue.height(),
+                if executed.is_listening { ", listening" } else { "" }
+            )
+        };
+        let agents = self.fleet.agent_names();
+        let validators = self.fleet.validator_names();
+        agents.iter().map(agent).chain(validators.iter().map(validator)).collect()
+    }
+
     fn report(self) -> Report {
         let (trace_hash, counts) = self.trace.summary();
         let tasks_final = self.tasks_final();
         let height = self.lowest_height();
+        let processes = self.processes();
         let journal = self.desk.journal();
         Report {
             plan: self.plan,
@@ -437,6 +493,7 @@ impl World {
             linearizable_reads: journal.linearizable_reads,
             no_quorum: journal.no_quorum,
             height,
+            processes,
             violation: self.fleet.witness.violation(),
         }
     }
