@@ -470,7 +470,11 @@ impl World {
         };
         let agents = self.fleet.agent_names();
         let validators = self.fleet.validator_names();
-        agents.iter().map(agent).chain(validators.iter().map(validator)).collect()
+        agents
+            .iter()
+            .map(agent)
+            .chain(validators.iter().map(validator))
+            .collect()
     }
 
     fn report(self) -> Report {

@@ -35,3 +35,16 @@ fn sample_of_seeds_breaks_nothing() {
 fn disk_that_fails_at_each_start_does_not_cost_a_validator_its_key() {
     is_clean(stormy(1, 12));
 }
+
+/// A small snapshot is one frame, whose answer may take as long as the installation. Two of five members lost their
+/// power under it; the leader waits for a broken connection then, not for the installation.
+#[test]
+fn member_that_dies_under_a_snapshot_is_sent_another_one() {
+    is_clean(stormy(11, 15));
+}
+
+/// As above: two starts in a row wrote the journal of the guard and could not write its marker.
+#[test]
+fn starts_that_end_before_the_marker_do_not_pass_for_a_backup() {
+    is_clean(stormy(23, 15));
+}

@@ -435,7 +435,9 @@ fn next_boot(marker: &Marker, opened: Option<(Digest, u64)>) -> Result<u64, Refu
             want_boot: marker.boot,
         });
     }
-    Ok(boot + 1)
+    // A start that did not get as far as the marker signed nothing: its number is used again. A disk that fails
+    // at several starts in a row would put the journal further ahead else, as if it came from a backup.
+    Ok(marker.boot + 1)
 }
 
 fn draw_directory(entropy: &dyn Entropy) -> Digest {

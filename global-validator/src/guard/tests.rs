@@ -254,6 +254,24 @@ async fn guard_restored_from_a_backup_is_refused() {
     ));
 }
 
+/// The disk failed at every start between journal and marker.
+#[tokio::test]
+async fn starts_that_end_before_the_marker_do_not_pass_for_a_backup() {
+    let place = Place::new();
+    drop(place.open().await.unwrap());
+    let Some(JournalRecord::Opened { directory, boot: 1 }) = place.records().first().cloned() else {
+        panic!("a journal begins with its start");
+    };
+    place.append(&JournalRecord::Opened { directory, boot: 2 }).await;
+    drop(place.open().await.unwrap());
+    let last = JournalRecord::Opened { directory, boot: 2 };
+    assert_eq!(
+        place.records().last(),
+        Some(&last),
+        "the number of a start that signed nothing is used again"
+    );
+}
+
 #[tokio::test]
 async fn guard_of_another_directory_is_refused() {
     let place = Place::new();

@@ -5,7 +5,6 @@
 use super::{Checker, LogTail, Observation};
 
 /// Keeps nothing: each look at the disks is judged alone.
-#[derive(Default)]
 pub struct LogMatching;
 
 fn compare(a: &LogTail, b: &LogTail) -> Result<(), String> {

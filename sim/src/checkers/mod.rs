@@ -308,7 +308,7 @@ pub fn all(genesis: &Arc<Genesis>) -> Vec<Box<dyn Checker>> {
         Box::new(recovers::Recovers::default()),
         Box::new(election_safety::ElectionSafety::default()),
         Box::new(state_machine_safety::StateMachineSafety::default()),
-        Box::new(log_matching::LogMatching::default()),
+        Box::new(log_matching::LogMatching),
         Box::new(bounded_memory::BoundedMemory),
     ]
 }

@@ -3,7 +3,8 @@
 //! # Rules
 //! * Bytes cross a link, not values: the frame's header is written and read as on a real stream.
 //! * A frame is delayed by a time of its own, so requests overtake each other as QUIC streams do.
-//! * A lost request or answer is silence: the caller's deadline ends it. What is lost, late or doubled is
+//! * A lost request or answer is silence: the caller's deadline ends it, or the idle timeout of a connection,
+//!   as when the peer lost its power. What is lost, late or doubled is
 //!   decided in `links`.
 //! * A process that is down, or behind a cut, longer than a connection may be silent has no connection:
 //!   its callers are told after a while that nothing was sent.
@@ -275,9 +276,8 @@ impl SimTransport {
         let answer = match handled.await {
             Ok(Ok(body)) => framed(ANSWER_KIND, &body),
             Ok(Err(refusal)) => framed(REFUSAL_KIND, &common::codec::encode(&refusal)),
-            // The receiver was killed while it worked.
-            Err(error) if error.is_cancelled() => return Exchange::Silence,
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
+            // The receiver was killed while it worked, or panicked, which its process remembers.
+            Err(_) => return Exchange::Silence,
         };
         if network.cross((to_id, from_id), &answer, false).await.is_none() {
             return Exchange::Silence;
@@ -321,13 +321,16 @@ impl Transport for SimTransport {
             }
             let exchange = async {
                 match Self::exchange(network, from, to, kind, body).await {
-                    Exchange::Answer(frame) => frame,
-                    Exchange::Silence => std::future::pending().await,
+                    Exchange::Answer(frame) => Ok(frame),
+                    Exchange::Silence => {
+                        tokio::time::sleep(Duration::from_micros(IDLE_US)).await;
+                        Err(CallError::Broken("nothing was heard for too long".into()))
+                    }
                 }
             };
             let frame = tokio::time::timeout(deadline, exchange)
                 .await
-                .map_err(|_| CallError::Timeout(deadline))?;
+                .map_err(|_| CallError::Timeout(deadline))??;
             let (header, body) = split(&frame);
             match read_answer_header(kind, header) {
                 Ok((true, _)) => Ok(Bytes::copy_from_slice(body)),
