@@ -143,8 +143,8 @@ impl Agent {
         let buffer_limits = settings.limits.buffer;
         let buffer = BufferJournal::open(ports.disk.clone(), *registry.chain(), buffer_limits).await?;
         let attester = Attester::open(&*ports.disk, is_new)?;
-        let log = DurableLog::new(ports.log.clone())?;
-        let (durable, failed) = (log.durable(), log.failed());
+        let log = DurableLog::new(ports.log.clone(), ports.clock.clone())?;
+        let (durable, failed, appends) = (log.durable(), log.failed(), log.appends());
         let signatures = Signatures::default();
         let machine = Arc::new(Machine::new(
             settings.genesis.clone(),
@@ -208,6 +208,7 @@ impl Agent {
         door.open(membership, Arc::new(Inside(shell.clone())));
         start_rooms(&shell, attester, durable);
         shell.spawn("watch-log", shell.clone().watch_log(failed).boxed());
+        shell.spawn("watch-fitness", shell.clone().watch_fitness(appends).boxed());
         tracing::info!(label = %shell.me.label, raft = %shell.me.raft, is_new, "agent started");
         Ok(AgentHandle { shell })
     }

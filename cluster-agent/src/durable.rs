@@ -8,13 +8,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use common::ids::LogIndex;
 use transport::watch::Watch;
 
-use crate::raft::store::{Done, LogOp, LogRecord, LogStore, Recovered, StoreError};
+use crate::{
+    fitness::Recent,
+    ports::Clock,
+    raft::store::{Done, LogOp, LogRecord, LogStore, Recovered, StoreError},
+    shell::lock,
+};
 
 /// A log store that tells up to where it is durable, and when it failed.
 pub struct DurableLog {
     inner: Arc<dyn LogStore>,
     mark: Arc<Mark>,
     failed: Watch<Option<StoreError>>,
+    clock: Arc<dyn Clock>,
+    appends: Arc<Mutex<Recent>>,
 }
 
 /// The durable position. An append that was queued before a truncation must not raise it afterwards.
@@ -54,11 +61,11 @@ enum Reached {
 }
 
 impl DurableLog {
-    /// Watches `inner`.
+    /// Watches `inner`; `clock` measures how long appends take.
     ///
     /// # Errors
     /// [`StoreError`] of reading what is durable now.
-    pub fn new(inner: Arc<dyn LogStore>) -> Result<Self, StoreError> {
+    pub fn new(inner: Arc<dyn LogStore>, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
         let recovered = inner.recovered()?;
         let purged = recovered.purged.map(|(upto, _)| upto);
         let last = recovered.records.map(|(_, last)| last);
@@ -71,6 +78,8 @@ impl DurableLog {
             inner,
             mark,
             failed: Watch::new(None),
+            clock,
+            appends: Arc::default(),
         })
     }
 
@@ -78,6 +87,12 @@ impl DurableLog {
     #[must_use]
     pub fn durable(&self) -> Watch<LogIndex> {
         self.mark.durable.clone()
+    }
+
+    /// How long appends took until they were durable.
+    #[must_use]
+    pub(crate) fn appends(&self) -> Arc<Mutex<Recent>> {
+        self.appends.clone()
     }
 
     /// The first failure of the store, whichever operation met it. The process must end.
@@ -109,9 +124,14 @@ impl LogStore for DurableLog {
             LogOp::Vote(_) | LogOp::Committed(_) => Reached::Nothing,
         };
         let (mark, failed) = (self.mark.clone(), self.failed.clone());
+        let (clock, appends, submitted) = (self.clock.clone(), self.appends.clone(), self.clock.now());
         let watched: Done = Box::new(move |outcome: Result<(), StoreError>| {
             match (&outcome, reached) {
-                (Ok(()), Reached::Appended(index, since)) => mark.raise(index, Some(since)),
+                (Ok(()), Reached::Appended(index, since)) => {
+                    mark.raise(index, Some(since));
+                    let now = clock.now();
+                    lock(&appends).note(now.us, now.us_since(submitted));
+                }
                 (Ok(()), Reached::Purged(upto)) => mark.raise(upto, None),
                 (Ok(()), Reached::Nothing) | (Err(StoreError::Closed), _) => {}
                 (Err(error), _) if failed.get().is_none() => failed.set(Some(error.clone())),
@@ -126,7 +146,23 @@ impl LogStore for DurableLog {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::raft::store::memory::MemoryLog;
+    use crate::{ports::Instant, raft::store::memory::MemoryLog};
+
+    /// A clock that moves by hand.
+    #[derive(Default)]
+    struct Hand(std::sync::atomic::AtomicU64);
+
+    impl Clock for Hand {
+        fn now(&self) -> Instant {
+            Instant {
+                us: self.0.load(std::sync::atomic::Ordering::Relaxed),
+            }
+        }
+
+        fn wall(&self) -> common::ids::BlockTime {
+            unreachable!("no agent reads it")
+        }
+    }
 
     fn record(index: u64) -> LogRecord {
         LogRecord {
@@ -138,7 +174,7 @@ mod tests {
     #[test]
     fn durable_position_follows_appends_that_are_done_and_falls_with_a_truncation() {
         let memory = Arc::new(MemoryLog::new());
-        let log = DurableLog::new(memory.clone()).unwrap();
+        let log = DurableLog::new(memory.clone(), Arc::new(Hand::default())).unwrap();
         let durable = log.durable();
         assert_eq!(durable.get(), LogIndex(0));
         log.submit(
@@ -183,7 +219,7 @@ mod tests {
     #[test]
     fn append_that_ends_after_a_truncation_was_asked_for_does_not_count() {
         let slow = Arc::new(SlowLog::default());
-        let log = DurableLog::new(slow.clone()).unwrap();
+        let log = DurableLog::new(slow.clone(), Arc::new(Hand::default())).unwrap();
         let ignore = || Box::new(|_| ()) as Done;
         log.submit(LogOp::Append(vec![record(1), record(2), record(3)]), ignore());
         log.submit(LogOp::Truncate { from: LogIndex(2) }, ignore());
@@ -198,7 +234,7 @@ mod tests {
     #[test]
     fn purge_that_ends_after_an_append_does_not_lower_the_position() {
         let slow = Arc::new(SlowLog::default());
-        let log = DurableLog::new(slow.clone()).unwrap();
+        let log = DurableLog::new(slow.clone(), Arc::new(Hand::default())).unwrap();
         let ignore = || Box::new(|_| ()) as Done;
         log.submit(LogOp::Append(vec![record(1), record(2)]), ignore());
         let marker = vec![0].into();
@@ -221,6 +257,27 @@ mod tests {
             LogOp::Append(vec![record(1), record(2)]),
             Box::new(|done| done.unwrap()),
         );
-        assert_eq!(DurableLog::new(memory).unwrap().durable().get(), LogIndex(2));
+        assert_eq!(
+            DurableLog::new(memory, Arc::new(Hand::default()))
+                .unwrap()
+                .durable()
+                .get(),
+            LogIndex(2)
+        );
+    }
+
+    #[test]
+    fn append_takes_from_its_submission_until_it_is_durable() {
+        let (slow, clock) = (Arc::new(SlowLog::default()), Arc::new(Hand::default()));
+        let log = DurableLog::new(slow.clone(), clock.clone()).unwrap();
+        let ignore = || Box::new(|_| ()) as Done;
+        log.submit(LogOp::Append(vec![record(1)]), ignore());
+        log.submit(LogOp::Truncate { from: LogIndex(2) }, ignore());
+        clock.0.store(70_000, std::sync::atomic::Ordering::Relaxed);
+        slow.finish_one();
+        clock.0.store(900_000, std::sync::atomic::Ordering::Relaxed);
+        slow.finish_one();
+        let measured = lock(&log.appends()).highest(900_000);
+        assert_eq!(measured, Some(70_000), "of appends alone");
     }
 }

@@ -22,6 +22,7 @@ mod counters;
 pub mod downlink;
 mod durable;
 mod evidence;
+mod fitness;
 mod keeper;
 pub mod machine;
 pub mod mode;

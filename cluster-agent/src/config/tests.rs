@@ -134,6 +134,22 @@ fn bounds_of_snapshots_and_state_are_read_and_checked() {
 }
 
 #[test]
+fn measurements_are_read_and_what_does_not_fit_the_heartbeat_is_refused() {
+    let dir = Dir::new();
+    let with = |rtt: &str, fsync: &str| {
+        let link = GOOD.replace("[limits]", &format!("rtt_p999 = \"{rtt}\"\n\n[limits]"));
+        dir.load(&format!("{link}\n[disk]\nfsync_p99 = \"{fsync}\"\n"))
+    };
+    let raft = with("30ms", "45ms").unwrap().raft;
+    assert_eq!((raft.rtt_ms_p999, raft.fsync_ms_p99), (30, 45));
+    let refused = with("31ms", "45ms").unwrap_err();
+    assert_eq!(
+        refused.problems,
+        ["heartbeat_ms 150 must be at least 2 * (rtt_ms_p999 + fsync_ms_p99) 152"]
+    );
+}
+
+#[test]
 fn device_of_another_fleet_or_kind_is_refused() {
     let stranger = Dir::new().problems(&GOOD.replace("label = \"c1-1\"", "label = \"c9-1\""));
     assert!(
