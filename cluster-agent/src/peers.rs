@@ -221,7 +221,132 @@ impl RaftLink for PeerLink {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use common::{
+        testing::Fleet,
+        wire::frame::{Hello, WIRE_VERSION},
+    };
+    use transport::memory::{Fate, lane_pair};
+
     use super::*;
+    use crate::ports::CallError;
+
+    /// Notes who came through the door.
+    #[derive(Default)]
+    struct Through(Mutex<Vec<RaftNodeId>>);
+
+    impl Through {
+        fn note(&self, from: RaftNodeId) {
+            self.0.lock().unwrap().push(from);
+        }
+
+        fn count(&self) -> usize {
+            self.0.lock().unwrap().len()
+        }
+    }
+
+    impl Requests for Through {
+        fn raft(&self, from: RaftNodeId, _: RaftRpc, _: Bytes) -> BoxFuture<Result<Vec<u8>, RpcRefusal>> {
+            self.note(from);
+            async { Ok(vec![7]) }.boxed()
+        }
+
+        fn raft_lane(&self, from: RaftNodeId, mut lane: Lane) -> BoxFuture<()> {
+            self.note(from);
+            async move { lane.sender.end(None).await }.boxed()
+        }
+
+        fn cluster(&self, from: RaftNodeId, _: FrameKind, _: Bytes) -> BoxFuture<Result<Bytes, Refusal>> {
+            self.note(from);
+            async { Ok(Bytes::new()) }.boxed()
+        }
+
+        fn operate(&self, _: Peer, _: Bytes) -> BoxFuture<Result<Bytes, Refusal>> {
+            async { Ok(Bytes::new()) }.boxed()
+        }
+    }
+
+    fn open_door(fleet: &Fleet, founding: Founding) -> (Door, Arc<Through>) {
+        let (door, through) = (Door::default(), Arc::new(Through::default()));
+        let membership = Membership {
+            registry: Arc::new(fleet.registry.clone()),
+            cluster: ClusterId(0),
+            founding,
+        };
+        door.open(membership, through.clone());
+        (door, through)
+    }
+
+    /// `label` as a Raft member that says it is of `cluster` and `founding`.
+    fn peer(fleet: &Fleet, label: &str, cluster: ClusterId, founding: Founding) -> Peer {
+        let (device, idx) = (fleet.id(label), fleet.idx(label));
+        Peer {
+            device,
+            idx,
+            protocol: Protocol::Raft,
+            hello: Hello {
+                version: WIRE_VERSION,
+                chain: fleet.chain,
+                device,
+                cluster: Some((cluster, founding)),
+                raft: RaftNodeId::new(idx, 1).0,
+            },
+        }
+    }
+
+    /// How a lane of `peer` ends.
+    async fn lane_end(door: &Door, peer: Peer) -> Result<Option<Bytes>, CallError> {
+        let (mut ours, theirs) = lane_pair(1_024, 1_024, Arc::new(|_| Fate::Arrives));
+        door.lane(peer, FrameKind::RaftLane, theirs).await;
+        ours.receiver.recv().await
+    }
+
+    #[tokio::test]
+    async fn member_of_another_cluster_or_of_an_old_founding_is_denied_calls_and_lanes() {
+        let fleet = Fleet::dev();
+        let now = Founding(1);
+        let (door, through) = open_door(&fleet, now);
+        let mut other_raft_id = peer(&fleet, "c1-2", ClusterId(0), now);
+        other_raft_id.hello.raft = RaftNodeId::new(fleet.idx("c1-3"), 1).0;
+        let mut silent = peer(&fleet, "c1-2", ClusterId(0), now);
+        silent.hello.cluster = None;
+        let strangers = [
+            ("of another cluster", peer(&fleet, "c2-1", ClusterId(1), now)),
+            ("of another cluster, and lies", peer(&fleet, "c2-1", ClusterId(0), now)),
+            ("names another cluster", peer(&fleet, "c1-2", ClusterId(1), now)),
+            ("of an old founding", peer(&fleet, "c1-2", ClusterId(0), Founding(0))),
+            ("of a founding to come", peer(&fleet, "c1-2", ClusterId(0), Founding(2))),
+            ("names none", silent),
+            ("with another's Raft id", other_raft_id),
+            ("a validator", peer(&fleet, "v1", ClusterId(0), now)),
+        ];
+        let member = peer(&fleet, "c1-2", ClusterId(0), now);
+        for (who, stranger) in strangers {
+            for kind in [
+                FrameKind::RaftAppend,
+                FrameKind::RaftVote,
+                FrameKind::RaftSnapshot,
+                FrameKind::RaftTransfer,
+                FrameKind::Forward,
+                FrameKind::Linearize,
+                FrameKind::Attest,
+            ] {
+                let refused = door.handle(stranger.clone(), kind, Bytes::from_static(&[1])).await;
+                assert_eq!(refused.unwrap_err().code, RefusalCode::Denied, "{who}: {kind:?}");
+            }
+            let ended = lane_end(&door, stranger).await;
+            assert!(
+                matches!(&ended, Err(CallError::Refused(refusal)) if refusal.code == RefusalCode::Denied),
+                "{who}: {ended:?}"
+            );
+        }
+        assert_eq!(through.count(), 0, "nothing reached the agent");
+        let served = door.handle(member.clone(), FrameKind::RaftAppend, Bytes::new()).await;
+        assert_eq!(served, Ok(encode_answer(Ok(vec![7]))));
+        assert_eq!(lane_end(&door, member).await, Ok(None));
+        assert_eq!(*through.0.lock().unwrap(), [RaftNodeId::new(fleet.idx("c1-2"), 1); 2]);
+    }
 
     #[test]
     fn vote_and_pre_vote_stay_apart_in_one_frame_kind() {

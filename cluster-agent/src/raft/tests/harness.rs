@@ -336,6 +336,7 @@ pub struct Seat {
     pub snapshots: Arc<dyn SnapshotStore>,
     pub machine: Arc<Recorder>,
     pub alarms: Arc<Mutex<Vec<RaftAlarm>>>,
+    pub check: Arc<dyn AppendCheck>,
 }
 
 impl Seat {
@@ -350,6 +351,7 @@ impl Seat {
             snapshots,
             machine: Arc::default(),
             alarms: Arc::default(),
+            check: Arc::new(NoBadCommands),
         }
     }
 
@@ -367,7 +369,7 @@ impl Seat {
                 board: board.clone(),
             }),
             machine: self.machine.clone(),
-            check: Arc::new(NoBadCommands),
+            check: self.check.clone(),
             alarms: Arc::new(move |alarm| alarms.lock().unwrap().push(alarm)),
         };
         let handle = Handle::open(self.id, config, ports).await?;

@@ -4,6 +4,7 @@ mod cluster;
 mod conformance;
 mod harness;
 mod hostile;
+mod hostile_entries;
 mod hostile_votes;
 mod lanes;
 mod snapshots;
