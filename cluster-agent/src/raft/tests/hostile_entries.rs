@@ -141,7 +141,7 @@ async fn entry_of_an_unknown_author_is_appended_and_rejected_in_apply() {
     let served = target.append(append(leads(1, 2), &log, &[], committed)).await;
     assert_eq!(served, Ok(AppendReply::Success));
     target.handle.wait_applied(LogIndex(2), PATIENCE).await.unwrap();
-    assert_eq!(target.seat.machine.history().commands, [unknown.clone()]);
+    assert_eq!(target.seat.machine.history().commands, std::slice::from_ref(&unknown));
     assert_eq!(target.alarms(), []);
 
     let machine = machine(&fleet);
