@@ -337,16 +337,11 @@ impl<R: AsyncRuntime> RaftLogStorage<TypeConfig<R>> for RaftLog<R> {
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
         let id = committed.as_ref().map(log_id_to_wire);
         let bytes = Bytes::from(codec::encode(CommittedRecord { id }));
-        let hint = {
-            let mut view = self.view();
-            view.committed = id;
-            view.hint.unsent = Some(bytes);
-            view.take_hint()
-        };
-        if let Some((bytes, in_flight)) = hint {
-            let landed = Box::new(move |_| in_flight.store(false, Ordering::Release));
-            self.inner.store.submit(LogOp::Committed(bytes), landed);
-        }
+        // It goes with the next operation: a write of its own would cost as much as an append, for a hint.
+        let mut view = self.view();
+        view.committed = id;
+        view.hint.unsent = Some(bytes);
+        drop(view);
         Ok(())
     }
 

@@ -175,7 +175,7 @@ async fn committed_entries_are_never_truncated() {
 }
 
 #[tokio::test]
-async fn hint_and_vote_survive_a_restart() {
+async fn vote_survives_a_restart_and_the_hint_with_the_operation_after_it() {
     let store = Arc::new(MemoryLog::new());
     let mut log = open(&store);
     let vote = Vote {
@@ -187,6 +187,7 @@ async fn hint_and_vote_survive_a_restart() {
     for index in 1..=10 {
         log.save_committed(Some(log_id(4, index))).await.unwrap();
     }
+    append(&mut log, 4, 11..12).await;
     let mut log = open(&store);
     assert_eq!(log.read_vote().await.unwrap(), Some(vote));
     assert_eq!(log.read_committed().await.unwrap(), Some(log_id(4, 10)));

@@ -4,7 +4,8 @@
 //! * Durable means: sled's flush, then `fdatasync` on a descriptor of our own for sled's file. sled's
 //!   flush alone does not reach the device (measured: acknowledged writes lost at a power cut).
 //! * One writer thread owns every change: it takes what waits (up to [`GROUP_OPS_MAX`] operations or
-//!   [`GROUP_BYTES_MAX`]), applies it as one batch, flushes once, acknowledges in order.
+//!   [`GROUP_BYTES_MAX`]), puts it in order, flushes once, acknowledges in order. A crash before the flush
+//!   leaves a prefix of the group, in whole records.
 //! * After any error or panic the store is poisoned: everything fails from then on.
 //! * Values are so small that sled never writes a leaf into a file of its own, which it would not
 //!   flush (`sled_entries`). Should one appear, the store is poisoned.
@@ -407,28 +408,32 @@ impl Writer {
     }
 
     fn write(&mut self, ops: Vec<LogOp>) -> Result<(), StoreError> {
-        let mut batch = Batch::default();
         let mut must_flush = false;
+        let mut hint = None;
         for op in ops {
             must_flush |= !matches!(op, LogOp::Committed(_));
             match op {
-                LogOp::Vote(bytes) => batch.insert(VOTE_KEY, seal(&bytes)),
-                LogOp::Committed(bytes) => batch.insert(COMMITTED_KEY, seal(&bytes)),
+                LogOp::Vote(bytes) => self.put(VOTE_KEY, seal(&bytes))?,
+                // A newer one in the same group says all that an older one does.
+                LogOp::Committed(bytes) => hint = Some(bytes),
                 LogOp::Append(records) => {
-                    records.iter().try_for_each(|record| entries::put(&mut batch, record))?;
+                    records.iter().try_for_each(|record| entries::put(&self.tree, record))?;
                 }
-                LogOp::Truncate { from } => {
-                    self.apply(std::mem::take(&mut batch))?;
-                    self.truncate(from)?;
-                }
+                LogOp::Truncate { from } => self.truncate(from)?,
                 LogOp::Purge { upto, marker } => {
-                    batch.insert(PURGED_KEY, purged_value(upto, &marker));
+                    self.put(PURGED_KEY, purged_value(upto, &marker))?;
                     self.purge_upto = Some(upto);
                 }
             }
         }
-        self.apply(batch)?;
+        if let Some(bytes) = hint {
+            self.put(COMMITTED_KEY, seal(&bytes))?;
+        }
         if must_flush { self.flush() } else { Ok(()) }
+    }
+
+    fn put(&self, key: &[u8], value: Vec<u8>) -> Result<(), StoreError> {
+        self.tree.insert(key, value).map(drop).map_err(sled_error)
     }
 
     fn apply(&self, batch: Batch) -> Result<(), StoreError> {

@@ -75,8 +75,11 @@ pub(super) fn unseal(what: &str, sealed: &[u8]) -> Result<Bytes, StoreError> {
     Ok(Bytes::copy_from_slice(bytes))
 }
 
-/// Adds a record to `batch`.
-pub(super) fn put(batch: &mut Batch, record: &LogRecord) -> Result<(), StoreError> {
+/// Puts a record into `tree`. One of several pieces is put as a batch, so that no crash leaves a part of it.
+///
+/// A batch costs sled a write of its own beside the values', and a wake-up of all its threads for it; a record in one piece
+/// needs none, since sled recovers a prefix of what was put.
+pub(super) fn put(tree: &Tree, record: &LogRecord) -> Result<(), StoreError> {
     let bytes = &record.bytes;
     let bytes_len = u32::try_from(bytes.len())
         .ok()
@@ -92,11 +95,15 @@ pub(super) fn put(batch: &mut Batch, record: &LogRecord) -> Result<(), StoreErro
     first.extend_from_slice(&crc(record.index, bytes).to_be_bytes());
     first.extend_from_slice(&bytes_len.to_be_bytes());
     first.extend_from_slice(head);
+    if tail.is_empty() {
+        return tree.insert(entry_key(record.index, 0), first).map(drop).map_err(sled_error);
+    }
+    let mut batch = Batch::default();
     batch.insert(&entry_key(record.index, 0), first);
     for (piece, bytes) in (1u16..).zip(tail.chunks(VALUE_BYTES_MAX)) {
         batch.insert(&entry_key(record.index, piece), bytes);
     }
-    Ok(())
+    tree.apply_batch(batch).map_err(sled_error)
 }
 
 /// Puts records together from pieces that come in order.
