@@ -84,6 +84,7 @@ fn run(arguments: &Arguments) -> Result<(), Exit> {
     let identity = Identity::load(&config.key, &config.certificate);
     let identity = identity.map_err(|error| Exit::new(EXIT_INVALID, error))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
         .enable_all()
         .build()
         .map_err(|error| Exit::new(EXIT_INTERNAL, format!("the runtime does not start: {error}")))?;
