@@ -30,6 +30,10 @@ pub trait Replica: Send + Sync + 'static {
     fn wait_applied(&self, index: LogIndex, deadline: Duration) -> BoxFuture<Result<LogPosition, ReadRefusal>>;
     /// State at this instant.
     fn status(&self) -> RaftStatus;
+    /// The leader that this member believes in, as in `status`.
+    fn leader(&self) -> Option<RaftNodeId>;
+    /// Whether this member leads, as in `status`.
+    fn is_leader(&self) -> bool;
     /// Time since a quorum acknowledged this leader, or since this follower's leader last wrote.
     fn contact_age(&self) -> BoxFuture<Option<Duration>>;
     /// On the leader: hands over to `to`.
@@ -79,6 +83,14 @@ impl<R: AsyncRuntime> Replica for RaftHandle<R> {
 
     fn status(&self) -> RaftStatus {
         RaftHandle::status(self)
+    }
+
+    fn leader(&self) -> Option<RaftNodeId> {
+        RaftHandle::leader(self)
+    }
+
+    fn is_leader(&self) -> bool {
+        RaftHandle::is_leader(self)
     }
 
     fn contact_age(&self) -> BoxFuture<Option<Duration>> {

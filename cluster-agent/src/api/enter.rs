@@ -66,13 +66,14 @@ impl Shell {
         if let Err(fault) = self.check_static(&entry) {
             return fault;
         }
-        let (mode, behind) = {
+        if !self.is_leader() {
             let status = self.raft.status();
-            self.machine
-                .with(|state| (self.mode_of(state, &status).mode, state.freshness.behind()))
-        };
-        if mode == Mode::CatchingUp && !self.is_leader() {
-            return WriteOutcome::Refused(WriteRefusal::CatchingUp { behind });
+            let (mode, behind) = self
+                .machine
+                .with(|state| (self.mode_of(state, &status).mode, state.freshness.behind()));
+            if mode == Mode::CatchingUp {
+                return WriteOutcome::Refused(WriteRefusal::CatchingUp { behind });
+            }
         }
         let started = tokio::time::Instant::now();
         let until = started + self.limits.write_deadline;
@@ -108,7 +109,7 @@ impl Shell {
 
     fn no_quorum(&self) -> WriteOutcome {
         WriteOutcome::Refused(WriteRefusal::NoQuorum {
-            leader: self.raft.status().leader,
+            leader: self.raft.leader(),
             retry_after_ms: self.raft_config.retry_after_ms(),
         })
     }
@@ -138,8 +139,7 @@ impl Shell {
     }
 
     async fn attempt(self: &Arc<Self>, entry: &SignedEntry, left: Duration) -> Attempt {
-        let status = self.raft.status();
-        match status.leader {
+        match self.raft.leader() {
             Some(leader) if leader == self.me.raft => self.enter_as_leader(entry, left).await,
             Some(leader) if !self.is_leader_silent().await => self.forward(leader, entry, left).await,
             Some(_) | None => Attempt::Elsewhere,
@@ -209,7 +209,7 @@ impl Shell {
             },
             ProposeOutcome::Refused(ProposeRefusal::NotLeader { .. }) => Attempt::Elsewhere,
             ProposeOutcome::Refused(ProposeRefusal::NoQuorum { retry_after_ms }) => {
-                let leader = self.raft.status().leader;
+                let leader = self.raft.leader();
                 Attempt::Ended(WriteOutcome::Refused(WriteRefusal::NoQuorum { leader, retry_after_ms }))
             }
             ProposeOutcome::Refused(ProposeRefusal::Overloaded { .. }) => {

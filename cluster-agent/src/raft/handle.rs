@@ -11,7 +11,7 @@ use std::{
 
 use common::ids::{Digest, LogPosition, RaftNodeId};
 use openraft::{
-    ChangeMembers,
+    ChangeMembers, ServerState,
     async_runtime::WatchReceiver,
     errors::{ClientWriteError, Fatal, ForwardReason, InitializeError, RaftError},
     metrics::RaftMetrics,
@@ -125,8 +125,13 @@ impl<R: AsyncRuntime> Inner<R> {
         self.metrics.borrow_watched().clone()
     }
 
+    /// A look at the metrics without the copy, which costs more than the rest of a write's way through here.
+    fn look<T>(&self, look: impl FnOnce(&RaftMetrics<TypeConfig<R>>) -> T) -> T {
+        look(&self.metrics.borrow_watched())
+    }
+
     pub fn is_ended(&self) -> bool {
-        self.metrics().running_state.is_err()
+        self.look(|metrics| metrics.running_state.is_err())
     }
 }
 
@@ -241,6 +246,19 @@ impl<R: AsyncRuntime> RaftHandle<R> {
         status
     }
 
+    /// The leader that this member believes in, as in [`status`](Self::status).
+    #[must_use]
+    pub fn leader(&self) -> Option<RaftNodeId> {
+        self.inner.look(|metrics| metrics.current_leader.map(RaftNodeId))
+    }
+
+    /// Whether this member leads, as in [`status`](Self::status).
+    #[must_use]
+    pub fn is_leader(&self) -> bool {
+        self.inner
+            .look(|metrics| metrics.running_state.is_ok() && metrics.state == ServerState::Leader)
+    }
+
     /// Rises whenever [`status`](Self::status) or the applied position may have changed.
     #[must_use]
     pub fn changes(&self) -> Signal {
@@ -259,11 +277,11 @@ impl<R: AsyncRuntime> RaftHandle<R> {
         // The sender is gone when openraft's core is: a core that panics says nothing else.
         let mut is_gone = false;
         loop {
-            let reason = match &self.inner.metrics().running_state {
+            let reason = self.inner.look(|metrics| match &metrics.running_state {
                 Err(fatal) => fatal_reason::<R>(fatal),
                 Ok(()) if is_gone => fatal_reason::<R>(&Fatal::Panicked),
                 Ok(()) => None,
-            };
+            });
             match reason {
                 Some(reason) => return reason,
                 None if is_gone => return futures::future::pending().await,

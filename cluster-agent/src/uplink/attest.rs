@@ -5,13 +5,19 @@
 //!   leaves the process.
 //! * Upon a batch with another digest than the one that was signed: stop attesting, stop as voter, say so.
 //! * An attestation goes to the leader at once, and to every member while its batch is not final after
-//!   twice the usual time, with growing pauses.
+//!   twice the usual time, with growing pauses: to those that have not answered, and to all after the longest pause,
+//!   since a restart makes a member forget what it heard.
 //! * A guard that is missing beside used data, or damaged: the agent does not start (exit 78).
 //!
 //! # Invariants
 //! * attest-once: see [`cluster_core::attestation`].
 
-use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use cluster_core::{
     Shared,
@@ -85,7 +91,11 @@ struct Sent {
     attestation: Attestation,
     to_all_at_us: u64,
     pause_us: u64,
+    heard: Heard,
 }
+
+/// Members that answered to an attestation, until they are asked again: a restart loses what they heard.
+type Heard = Arc<Mutex<BTreeSet<RaftNodeId>>>;
 
 impl Attester {
     /// Opens the journal; makes it if `is_new`, that is, if nothing was ever written beside it.
@@ -171,12 +181,15 @@ impl Shell {
     async fn sign_closed(&self, attester: &mut Attester, durable: LogIndex) -> Step {
         let unsent = self.machine.with(|state| {
             let outbox = state.queue.batcher().outbox();
+            // Seqs are signed in order: below one that was sent all were, or are none of ours.
+            let is_unsent = |batch: &&Shared<OutboxBatch>| !attester.sent.contains_key(&batch.header.seq);
             let is_due = |batch: &&Shared<OutboxBatch>| {
-                batch.roster.position(self.me.raft).is_some()
-                    && batch.header.cut.index <= durable
-                    && !attester.sent.contains_key(&batch.header.seq)
+                batch.roster.position(self.me.raft).is_some() && batch.header.cut.index <= durable
             };
-            outbox.filter(is_due).cloned().collect::<Vec<_>>()
+            let newest_first = outbox.rev().take_while(is_unsent).filter(is_due);
+            let mut unsent: Vec<_> = newest_first.cloned().collect();
+            unsent.reverse();
+            unsent
         });
         let (mut records, mut attestations) = (Vec::new(), Vec::new());
         for batch in unsent {
@@ -204,20 +217,22 @@ impl Shell {
     fn begin_sending(self: &Arc<Self>, attester: &mut Attester, attestations: Vec<Attestation>) {
         let now_us = self.now_us();
         let pause_us = 2 * self.usual_final_us();
-        let leader = self.raft.status().leader;
+        let leader = self.raft.leader();
         if leader.is_some() && leader != attester.last_leader {
             attester.last_leader = leader;
             // A new leader has none of those that are on their way.
             for sent in attester.sent.values() {
-                self.send_attestation(leader, &sent.attestation);
+                self.send_attestation(leader, &sent.attestation, &sent.heard);
             }
         }
         for attestation in attestations {
             if let Err(refusal) = self.take_attestation(self.me.raft, attestation.clone()) {
                 tracing::error!(?refusal, "an own attestation does not count");
             }
-            self.send_attestation(leader, &attestation);
+            let heard = Heard::default();
+            self.send_attestation(leader, &attestation, &heard);
             let sent = Sent {
+                heard,
                 to_all_at_us: now_us.saturating_add(pause_us),
                 pause_us,
                 attestation,
@@ -229,23 +244,39 @@ impl Shell {
     fn resend(self: &Arc<Self>, attester: &mut Attester) {
         let now_us = self.now_us();
         for sent in attester.sent.values_mut().filter(|sent| sent.to_all_at_us <= now_us) {
-            for member in self.others() {
-                self.send_attestation(Some(member), &sent.attestation);
+            let others = self.others();
+            let unheard: Vec<_> = {
+                let mut heard = lock(&sent.heard);
+                if others.iter().all(|member| heard.contains(member)) {
+                    if sent.pause_us == RESEND_PAUSE_US_MAX {
+                        heard.clear();
+                    }
+                    sent.pause_us = RESEND_PAUSE_US_MAX;
+                }
+                others.into_iter().filter(|member| !heard.contains(member)).collect()
+            };
+            for member in unheard {
+                self.send_attestation(Some(member), &sent.attestation, &sent.heard);
             }
             sent.pause_us = (2 * sent.pause_us).min(RESEND_PAUSE_US_MAX);
             sent.to_all_at_us = now_us.saturating_add(sent.pause_us + self.ports.entropy.below(sent.pause_us / 4 + 1));
         }
     }
 
-    fn send_attestation(self: &Arc<Self>, to: Option<RaftNodeId>, attestation: &Attestation) {
-        let Some(device) = to.filter(|to| *to != self.me.raft).and_then(|to| self.device_of(to)) else {
-            return;
-        };
+    fn send_attestation(self: &Arc<Self>, to: Option<RaftNodeId>, attestation: &Attestation, heard: &Heard) {
+        let Some(to) = to.filter(|to| *to != self.me.raft) else { return };
+        let Some(device) = self.device_of(to) else { return };
+        let heard = heard.clone();
         let call = self
             .ports
             .transport
             .call(device, FrameKind::Attest, body(attestation), SEND_DEADLINE);
-        self.spawn("send-attestation", call.map(|_| ()).boxed());
+        let note = move |answer: Result<_, _>| {
+            if answer.is_ok() {
+                lock(&heard).insert(to);
+            }
+        };
+        self.spawn("send-attestation", call.map(note).boxed());
     }
 
     /// Forgets what is final. The journal is rewritten only when it has grown: a record too many is safe.
@@ -269,10 +300,10 @@ impl Shell {
         let seq = attestation.seq;
         let taken = self
             .machine
-            .with(|state| lock(&self.collector).add(&state.queue, attestation));
+            .with(|state| lock(&self.collector).count(&state.queue, attestation));
         match taken {
-            Ok(certified) => {
-                if certified.is_some() {
+            Ok(is_certified) => {
+                if is_certified {
                     self.certified.set(self.certified.get() + 1);
                 }
                 Ok(())

@@ -74,6 +74,16 @@ impl Collector {
         queue: &ClusterQueue,
         attestation: Attestation,
     ) -> Result<Option<CertifiedBatch>, AttestError> {
+        let seq = attestation.seq;
+        let is_certified = self.count(queue, attestation)?;
+        Ok(if is_certified { self.certified(queue, seq) } else { None })
+    }
+
+    /// The same without the batch: whether it is certified with the attestation, or was before.
+    ///
+    /// # Errors
+    /// As [`add`](Self::add).
+    pub fn count(&mut self, queue: &ClusterQueue, attestation: Attestation) -> Result<bool, AttestError> {
         let (cluster, founding) = (attestation.cluster, attestation.founding);
         if cluster != queue.cluster() || founding != queue.founding() {
             return Err(AttestError::Foreign { cluster, founding });
@@ -83,7 +93,7 @@ impl Collector {
             return Err(AttestError::Past(seq));
         }
         let Some(batch) = queue.batcher().batch(seq) else {
-            return self.keep_early(attestation).map(|()| None);
+            return self.keep_early(attestation).map(|()| false);
         };
         let position = batch
             .roster
@@ -113,7 +123,8 @@ impl Collector {
                 .or_default()
                 .insert(position, attestation.signature);
         }
-        Ok(self.certified(queue, seq))
+        let signed = self.verified.get(&seq).map_or(0, BTreeMap::len);
+        Ok(signed >= attestation_quorum(batch.roster.members.len(), queue.fault_model()))
     }
 
     fn keep_early(&mut self, attestation: Attestation) -> Result<(), AttestError> {
