@@ -129,7 +129,7 @@ impl BatchEntry {
     /// Encoded length, which counts towards the size of a batch.
     #[must_use]
     pub fn encoded_len(&self) -> usize {
-        to_bytes(self).len()
+        crate::codec::len_of(self)
     }
 }
 

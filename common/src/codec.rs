@@ -8,6 +8,7 @@
 
 use core::{fmt, marker::PhantomData};
 
+use postcard::ser_flavors::{Flavor, Size};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{DeserializeOwned, Error as _, SeqAccess, Visitor},
@@ -71,7 +72,7 @@ pub fn encode<T: Wire>(value: &T) -> Vec<u8> {
 /// sum may not be: they compare it with `T::BYTES_MAX` before they [`encode`].
 #[must_use]
 pub fn encoded_len<T: Wire>(value: &T) -> usize {
-    to_bytes(value).len()
+    len_of(value)
 }
 
 /// Decodes exactly one value from all of `bytes`.
@@ -86,7 +87,7 @@ pub fn decode<T: Wire>(bytes: &[u8]) -> Result<T, DecodeError> {
         });
     }
     let (value, rest) = postcard::take_from_bytes::<T>(bytes).map_err(|_| DecodeError::Malformed)?;
-    if !rest.is_empty() || to_bytes(&value) != bytes {
+    if !rest.is_empty() || !is_encoding_of(&value, bytes) {
         return Err(DecodeError::NotCanonical);
     }
     value.validate().map_err(DecodeError::Invalid)?;
@@ -113,7 +114,66 @@ pub fn take<T: Serialize + DeserializeOwned>(bytes: &mut &[u8]) -> Result<T, Dec
 
 /// Encodes without the length check, for hashing parts of wire types.
 pub(crate) fn to_bytes<T: Serialize>(value: &T) -> Vec<u8> {
-    postcard::to_allocvec(value).expect("wire types hold nothing that postcard cannot encode")
+    // Measured first: a second pass costs less than growing from nothing.
+    let room = Room(Vec::with_capacity(len_of(value)));
+    postcard::serialize_with_flavor(value, room).expect("wire types hold nothing that postcard cannot encode")
+}
+
+/// Takes an encoding.
+struct Room(Vec<u8>);
+
+impl Flavor for Room {
+    type Output = Vec<u8>;
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.0.push(byte);
+        Ok(())
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<Vec<u8>> {
+        Ok(self.0)
+    }
+}
+
+/// Length of the encoding, without the length check.
+pub(crate) fn len_of<T: Serialize>(value: &T) -> usize {
+    postcard::serialize_with_flavor(value, Size::default())
+        .expect("wire types hold nothing that postcard cannot encode")
+}
+
+/// Whether `value` is encoded as `bytes`. Nothing is allocated for it, and the first difference ends it.
+fn is_encoding_of<T: Serialize>(value: &T, bytes: &[u8]) -> bool {
+    postcard::serialize_with_flavor(value, Expected { rest: bytes }) == Ok(true)
+}
+
+/// Takes an encoding that is known beforehand, and nothing else.
+struct Expected<'a> {
+    rest: &'a [u8],
+}
+
+impl Flavor for Expected<'_> {
+    type Output = bool;
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.try_extend(&[byte])
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.rest = self
+            .rest
+            .strip_prefix(bytes)
+            .ok_or(postcard::Error::SerializeBufferFull)?;
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<bool> {
+        Ok(self.rest.is_empty())
+    }
 }
 
 /// At most `MAX` elements; the length is checked before the elements are allocated.
