@@ -41,7 +41,7 @@ use transport::{
 };
 
 use crate::{
-    api::local::LocalDoor,
+    api::{local::LocalDoor, read_round::ReadRounds},
     buffer::{BufferError, BufferJournal},
     config::Limits,
     contact::Contact,
@@ -187,6 +187,7 @@ impl Agent {
             machine,
             signatures,
             admission: Mutex::new(Admission::new(limits)),
+            read_rounds: ReadRounds::default(),
             collector: Mutex::new(Collector::default()),
             certified: Watch::new(0),
             contact: Contact::new(ports.clock.now().us),

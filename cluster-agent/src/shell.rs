@@ -23,6 +23,7 @@ use futures::{
 use transport::watch::Watch;
 
 use crate::{
+    api::read_round::ReadRounds,
     buffer::BufferJournal,
     config::Limits,
     contact::Contact,
@@ -30,7 +31,7 @@ use crate::{
     machine::Machine,
     mode::ModeNow,
     ports::{AgentPorts, BoxFuture, Instant},
-    raft::{ProposeOutcome, RaftConfig, RaftRole},
+    raft::{ProposeOutcome, RaftConfig},
     replica::Replica,
     signatures::Signatures,
     unreleased::Unreleased,
@@ -83,6 +84,7 @@ pub struct Shell {
     pub(crate) machine: Arc<Machine>,
     pub(crate) signatures: Signatures,
     pub(crate) admission: Mutex<Admission>,
+    pub(crate) read_rounds: ReadRounds,
     pub(crate) collector: Mutex<Collector>,
     /// Rises when a batch may have become certified here.
     pub(crate) certified: Watch<u64>,
@@ -114,7 +116,7 @@ impl Shell {
 
     /// Whether this member leads, as far as it knows.
     pub(crate) fn is_leader(&self) -> bool {
-        self.raft.status().role == RaftRole::Leader
+        self.raft.is_leader()
     }
 
     /// The device of a member.
@@ -168,7 +170,7 @@ impl Shell {
         let another = async {
             loop {
                 let seen = changes.version();
-                if self.raft.status().leader.is_some_and(|leader| leader != asked) {
+                if self.raft.leader().is_some_and(|leader| leader != asked) {
                     return;
                 }
                 changes.changed(seen).await;

@@ -8,7 +8,7 @@
 //! * Upon a member that is cut off, or a leader that says it has no quorum: refused without waiting.
 //! * Upon an age above what the caller allows: `TooStale`, with the age.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use common::{
     codec::{BoundedVec, decode},
@@ -48,14 +48,14 @@ pub(crate) enum NoPosition {
 impl Shell {
     fn no_position(&self) -> NoQuorum {
         NoQuorum {
-            leader: self.raft.status().leader,
+            leader: self.raft.leader(),
             retry_after_ms: self.raft_config.retry_after_ms(),
         }
     }
 
     /// A position that includes every write acknowledged before this call, not yet waited for.
-    pub(crate) async fn linearizable_position(&self, left: Duration) -> Result<LogPosition, NoPosition> {
-        let leader = self.raft.status().leader.ok_or(NoPosition::NoAnswer)?;
+    pub(crate) async fn linearizable_position(self: &Arc<Self>, left: Duration) -> Result<LogPosition, NoPosition> {
+        let leader = self.raft.leader().ok_or(NoPosition::NoAnswer)?;
         if leader == self.me.raft {
             return match self.answer_linearize(left).await {
                 Linearized::At { term, index } => Ok(LogPosition { term, index }),
@@ -84,11 +84,11 @@ impl Shell {
     ///
     /// "No quorum" is said only by a leader that had one and was left without an acknowledgement for
     /// [`lost_after_ms`](crate::contact::lost_after_ms): one that was elected a moment ago, or waits for a slow answer, knows nothing yet.
-    pub(crate) async fn answer_linearize(&self, left: Duration) -> Linearized {
+    pub(crate) async fn answer_linearize(self: &Arc<Self>, left: Duration) -> Linearized {
         if self.is_leader() && self.is_cut_off().await {
             return Linearized::NoQuorum;
         }
-        match self.raft.linearizable_position(left).await {
+        match self.confirmed_position(left).await {
             Ok(position) => Linearized::At {
                 term: position.term,
                 index: position.index,
@@ -113,7 +113,7 @@ impl Shell {
     ///
     /// # Errors
     /// [`NoQuorum`].
-    pub async fn linearize(&self) -> Result<(), NoQuorum> {
+    pub async fn linearize(self: &Arc<Self>) -> Result<(), NoQuorum> {
         let until = tokio::time::Instant::now() + self.read_deadline();
         loop {
             if self.is_cut_off().await {
