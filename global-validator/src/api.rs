@@ -26,7 +26,7 @@ use common::{
     validator_set::ValidatorSet,
     wire::{
         frame::{Protocol, Refusal, RefusalCode},
-        op::{Consistency, Mode, OpAnswer, OpRequest, ReadContext, TaskView, ValidatorStatus},
+        op::{Consistency, Mode, OpAnswer, OpRequest, ReadContext, TaskView, Telemetry, ValidatorStatus},
     },
 };
 use tokio::sync::Semaphore;
@@ -34,7 +34,7 @@ use transport::ports::{Clock, Instant, Transport};
 
 use crate::{
     batch_store::BatchStore, block_store::BlockStore, block_time::BlockClock, executed::ExecutedWatch, exit::Stop,
-    halt::Halt, peers::Peers, prove::Prover,
+    halt::Halt, peers::Peers, prove::Prover, stopwatch::Stopwatch,
 };
 
 /// Tasks in one answer.
@@ -66,6 +66,8 @@ pub struct ApiParts {
     pub blocks: BlockStore,
     /// Their batches.
     pub batches: BatchStore,
+    /// How long blocks and batches took.
+    pub stopwatch: Stopwatch,
     /// Builds proofs.
     pub prover: Prover,
     /// Other validators.
@@ -155,6 +157,13 @@ impl Api {
             OpRequest::EnterOrBuffer(_) | OpRequest::Buffered { .. } => Ok(unsupported("ask an agent")),
             OpRequest::TransferLeader { .. } => Ok(unsupported("ask the cluster's leader")),
             OpRequest::Status => self.status().map_err(|stop| self.failed(stop)),
+            OpRequest::Telemetry => {
+                let parts = &self.parts;
+                Ok(OpAnswer::Telemetry(Telemetry::new(
+                    parts.transport.sent(),
+                    parts.stopwatch.times(),
+                )))
+            }
             OpRequest::Blocks { from, limit } => {
                 let limit = usize::from(limit).min(BLOCKS_PER_ANSWER_MAX);
                 let blocks: Vec<FinalizedBlock> = self

@@ -25,6 +25,7 @@ pub mod ports;
 pub mod prove;
 pub mod segments;
 pub mod service;
+pub mod stopwatch;
 pub mod verified_entries;
 
 mod start;

@@ -37,6 +37,7 @@ use crate::{
     ports::Ports,
     prove::Prover,
     service::{Door, Doors},
+    stopwatch::Stopwatch,
     verified_entries::VerifiedEntries,
 };
 
@@ -293,6 +294,7 @@ struct Rooms {
     block_clock: BlockClock,
     intake: Intake,
     stores: Stores,
+    stopwatch: Stopwatch,
 }
 
 impl Parts {
@@ -333,6 +335,7 @@ impl Parts {
             shutdown,
             halt: self.halt,
             ports: self.ports.clone(),
+            stopwatch: rooms.stopwatch,
         };
         self.ports.spawner.spawn("driver", Box::pin(driver.run()));
         validator
@@ -368,6 +371,7 @@ impl Parts {
             block_clock: BlockClock::start(self.ports.clock.clone()),
             intake,
             stores,
+            stopwatch: Stopwatch::default(),
         }
     }
 
@@ -412,6 +416,7 @@ impl Parts {
             clock: self.ports.clock.clone(),
             block_clock: rooms.block_clock.clone(),
             halt: self.halt.clone(),
+            stopwatch: rooms.stopwatch.clone(),
         });
         Doors {
             feed: rooms.intake.clone(),

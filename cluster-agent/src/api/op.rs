@@ -17,7 +17,7 @@ use common::{
     task::TaskState,
     wire::{
         frame::{Refusal, RefusalCode},
-        op::{Consistency, OpAnswer, OpRequest, ReadContext, TaskView},
+        op::{Consistency, OpAnswer, OpRequest, ReadContext, TaskView, Telemetry},
     },
 };
 
@@ -171,6 +171,7 @@ impl Shell {
             OpRequest::TransferLeader { .. } => {
                 OpAnswer::Unsupported(Label::new("only over the network").expect("a short text"))
             }
+            OpRequest::Telemetry => OpAnswer::Telemetry(Telemetry::new(self.ports.transport.sent(), Vec::new())),
             OpRequest::Prove { .. } | OpRequest::Blocks { .. } => {
                 OpAnswer::Unsupported(Label::new("ask a validator").expect("a short text"))
             }
@@ -184,7 +185,7 @@ impl Shell {
     }
 
     async fn read(
-        &self,
+        self: &Arc<Self>,
         consistency: Consistency,
         staleness_ms_max: Option<u64>,
         look: impl FnOnce(&State, ReadContext) -> OpAnswer,

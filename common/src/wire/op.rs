@@ -15,6 +15,7 @@ use crate::{
     },
     task::{Scope, Task, TaskState},
     verdict::{Answer, Verdict},
+    wire::frame::Protocol,
 };
 
 /// How a read may be answered.
@@ -97,6 +98,8 @@ pub enum OpRequest {
         /// How many.
         limit: u16,
     },
+    /// What this process measured of itself.
+    Telemetry,
 }
 
 impl Wire for OpRequest {
@@ -360,6 +363,56 @@ pub struct ValidatorStatus {
     pub uptime_us: u64,
 }
 
+/// What a process sent for one protocol since it started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sent {
+    /// UDP datagrams.
+    pub datagrams: u64,
+    /// Their payload, bytes: without the headers of UDP and IP.
+    pub bytes: u64,
+}
+
+/// How long something took, over the newest samples; each on this process's own clock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Times {
+    /// What: `proposal_to_final`, `batch_to_final`.
+    pub what: Label,
+    /// Samples looked at.
+    pub count: u32,
+    /// Half of them took at most this, microseconds.
+    pub p50_us: u32,
+    /// 99 of 100 took at most this, microseconds.
+    pub p99_us: u32,
+}
+
+/// What a process measured of itself: for benchmarks and people, no input of any decision.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Telemetry {
+    /// By the protocol's name in the handshake, ascending.
+    pub sent: BoundedVec<(Label, Sent), 8>,
+    /// By what was measured.
+    pub times: BoundedVec<Times, 8>,
+}
+
+impl Telemetry {
+    /// From what a transport counted and a process timed.
+    ///
+    /// # Panics
+    /// If more than 8 sorts of times are given.
+    #[must_use]
+    pub fn new(sent: Vec<(Protocol, Sent)>, times: Vec<Times>) -> Self {
+        let name = |protocol: Protocol| {
+            let name = core::str::from_utf8(protocol.alpn()).expect("names of protocols are ASCII");
+            Label::new(name).expect("names of protocols are short")
+        };
+        let sent: Vec<_> = sent.into_iter().map(|(protocol, sent)| (name(protocol), sent)).collect();
+        Self {
+            sent: sent.try_into().expect("there are five protocols"),
+            times: times.try_into().expect("the caller gives a few"),
+        }
+    }
+}
+
 /// What an operator is answered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(clippy::large_enum_variant)]
@@ -440,6 +493,8 @@ pub enum OpAnswer {
     NotFound,
     /// This process does not answer such requests.
     Unsupported(Label),
+    /// To `Telemetry`.
+    Telemetry(Telemetry),
 }
 
 impl Wire for OpAnswer {

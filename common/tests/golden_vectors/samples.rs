@@ -20,10 +20,10 @@ use common::{
         bft::{BatchNotice, Certificate, SyncAnswer, SyncRequest},
         cluster::{Forward, Linearize, Linearized, WriteOutcome},
         feed::{BatchReceipt, FetchByDigest, Follow, Followed},
-        frame::{Hello, Refusal, RefusalCode, WIRE_VERSION},
+        frame::{Hello, Protocol, Refusal, RefusalCode, WIRE_VERSION},
         op::{
             AgentStatus, BufferedState, Consistency, EventView, Finality, HolderView, Mode, OpAnswer, OpRequest,
-            ReadContext, TaskView, ValidatorStatus, WriteRefusal,
+            ReadContext, Sent, TaskView, Telemetry, Times, ValidatorStatus, WriteRefusal,
         },
     },
 };
@@ -611,6 +611,7 @@ fn operators_requests(all: &mut impl Samples, fleet: &Fleet) {
             limit: 64,
         },
     );
+    all.add("request_telemetry", OpRequest::Telemetry);
 }
 
 fn context(consistency: Consistency, mode: Mode) -> ReadContext {
@@ -761,6 +762,20 @@ fn operators_answers(all: &mut impl Samples, fleet: &Fleet) {
     );
     all.add("answer_not_found", OpAnswer::NotFound);
     all.add("answer_unsupported", OpAnswer::Unsupported(label("ask a validator")));
+    let sent = Sent {
+        datagrams: 3,
+        bytes: 1_200,
+    };
+    let times = Times {
+        what: label("batch_to_final"),
+        count: 7,
+        p50_us: 2_000,
+        p99_us: 4_500,
+    };
+    all.add(
+        "answer_telemetry",
+        OpAnswer::Telemetry(Telemetry::new(vec![(Protocol::Raft, sent)], vec![times])),
+    );
 }
 
 fn agent_status(fleet: &Fleet) -> AgentStatus {

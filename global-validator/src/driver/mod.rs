@@ -47,6 +47,7 @@ use crate::{
     outcomes::Outcomes,
     peers::{Peers, fetch::Fetcher},
     ports::Ports,
+    stopwatch::Stopwatch,
     verified_entries::VerifiedEntries,
 };
 
@@ -122,6 +123,7 @@ pub struct Driver {
     pub(crate) sender: EventSender,
     pub(crate) shutdown: Watch<bool>,
     pub(crate) halt: Halt,
+    pub(crate) stopwatch: Stopwatch,
 }
 
 /// The driver after listening.
@@ -314,7 +316,10 @@ impl Driver {
         self.check_clone(&event)?;
         let input = match event {
             Event::Message { message, .. } => Input::Message(message),
-            Event::BatchStored(stored) => Input::BatchStored(stored),
+            Event::BatchStored(stored) => {
+                self.stopwatch.batch_stored(stored.batch.digest, self.now().at.0);
+                Input::BatchStored(stored)
+            }
             Event::Noticed { from, batch } => Input::BatchHeard { batch, from },
             Event::AskedForBlock { digest, answer } => {
                 let block = running.core.ledger().block(&digest).cloned().map(Box::new);

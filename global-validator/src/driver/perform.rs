@@ -34,6 +34,7 @@ impl Driver {
                 self.begin_effect(running, &mut round, effect)?;
             }
             self.make_durable(&round.finalized).await?;
+            self.stopwatch.are_final(&round.finalized, self.now().at.0);
             let inputs = self.send_all(round.after);
             for input in inputs {
                 self.step(running, input);
@@ -58,6 +59,7 @@ impl Driver {
             }
             Effect::Propose(draft) => {
                 let ballot = draft.block.header.ballot();
+                self.stopwatch.proposed(draft.block.digest(), self.now().at.0);
                 self.guard.admit(GuardRecord::Proposal(ballot))?;
                 let proposal = Box::new(draft.sign(self.guard.sign_proposal(&ballot)));
                 self.guard.persist(Record::Proposal(proposal.clone()));

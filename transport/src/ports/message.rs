@@ -5,7 +5,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::{
     ids::{DeviceId, NodeIdx},
-    wire::frame::{FrameKind, Hello, Protocol, Refusal, RefusalCode},
+    wire::{
+        frame::{FrameKind, Hello, Protocol, Refusal, RefusalCode},
+        op::Sent,
+    },
 };
 
 use super::{BoxFuture, Lane};
@@ -79,6 +82,11 @@ pub trait Transport: Send + Sync + 'static {
 
     /// Smoothed round-trip time to `to`, if measured.
     fn rtt(&self, to: &DeviceId) -> Option<Duration>;
+
+    /// What was sent since the start, by protocol; empty where nothing counts it.
+    fn sent(&self) -> Vec<(Protocol, Sent)> {
+        Vec::new()
+    }
 }
 
 /// Answers requests.

@@ -45,7 +45,10 @@ use common::{
     genesis::{Genesis, Kind},
     ids::{BlockTime, ChainId, DeviceId},
     registry::{Member, Registry},
-    wire::frame::{FrameKind, Hello, Protocol, Refusal, RefusalCode, WIRE_VERSION},
+    wire::{
+        frame::{FrameKind, Hello, Protocol, Refusal, RefusalCode, WIRE_VERSION},
+        op::Sent,
+    },
 };
 use quinn::{Connection, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, VarInt};
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -362,6 +365,10 @@ impl Transport for QuicTransport {
 
     fn rtt(&self, to: &DeviceId) -> Option<Duration> {
         self.0.table.rtt(to)
+    }
+
+    fn sent(&self) -> Vec<(Protocol, Sent)> {
+        self.0.table.sent()
     }
 }
 

@@ -13,7 +13,10 @@ use std::{
     time::Duration,
 };
 
-use common::{ids::DeviceId, wire::frame::Protocol};
+use common::{
+    ids::DeviceId,
+    wire::{frame::Protocol, op::Sent},
+};
 use quinn::Connection;
 use tokio::time::Instant;
 
@@ -89,6 +92,8 @@ pub(crate) struct Full;
 
 pub(crate) struct Table {
     links: Mutex<BTreeMap<(DeviceId, Protocol), Link>>,
+    /// By connections that are not in `links` any more.
+    sent: Mutex<BTreeMap<Protocol, Sent>>,
     limits: Limits,
 }
 
@@ -96,6 +101,7 @@ impl Table {
     pub(crate) fn new(limits: Limits) -> Self {
         Self {
             links: Mutex::new(BTreeMap::new()),
+            sent: Mutex::new(BTreeMap::new()),
             limits,
         }
     }
@@ -103,6 +109,23 @@ impl Table {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<(DeviceId, Protocol), Link>> {
         // Every change below is made whole before anything can panic.
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self, protocol: Protocol, connection: &Connection) {
+        let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        add_sent(sent.entry(protocol).or_default(), connection);
+    }
+
+    /// What was sent since the start, by protocol.
+    pub(crate) fn sent(&self) -> Vec<(Protocol, Sent)> {
+        let links = self.lock();
+        let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for ((_, protocol), link) in links.iter() {
+            for live in &link.live {
+                add_sent(sent.entry(*protocol).or_default(), &live.connection);
+            }
+        }
+        sent.into_iter().collect()
     }
 
     /// A connection that may carry our calls, or what to do to get one. `may_dial` is false for a
@@ -167,6 +190,7 @@ impl Table {
             link.live.retain(|live| {
                 let is_older = live.made_by == MadeBy::Peer;
                 if is_older {
+                    self.count(key.1, &live.connection);
                     live.connection.close(CloseCode::Replaced.wire(), super::code::REFUSED);
                 }
                 !is_older
@@ -199,6 +223,7 @@ impl Table {
             return;
         };
         let live = link.live.remove(at);
+        self.count(key.1, &live.connection);
         if live.made_by == MadeBy::Us {
             if now.duration_since(live.since) < SETTLED_AFTER {
                 link.dialling.note_failure(now, jitter);
@@ -277,6 +302,12 @@ impl Table {
         }
         count
     }
+}
+
+fn add_sent(to: &mut Sent, connection: &Connection) {
+    let udp = connection.stats().udp_tx;
+    to.datagrams += udp.datagrams;
+    to.bytes += udp.bytes;
 }
 
 impl Dialling {
