@@ -4,6 +4,7 @@
 // The command line is no part of what the simulator runs: it reads the machine's clocks itself.
 #![allow(clippy::disallowed_methods)]
 
+mod bench;
 mod block;
 mod ca;
 mod client;
@@ -85,6 +86,9 @@ enum Command {
     Dev(dev::DevCommand),
     /// A fleet at work while parts of it are killed, judged from its own journal.
     Demo(demo::DemoArgs),
+    /// Measures a fleet of its own on this machine.
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// Checks this program, this machine and the context.
     Selftest,
     /// Completions for a shell.
@@ -155,6 +159,7 @@ fn run(cli: Cli, printer: &Printer) -> Outcome {
             }
             Command::Dev(command) => dev::run(command, &dir, printer).await,
             Command::Demo(args) => demo::run(args, cli.dir.as_deref(), printer).await,
+            Command::Bench(command) => bench::run(command, cli.dir.as_deref(), printer).await,
             Command::Ca(_) | Command::Selftest | Command::Completion { .. } => Ok(()),
         }
     })

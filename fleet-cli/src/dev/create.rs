@@ -42,6 +42,16 @@ pub struct Plan {
     /// The relay between the processes; a fleet without one knows its processes directly.
     #[serde(default)]
     pub relay: Option<RelayPlan>,
+    /// Operators, op1, op2 and so on; the context is op1's.
+    #[serde(default = "one_operator")]
+    pub operators: u32,
+    /// Lines that every agent.toml gets beside the usual ones; empty but for benchmarks.
+    #[serde(default)]
+    pub agent_toml: String,
+}
+
+fn one_operator() -> u32 {
+    1
 }
 
 /// The relay of a dev fleet.
@@ -82,6 +92,8 @@ impl Plan {
             borders_mm: (1..clusters as i32).map(|i| i * (PLANE_MM / clusters as i32)).collect(),
             ports: Vec::new(),
             relay: Some(RelayPlan::default()),
+            operators: one_operator(),
+            agent_toml: String::new(),
         })
     }
 
@@ -92,12 +104,33 @@ impl Plan {
         self
     }
 
+    /// A fleet of `clusters` x `agents` for a benchmark. With 0 `validators` the genesis file names one that nobody runs
+    /// and nobody dials: the clusters work as islands. No relay stands
+    /// between its processes.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn for_bench(clusters: u32, agents: u32, validators: u32, profile: Profile) -> Outcome<Self> {
+        let plan = Self::new(clusters, agents, validators.max(1), profile)?;
+        Ok(Self { validators, ..plan }.without_relay())
+    }
+
     /// Names of the agents, cluster by cluster.
     pub fn agents(&self) -> impl Iterator<Item = (u32, String)> + '_ {
         (1..=self.clusters).flat_map(|c| (1..=self.agents).map(move |a| (c, format!("c{c}-{a}"))))
     }
 
-    /// Names of the validators.
+    /// Names of the validators in the genesis file, whether they run or not.
+    fn genesis_validators(&self) -> impl Iterator<Item = String> {
+        (1..=self.validators.max(1)).map(|v| format!("v{v}"))
+    }
+
+    /// Names of the operators.
+    pub fn operators(&self) -> impl Iterator<Item = String> {
+        (1..=self.operators).map(|n| format!("op{n}"))
+    }
+
+    /// Names of the validators that run.
     pub fn validators(&self) -> impl Iterator<Item = String> + '_ {
         (1..=self.validators).map(|v| format!("v{v}"))
     }
@@ -309,7 +342,7 @@ fn make_draft(layout: &Layout, plan: &Plan, fleet: &str, ca_key: &KeyFile) -> Ou
             ..DraftDevice::default()
         });
     }
-    for name in plan.validators() {
+    for name in plan.genesis_validators() {
         let dir = layout.process(&name);
         files::private_dir(&dir)?;
         devices.push(DraftDevice {
@@ -321,12 +354,14 @@ fn make_draft(layout: &Layout, plan: &Plan, fleet: &str, ca_key: &KeyFile) -> Ou
         });
     }
     files::private_dir(&layout.operator())?;
-    devices.push(DraftDevice {
-        label: "op1".into(),
-        kind: DraftKind::Operator,
-        key_file: Some(layout.operator().join("op1.key")),
-        ..DraftDevice::default()
-    });
+    for name in plan.operators() {
+        devices.push(DraftDevice {
+            key_file: Some(layout.operator().join(format!("{name}.key"))),
+            label: name,
+            kind: DraftKind::Operator,
+            ..DraftDevice::default()
+        });
+    }
     Ok(Draft {
         fleet: fleet.to_owned(),
         genesis_time: None,
@@ -364,9 +399,10 @@ fn agent_toml(plan: &Plan, name: &str) -> String {
         .filter(|peer| peer.split('-').next() == Some(cluster));
     let peers = members.filter(|peer| peer != name).chain(plan.validators());
     format!(
-        "{}cluster = \"{cluster}\"\n\n[link]\nprofile = \"{}\"\n{}",
+        "{}cluster = \"{cluster}\"\n\n[link]\nprofile = \"{}\"\n{}{}",
         common_toml(plan, name),
         plan.profile.word(),
+        plan.agent_toml,
         peers_toml(plan, peers)
     )
 }

@@ -137,6 +137,19 @@ impl DevFleet {
         Ok(ended)
     }
 
+    /// Names and process ids of all that run.
+    #[must_use]
+    pub fn pids(&self) -> Vec<(String, i32)> {
+        let running = self.processes.values().filter(|p| process::is_alive(&self.layout, p));
+        running.map(|p| (p.name.clone(), p.pid)).collect()
+    }
+
+    /// Kills one process and does not wait until it is gone; [`kill`](Self::kill) reaps it. Returns whether it ran.
+    pub fn kill_now(&self, name: &str) -> bool {
+        let process = self.processes.get(name);
+        process.is_some_and(|process| process::signal(&self.layout, process, Signal::KILL))
+    }
+
     fn started(&self, names: &[String]) -> Vec<Started> {
         names
             .iter()
