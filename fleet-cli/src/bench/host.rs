@@ -30,9 +30,8 @@ pub const AUTHORS: u32 = 16;
 /// `f_type` of a file system in memory (statfs(2)).
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 
-/// Bounds that a run of some seconds would reach: nothing leaves the outbox while no validator runs, and a state of a hundred
-/// thousand open tasks is not what a snapshot is made for. They stand in each result.
-pub const RAISED: &str = "[limits]\noutbox_bytes = \"8GiB\"\nsnapshot_entries = 1000000\n";
+/// The bound that a run of some seconds would reach: nothing leaves the outbox while no validator runs. It stands in each result.
+pub const RAISED: &str = "[limits]\noutbox_bytes = \"8GiB\"\n";
 
 /// A running fleet with the directory it lives in.
 pub struct Host {

@@ -417,7 +417,7 @@ impl Writer {
                 // A newer one in the same group says all that an older one does.
                 LogOp::Committed(bytes) => hint = Some(bytes),
                 LogOp::Append(records) => {
-                    records.iter().try_for_each(|record| entries::put(&self.tree, record))?;
+                    records.iter().try_for_each(|record| entries::put(&self.files.tree, record))?;
                 }
                 LogOp::Truncate { from } => self.truncate(from)?,
                 LogOp::Purge { upto, marker } => {
@@ -433,7 +433,7 @@ impl Writer {
     }
 
     fn put(&self, key: &[u8], value: Vec<u8>) -> Result<(), StoreError> {
-        self.tree.insert(key, value).map(drop).map_err(sled_error)
+        self.files.tree.insert(key, value).map(drop).map_err(sled_error)
     }
 
     fn apply(&self, batch: Batch) -> Result<(), StoreError> {
