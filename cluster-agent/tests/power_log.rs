@@ -191,7 +191,9 @@ fn work(data: &Path, seed: u64, report: &Report) {
             let mut draft = stores.snapshots.draft(DraftName::Own).unwrap();
             draft.append(&snapshot_of(*upto)).unwrap();
             draft.sync().unwrap();
-            runtime.block_on(stores.snapshots.publish(draft, at)).map(drop).unwrap();
+            // Begun inside of the runtime, which it needs for its thread.
+            let published = runtime.block_on(async { stores.snapshots.publish(draft, at).await });
+            published.map(drop).unwrap();
         }
         let (report, done) = (report.clone(), done.clone());
         let say = move |outcome: Result<(), _>| {
@@ -241,6 +243,18 @@ fn allowed(begin: &Log, steps: &[Step], did: usize) -> Vec<Log> {
                 while log.records.last_key_value().is_some_and(|(last, _)| last >= from) {
                     log.records.pop_last();
                     logs.push(log.clone());
+                }
+            }
+            if let Step::Append { from, seeds } = step {
+                // From the begin on, in whole records: a shorter append may have been made.
+                for count in 1..seeds.len() {
+                    let shorter = Step::Append {
+                        from: *from,
+                        seeds: seeds[..count].to_vec(),
+                    };
+                    let mut log = log.clone();
+                    shorter.apply(&mut log);
+                    logs.push(log);
                 }
             }
         }
