@@ -264,7 +264,9 @@ impl Shell {
     }
 
     fn send_attestation(self: &Arc<Self>, to: Option<RaftNodeId>, attestation: &Attestation, heard: &Heard) {
-        let Some(to) = to.filter(|to| *to != self.me.raft) else { return };
+        let Some(to) = to.filter(|to| *to != self.me.raft) else {
+            return;
+        };
         let Some(device) = self.device_of(to) else { return };
         let heard = heard.clone();
         let call = self

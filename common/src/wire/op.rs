@@ -405,7 +405,10 @@ impl Telemetry {
             let name = core::str::from_utf8(protocol.alpn()).expect("names of protocols are ASCII");
             Label::new(name).expect("names of protocols are short")
         };
-        let sent: Vec<_> = sent.into_iter().map(|(protocol, sent)| (name(protocol), sent)).collect();
+        let sent: Vec<_> = sent
+            .into_iter()
+            .map(|(protocol, sent)| (name(protocol), sent))
+            .collect();
         Self {
             sent: sent.try_into().expect("there are five protocols"),
             times: times.try_into().expect("the caller gives a few"),

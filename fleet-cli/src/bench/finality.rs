@@ -6,12 +6,7 @@
 //! * Proposal to final and batch to final are what validators measured of themselves, each on its own clock; the worst
 //!   validator's figure is given.
 
-use std::{
-    collections::BTreeMap,
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use common::{
     ids::TaskId,
@@ -83,7 +78,9 @@ pub async fn run(args: &FinalityArgs, dir: Option<&Path>, interrupt: &mut Interr
     let row = interrupt.or(measure(args, dir)).await?;
     report.add(row);
     report.end();
-    printer.text("milliseconds; proposal and batch: on the slowest validator; every agent: until the last of them says final");
+    printer.text(
+        "milliseconds; proposal and batch: on the slowest validator; every agent: until the last of them says final",
+    );
     Ok(())
 }
 
@@ -215,11 +212,17 @@ fn row(args: &FinalityArgs, mut seen: Seen, telemetry: &[Telemetry]) -> Value {
     seen.committed_us.sort_unstable();
     seen.final_us.sort_unstable();
     let worst = |what: &str, figure: fn(&common::wire::op::Times) -> u32| {
-        let times = telemetry.iter().flat_map(|t| t.times.iter()).filter(|t| t.what.as_str() == what && t.count > 0);
+        let times = telemetry
+            .iter()
+            .flat_map(|t| t.times.iter())
+            .filter(|t| t.what.as_str() == what && t.count > 0);
         ms(times.map(figure).max().unwrap_or(0))
     };
     let count = |what: &str| -> u32 {
-        let times = telemetry.iter().flat_map(|t| t.times.iter()).filter(|t| t.what.as_str() == what);
+        let times = telemetry
+            .iter()
+            .flat_map(|t| t.times.iter())
+            .filter(|t| t.what.as_str() == what);
         times.map(|t| t.count).sum()
     };
     json!({

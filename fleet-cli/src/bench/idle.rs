@@ -130,7 +130,11 @@ async fn measure(args: &IdleArgs, dir: Option<&Path>) -> Outcome<Vec<Value>> {
 fn sent(before: &Moment, after: &Moment, protocols: &[Protocol]) -> (u64, u64) {
     let total = |moment: &Moment| {
         let of = moment.telemetry.sent.iter();
-        let wanted = of.filter(|(name, _)| protocols.iter().any(|protocol| name.as_str().as_bytes() == protocol.alpn()));
+        let wanted = of.filter(|(name, _)| {
+            protocols
+                .iter()
+                .any(|protocol| name.as_str().as_bytes() == protocol.alpn())
+        });
         wanted.fold((0, 0), |sum, (_, sent)| (sum.0 + sent.datagrams, sum.1 + sent.bytes))
     };
     let (before, after) = (total(before), total(after));

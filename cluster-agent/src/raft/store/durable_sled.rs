@@ -417,7 +417,9 @@ impl Writer {
                 // A newer one in the same group says all that an older one does.
                 LogOp::Committed(bytes) => hint = Some(bytes),
                 LogOp::Append(records) => {
-                    records.iter().try_for_each(|record| entries::put(&self.files.tree, record))?;
+                    records
+                        .iter()
+                        .try_for_each(|record| entries::put(&self.files.tree, record))?;
                 }
                 LogOp::Truncate { from } => self.truncate(from)?,
                 LogOp::Purge { upto, marker } => {

@@ -96,7 +96,10 @@ pub(super) fn put(tree: &Tree, record: &LogRecord) -> Result<(), StoreError> {
     first.extend_from_slice(&bytes_len.to_be_bytes());
     first.extend_from_slice(head);
     if tail.is_empty() {
-        return tree.insert(entry_key(record.index, 0), first).map(drop).map_err(sled_error);
+        return tree
+            .insert(entry_key(record.index, 0), first)
+            .map(drop)
+            .map_err(sled_error);
     }
     let mut batch = Batch::default();
     batch.insert(&entry_key(record.index, 0), first);
