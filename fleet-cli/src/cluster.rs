@@ -1,6 +1,6 @@
 //! `fleet cluster`: the regional clusters and their agents.
 
-use common::wire::op::{AgentStatus, OpAnswer, OpRequest};
+use common::wire::op::{AgentStatus, Mode, OpAnswer, OpRequest};
 use serde_json::{Value, json};
 
 use crate::{
@@ -181,15 +181,17 @@ pub async fn rows(client: &Client) -> Vec<Value> {
             // The one who knows best: the leader, else who applied most.
             let best = of
                 .iter()
-                .max_by_key(|status| (status.is_leader, status.context.applied));
+                .max_by_key(|status| (status.is_leader, status.context.term, status.context.applied));
             let voters = best.map_or(total, |status| status.voters.len());
             let needed = common::quorum::raft_quorum(voters);
+            // That they answer here does not say that they reach each other.
+            let has_quorum = of.len() >= needed && of.iter().any(|status| status.context.mode != Mode::ReadOnly);
             json!({
                 "cluster": client.context.cluster_label(id),
                 "leader": best.and_then(|s| s.context.leader).map(|id| client.context.raft_label(id)),
                 "term": best.map(|s| s.context.term.0),
                 "up": format!("{}/{total}", of.len()),
-                "quorum": if of.len() >= needed { "ok" } else { "lost" },
+                "quorum": if has_quorum { "ok" } else { "lost" },
                 "mode": best.map_or("unknown", |s| s.context.mode.word()),
                 "mode_age": best.map(|s| view::age(Some(s.mode_age_ms))),
                 "apart": apart(best.copied(), &of),

@@ -75,6 +75,8 @@ impl Shell {
         let answer = self.answer_request(request).await;
         let mode = Some(self.look_at_mode().0.mode.word().to_owned());
         match answer {
+            // What was read of the state has the age that it had then.
+            Ok(reply) if reply.tasks.is_some() || reply.status.is_some() => Ok(Reply { mode, ..reply }),
             Ok(reply) => {
                 let now_us = self.now_us();
                 let staleness_us = self.machine.with(|state| state.freshness.staleness_us(now_us));
@@ -378,6 +380,7 @@ impl Shell {
         };
         Reply {
             status: Some(status),
+            staleness_ms: context.staleness_ms,
             position: Some(self.position_at(context.applied)),
             now_us: Some(self.now_us()),
             ..Reply::default()
@@ -391,9 +394,11 @@ impl Shell {
         for row in rows.iter_mut().filter(|row| row.is_mine) {
             row.may_run_until_us = row.task_id().and_then(|task| state.leases.may_run(&task, now_us));
         }
+        let staleness_us = state.freshness.staleness_us(now_us);
         Reply {
             tasks: Some(rows),
             more: Some(more),
+            staleness_ms: staleness_us.map(|age_us| age_us.div_ceil(1_000)),
             position: Some(self.position_at(state.queue.applied().0.index)),
             now_us: Some(now_us),
             ..Reply::default()

@@ -238,10 +238,20 @@ impl<'a> Author<'a> {
     /// # Errors
     /// Refusals and unknown outcomes by their exit codes; the id is named.
     pub async fn enter(&self, route: &Route, entry: &SignedEntry, deadline: Duration) -> Outcome<Entered> {
+        self.enter_after(Tries::default(), route, entry, deadline).await
+    }
+
+    /// Brings an entry in, of which `tries` are known already.
+    async fn enter_after(
+        &self,
+        mut tries: Tries,
+        route: &Route,
+        entry: &SignedEntry,
+        deadline: Duration,
+    ) -> Outcome<Entered> {
         let id = entry.id(&self.client.context.chain);
         let end = Instant::now() + deadline;
         let request = OpRequest::Enter(entry.clone());
-        let mut tries = Tries::default();
         loop {
             for peer in &route.agents {
                 let left = end.saturating_duration_since(Instant::now());
@@ -266,6 +276,7 @@ impl<'a> Author<'a> {
     /// # Errors
     /// As [`enter_or_keep`](Self::enter_or_keep).
     pub async fn enter_or_buffer(&self, route: &Route, entry: &SignedEntry, deadline: Duration) -> Outcome<Ended> {
+        self.keep(entry)?;
         let outcome = self.try_or_buffer(route, entry, deadline).await;
         self.keep_if_unknown(entry, outcome)
     }
@@ -273,7 +284,7 @@ impl<'a> Author<'a> {
     async fn try_or_buffer(&self, route: &Route, entry: &SignedEntry, deadline: Duration) -> Outcome<Ended> {
         let id = entry.id(&self.client.context.chain);
         let end = Instant::now() + deadline;
-        let mut failure = None;
+        let mut tries = Tries::default();
         // Once around without it: another agent may be on the better side of the cut.
         let rounds = if self.client.context.pinned.is_some() { 1 } else { 2 };
         for round in 1..=rounds {
@@ -288,20 +299,12 @@ impl<'a> Author<'a> {
                 if let Ok(OpAnswer::Buffered { id, state, mode }) = answer {
                     return self.ended_of(route, peer, id, state, mode);
                 }
-                let mut tries = Tries::default();
                 if let Some(outcome) = tries.take(&self.name_of(), peer, answer) {
                     return outcome.map(|done| Ended::Entered(done.entered(id, route, peer)));
                 }
-                let told = tries.failure(&id);
-                if failure
-                    .as_ref()
-                    .is_none_or(|known: &Failure| known.exit != Exit::OutcomeUnknown)
-                {
-                    failure = Some(told);
-                }
             }
         }
-        Err(failure.unwrap_or_else(|| Failure::new(Exit::NoConnection, "no agent of the cluster can be asked")))
+        Err(tries.failure(&id))
     }
 
     fn name_of(&self) -> impl Fn(RaftNodeId) -> String + '_ {
@@ -325,17 +328,24 @@ impl<'a> Author<'a> {
     /// # Errors
     /// As [`enter`](Self::enter).
     pub async fn enter_or_keep(&self, route: &Route, entry: &SignedEntry, deadline: Duration) -> Outcome<Entered> {
+        self.keep(entry)?;
         let outcome = self.enter(route, entry, deadline).await;
         self.keep_if_unknown(entry, outcome)
     }
 
+    /// Keeps the signed bytes before they are sent, so that a command which is interrupted can be repeated.
+    fn keep(&self, entry: &SignedEntry) -> Outcome {
+        let path = self.pending_path(&entry.id(&self.client.context.chain));
+        files::private_dir(path.parent().unwrap_or(&self.client.context.data_dir))?;
+        files::replace(&path, &encode(entry))
+    }
+
+    /// Forgets the bytes once it is certain how the write ended.
     fn keep_if_unknown<T>(&self, entry: &SignedEntry, outcome: Outcome<T>) -> Outcome<T> {
         let id = entry.id(&self.client.context.chain);
         let path = self.pending_path(&id);
         match &outcome {
             Err(failure) if failure.exit == Exit::OutcomeUnknown => {
-                files::private_dir(path.parent().unwrap_or(&self.client.context.data_dir))?;
-                files::replace(&path, &encode(entry))?;
                 return Err(failure.clone().todo(format!(
                     "send the same signed bytes again with `fleet task submit --resend {}`",
                     id.to_hex()
@@ -365,7 +375,9 @@ impl<'a> Author<'a> {
             })?;
         let entry: SignedEntry = decode(&bytes).map_err(|e| Failure::new(Exit::Invalid, e))?;
         let route = self.route(&[entry.header.cluster]).await?;
-        let entered = self.enter_or_keep(&route, &entry, deadline).await?;
+        // What refuses it now says nothing about the first time.
+        let outcome = self.enter_after(Tries::of_a_resend(), &route, &entry, deadline).await;
+        let entered = self.keep_if_unknown(&entry, outcome)?;
         Ok((entry, entered))
     }
 
@@ -440,6 +452,24 @@ impl Done {
 }
 
 impl Tries {
+    /// Of bytes that were sent before, and whose outcome is not known.
+    fn of_a_resend() -> Self {
+        Self {
+            may_be_written: true,
+            ..Self::default()
+        }
+    }
+
+    /// A refusal for good, unless an earlier try may stand in the log: then whoever refuses may merely not
+    /// have applied it yet.
+    fn refuse(&mut self, failure: Failure) -> Option<Outcome<Done>> {
+        if self.may_be_written {
+            self.refusal = Some(failure);
+            return None;
+        }
+        Some(Err(failure))
+    }
+
     /// Takes one answer; `Some` ends the write.
     fn take(
         &mut self,
@@ -452,7 +482,7 @@ impl Tries {
             Ok(OpAnswer::Write { outcome, mode, .. }) => match outcome {
                 WriteOutcome::Committed(answer) => Some(Ok(Done { answer, mode })),
                 WriteOutcome::Refused(refusal @ WriteRefusal::Rejected { .. }) => {
-                    Some(Err(failure_of_refusal(&refusal, name_of)))
+                    self.refuse(failure_of_refusal(&refusal, name_of))
                 }
                 WriteOutcome::Refused(refusal) => {
                     self.is_without_quorum = !matches!(refusal, WriteRefusal::Overloaded { .. });
@@ -468,7 +498,7 @@ impl Tries {
             Err(AskError::Call(CallError::Refused(refusal))) => {
                 let failure = AskError::Call(CallError::Refused(refusal.clone())).into_failure(&peer.label);
                 match refusal.code {
-                    RefusalCode::Denied | RefusalCode::Invalid => Some(Err(failure)),
+                    RefusalCode::Denied | RefusalCode::Invalid => self.refuse(failure),
                     _ => {
                         self.refusal = Some(failure);
                         None
@@ -488,7 +518,9 @@ impl Tries {
 
     fn failure(self, id: &EntryId) -> Failure {
         if self.may_be_written {
-            return Failure::new(Exit::OutcomeUnknown, "no agent says how the write ended").id(id.to_hex());
+            let now = self.refusal.map(|refusal| format!(" (now: {})", refusal.what));
+            let what = format!("no agent says how the write ended{}", now.unwrap_or_default());
+            return Failure::new(Exit::OutcomeUnknown, what).id(id.to_hex());
         }
         match (self.refusal, self.unreachable) {
             (Some(refusal), _) => refusal,
@@ -571,6 +603,24 @@ mod tests {
             assert_eq!(failure.exit, Exit::OutcomeUnknown);
             assert_eq!(failure.id, Some("02".repeat(32)));
         }
+    }
+
+    #[test]
+    fn rejection_by_one_who_may_not_have_applied_it_does_not_end_a_write_that_may_stand_in_the_log() {
+        let rejected = || {
+            write(WriteOutcome::Refused(WriteRefusal::Rejected {
+                verdict: Verdict::Rejected(Reason::Denied),
+                detail: Default::default(),
+            }))
+        };
+        let failure = end_of(vec![write(WriteOutcome::Unknown), rejected()]).unwrap_err();
+        assert_eq!(failure.exit, Exit::OutcomeUnknown);
+        let mut resend = Tries::of_a_resend();
+        for refusal in [rejected(), write(no_quorum())] {
+            assert_eq!(resend.take(&|id| id.to_string(), &peer(), refusal), None);
+        }
+        assert_eq!(resend.failure(&EntryId([2; 32])).exit, Exit::OutcomeUnknown);
+        assert_eq!(end_of(vec![rejected()]).unwrap_err().exit, Exit::Denied);
     }
 
     #[test]

@@ -306,7 +306,7 @@ async fn submit_chunk(
         }
     });
     let mut answers = stream::iter(sends).buffer_unordered(IN_FLIGHT_MAX);
-    let mut unknown = None;
+    let mut unknown: Option<Failure> = None;
     while let Some((mut record, outcome)) = answers.next().await {
         let line = record.line;
         match outcome.and_then(|entered| accepted(entered.verdict).map(|verdict| (entered, verdict))) {
@@ -327,7 +327,10 @@ async fn submit_chunk(
                 record.refused = Some(failure.what);
             }
             Err(failure) => {
-                unknown = Some(failure);
+                // One line that may be written makes the whole command's outcome unknown.
+                if unknown.as_ref().is_none_or(|known| known.exit != Exit::OutcomeUnknown) {
+                    unknown = Some(failure);
+                }
                 continue;
             }
         }

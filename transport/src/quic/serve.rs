@@ -108,7 +108,11 @@ async fn answer(
                 connection.close(CloseCode::Revoked.wire(), REFUSED);
                 return;
             }
-            handle(shared, peer, kind, body).await
+            match handle(shared, peer, kind, body).await {
+                Some(outcome) => outcome,
+                // Dropped, the sender breaks its half off: a refusal would say that nothing was done.
+                None => return,
+            }
         }
         Err(ReadFrameError::Lost(_)) => return,
         Err(error) => {
@@ -133,23 +137,24 @@ pub(crate) fn may_still_speak(shared: &Shared, peer: &Peer) -> bool {
     may_speak(peer.protocol, them, us) || is_symmetric(peer.protocol) && may_speak(peer.protocol, us, them)
 }
 
-async fn handle(shared: &Arc<Shared>, peer: Peer, kind: FrameKind, body: Bytes) -> Result<Bytes, Refusal> {
+/// The service's answer; `None` if it has none, and may have carried out the request all the same.
+async fn handle(shared: &Arc<Shared>, peer: Peer, kind: FrameKind, body: Bytes) -> Option<Result<Bytes, Refusal>> {
     let device = peer.device;
     let service = shared.service.clone();
     let work = AssertUnwindSafe(async move { service.handle(peer, kind, body).await }).catch_unwind();
     match timeout(shared.limits.service_deadline, work).await {
         Ok(Ok(Ok(answer))) if answer.len() > kind.answer_bytes_max() => {
             tracing::error!(%device, ?kind, got = answer.len(), max = kind.answer_bytes_max(), "the service's answer is too long");
-            Err(Refusal::new(RefusalCode::NotNow, "the answer would be too long"))
+            None
         }
-        Ok(Ok(outcome)) => outcome,
+        Ok(Ok(outcome)) => Some(outcome),
         Ok(Err(_panic)) => {
             tracing::error!(%device, ?kind, "the service panicked");
-            Err(Refusal::new(RefusalCode::NotNow, "internal error"))
+            None
         }
         Err(_) => {
             tracing::error!(%device, ?kind, deadline = ?shared.limits.service_deadline, "the service did not answer");
-            Err(Refusal::new(RefusalCode::Busy, "no answer in time"))
+            None
         }
     }
 }

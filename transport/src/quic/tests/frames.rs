@@ -142,8 +142,8 @@ async fn panic_and_oversized_answer_of_a_service_end_their_request_only() {
     for body in [&b"panic"[..], b"long"] {
         let outcome = call(body).await;
         assert!(
-            matches!(&outcome, Err(CallError::Refused(refusal)) if refusal.code == RefusalCode::NotNow),
-            "{outcome:?}"
+            matches!(&outcome, Err(error @ CallError::Broken(_)) if !error.had_no_effect()),
+            "it may have been carried out: {outcome:?}"
         );
     }
     assert_eq!(call(b"good").await.unwrap().len(), 1024);
@@ -161,8 +161,8 @@ async fn service_that_does_not_answer_is_given_up() {
     let call = |deadline| client.call(fleet.id("c1-1"), FrameKind::RaftVote, Bytes::new(), deadline);
     let outcome = call(SOON).await;
     assert!(
-        matches!(&outcome, Err(CallError::Refused(refusal)) if refusal.code == RefusalCode::Busy),
-        "{outcome:?}"
+        matches!(&outcome, Err(error @ CallError::Broken(_)) if !error.had_no_effect()),
+        "it may have been carried out: {outcome:?}"
     );
     // The caller's own deadline comes first where it is shorter.
     let short = Duration::from_millis(50);
