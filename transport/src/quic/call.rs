@@ -16,6 +16,7 @@ use super::{
     dial::{self, CALL_DEADLINE_MAX},
     frame_io::{FrameSender, ReadFrameError, read_answer},
     role::priority,
+    table::received,
 };
 use crate::ports::CallError;
 
@@ -27,11 +28,50 @@ pub(crate) async fn call(
     limit: Duration,
 ) -> Result<Bytes, CallError> {
     let deadline = Instant::now() + limit.min(CALL_DEADLINE_MAX);
-    let (_, send, recv) = open(&shared, to, kind.protocol(), deadline).await?;
+    let (_listening, send, recv) = open(&shared, to, kind.protocol(), deadline).await?;
     // From here on bytes may reach the peer.
     match timeout_at(deadline, exchange(&shared, to, kind, body, send, recv)).await {
         Ok(outcome) => outcome,
         Err(_) => Err(CallError::Timeout(limit)),
+    }
+}
+
+/// A call or lane on a connection. If nothing at all was received on it meanwhile, the table is told in the end.
+pub(crate) struct Listening {
+    shared: Arc<Shared>,
+    key: (DeviceId, Protocol),
+    connection: Connection,
+    received: u64,
+    began: Instant,
+}
+
+impl Listening {
+    fn new(shared: &Arc<Shared>, key: (DeviceId, Protocol), connection: Connection) -> Self {
+        Self {
+            shared: shared.clone(),
+            key,
+            received: received(&connection),
+            connection,
+            began: Instant::now(),
+        }
+    }
+
+    /// A request of a lane begins. Without anything received since the one before, it waits with that one.
+    pub(crate) fn begin(&mut self) {
+        let received = received(&self.connection);
+        if received != self.received {
+            (self.received, self.began) = (received, Instant::now());
+        }
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        // Also where the caller gave up before its deadline.
+        if received(&self.connection) == self.received {
+            let table = &self.shared.table;
+            table.note_silence(self.key, &self.connection, self.received, self.began, Instant::now());
+        }
     }
 }
 
@@ -41,11 +81,12 @@ pub(crate) async fn open(
     to: DeviceId,
     protocol: Protocol,
     deadline: Instant,
-) -> Result<(Connection, SendStream, RecvStream), CallError> {
+) -> Result<(Listening, SendStream, RecvStream), CallError> {
     loop {
         let connection: Connection = dial::connection(shared, to, protocol, deadline).await?;
+        let listening = Listening::new(shared, (to, protocol), connection.clone());
         match timeout_at(deadline, connection.open_bi()).await {
-            Ok(Ok((send, recv))) => return Ok((connection, send, recv)),
+            Ok(Ok((send, recv))) => return Ok((listening, send, recv)),
             // It ended between the look-up and now; the table does not offer it again.
             Ok(Err(_)) => {}
             Err(_) => return Err(CallError::Unreachable(to)),

@@ -1,4 +1,12 @@
-//! Making connections: on demand, one attempt at a time, the peer's hello awaited.
+//! Making connections: on demand, one dial at a time, the peer's hello awaited.
+//!
+//! # Rules
+//! * While an outage is young, a dial that is not answered begins another handshake beside those that wait, every
+//!   [`HANDSHAKE_AGAIN_AFTER`]: the first that succeeds is the connection, and closes the others. Later, one handshake per dial.
+//!
+//! # Why
+//! A lost first packet is repeated at doubling intervals. A handshake begun anew sends at once; those already under way are
+//! left to go on, so a link with a round trip of seconds gets through as well.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -7,6 +15,7 @@ use common::{
     registry::Member,
     wire::frame::{Hello, Protocol},
 };
+use futures::{StreamExt as _, stream::FuturesUnordered};
 use quinn::{Connection, ConnectionError};
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -82,6 +91,11 @@ pub(crate) async fn connection(
         }
         let (changes, seen, wake_at) = match shared.table.next(key, Instant::now(), !has_waited_for_a_dial) {
             Next::Use(connection) => return Ok(connection),
+            Next::UseAndDial(connection) => {
+                tracing::debug!(%to, ?protocol, "nothing is received: dialling beside the connection");
+                start_dial(shared, to, protocol);
+                return Ok(connection);
+            }
             Next::Dial(changes, seen) => {
                 start_dial(shared, to, protocol);
                 has_waited_for_a_dial = true;
@@ -132,7 +146,7 @@ async fn dial(shared: &Arc<Shared>, to: DeviceId, protocol: Protocol) -> Result<
         address,
         within: shared.limits.handshake_deadline,
     };
-    let attempt = shake_hands(shared, acceptor, protocol, address);
+    let attempt = shake_some_hand(shared, acceptor, protocol, address);
     let (connection, hello) = timeout(shared.limits.handshake_deadline, attempt)
         .await
         .map_err(|_| no_answer)??;
@@ -156,6 +170,28 @@ async fn dial(shared: &Arc<Shared>, to: DeviceId, protocol: Protocol) -> Result<
     }
     serve::spawn(shared, connection, peer);
     Ok(())
+}
+
+/// The first of one or more handshakes that succeeds, or the first refusal. Ends only by these: the caller has a deadline.
+async fn shake_some_hand(
+    shared: &Arc<Shared>,
+    acceptor: &Member,
+    protocol: Protocol,
+    address: SocketAddr,
+) -> Result<(Connection, Hello), DialError> {
+    let begin = || shake_hands(shared, acceptor, protocol, address);
+    let mut begun = FuturesUnordered::from_iter([begin()]);
+    loop {
+        let is_young = shared.table.is_outage_young((acceptor.id, protocol), Instant::now());
+        let outcome = match is_young {
+            true => timeout(HANDSHAKE_AGAIN_AFTER, begun.next()).await,
+            false => Ok(begun.next().await),
+        };
+        match outcome {
+            Ok(outcome) => return outcome.expect("at least one is under way"),
+            Err(_) => begun.push(begin()),
+        }
+    }
 }
 
 /// Handshake and both hellos.
@@ -232,6 +268,10 @@ impl Drop for CloseOnDrop {
         }
     }
 }
+
+/// A young outage's dial that is not answered begins another handshake; with [`super::limits::HANDSHAKE_DEADLINE`] at most
+/// seven are under way.
+const HANDSHAKE_AGAIN_AFTER: Duration = Duration::from_millis(800);
 
 /// Upper bound for a caller's deadline: longer ones are bugs in units.
 pub(crate) const CALL_DEADLINE_MAX: Duration = Duration::from_secs(600);

@@ -51,7 +51,7 @@ pub(crate) async fn open(
     limit: Duration,
 ) -> Result<Lane, CallError> {
     let deadline = Instant::now() + limit.min(CALL_DEADLINE_MAX);
-    let (_, send, recv) = call::open(&shared, to, kind.protocol(), deadline).await?;
+    let (listening, send, recv) = call::open(&shared, to, kind.protocol(), deadline).await?;
     // Ahead of bulk data of other streams; a lane of requests is bulk itself.
     let _ = send.set_priority(priority(kind, kind.request_bytes_max()));
     let sender = Sender {
@@ -61,6 +61,7 @@ pub(crate) async fn open(
         deadline: shared.limits.stream_deadline,
         is_ended: false,
         blame: None,
+        listening: Some(listening),
     };
     let receiver = Receiver::new(shared, to, recv, Expected::Answers(kind));
     Ok(Lane {
@@ -119,6 +120,7 @@ pub(crate) async fn serve(
         deadline: shared.limits.stream_deadline,
         is_ended: false,
         blame: Some((shared.clone(), device)),
+        listening: None,
     };
     let Some(_place) = Place::take(lanes) else {
         let refusal = Refusal::new(RefusalCode::Busy, "too many lanes");
@@ -147,6 +149,8 @@ struct Sender {
     is_ended: bool,
     /// Who is to blame if nothing is taken.
     blame: Option<(Arc<Shared>, DeviceId)>,
+    /// On a lane of our own: since its last request.
+    listening: Option<call::Listening>,
 }
 
 impl Sender {
@@ -156,6 +160,9 @@ impl Sender {
         }
         // Until the frame is whole the lane counts as broken, also for a caller who gives up here.
         self.is_ended = true;
+        if let Some(listening) = &mut self.listening {
+            listening.begin();
+        }
         let mut chunks = [Bytes::copy_from_slice(&frame_header(kind, body.len())), body];
         match timeout(self.deadline, self.send.write_all_chunks(&mut chunks)).await {
             Ok(Ok(())) => {

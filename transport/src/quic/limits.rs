@@ -19,7 +19,7 @@ pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 pub const STREAM_DEADLINE: Duration = Duration::from_secs(10);
 /// A service's work on one request; beyond it the caller is refused.
 pub const SERVICE_DEADLINE: Duration = Duration::from_secs(30);
-/// A silent connection is given up.
+/// A silent connection is given up. Calls that get no answer dial beside it long before (`table`).
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Silence is broken this often.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(3);

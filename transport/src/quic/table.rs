@@ -5,7 +5,15 @@
 //!   protocol more accepted ones, since one operator runs several commands at a time. A newer accepted
 //!   connection takes the older one's place: the peer would not dial again if the older one were good.
 //! * A call takes the newest connection that may carry it: after a peer's restart that is the good one.
-//! * One dial per device and protocol at a time; after a failure the next waits, longer each time.
+//! * One dial per device and protocol at a time; after a failure the next waits, longer each time, and longest once the
+//!   peer has been out of reach for [`OUTAGE_IS_YOUNG_FOR`].
+//! * A connection on which nothing was received while calls ended without an answer is suspect: the next call still takes
+//!   it, and starts a dial beside it. The new connection takes the place of suspect ones; the peer does the same with the
+//!   older one that we dialled.
+//!
+//! # Why
+//! The probes of a cut connection come at doubling intervals (RFC 9002 §6.2), and with its congestion window full nothing
+//! else is sent: after a cut of seconds it is found whole only seconds later, or not before its idle timeout.
 
 use std::{
     collections::BTreeMap,
@@ -25,8 +33,16 @@ use crate::watch::Watch;
 
 /// First wait after a failed dial.
 const BACK_OFF_MS_MIN: u64 = 50;
+/// Longest wait between dials of a young outage.
+const BACK_OFF_MS_MAX_YOUNG: u64 = 500;
 /// Longest wait between dials.
 const BACK_OFF_MS_MAX: u64 = 2_000;
+/// From the first failed dial on: that long attempts are dense, afterwards they spare the radio.
+pub(crate) const OUTAGE_IS_YOUNG_FOR: Duration = Duration::from_secs(60);
+/// Nothing was received for so long, and for [`SILENT_RTTS`] round-trip times: the connection is suspect.
+const SILENT_FOR: Duration = Duration::from_millis(500);
+/// See [`SILENT_FOR`]. Leaves room for lost packets.
+const SILENT_RTTS: u32 = 6;
 /// A connection that broke sooner counts as a failed dial.
 const SETTLED_AFTER: Duration = Duration::from_secs(1);
 
@@ -40,12 +56,37 @@ struct Live {
     connection: Connection,
     made_by: MadeBy,
     since: Instant,
+    silence: Option<Silence>,
+}
+
+/// Calls ended without an answer, and nothing was received since the first of them began.
+struct Silence {
+    /// Datagrams received until then.
+    received: u64,
+    since: Instant,
+    is_suspect: bool,
+}
+
+impl Live {
+    fn is_suspect(&self) -> bool {
+        let received = received(&self.connection);
+        self.silence
+            .as_ref()
+            .is_some_and(|s| s.is_suspect && s.received == received)
+    }
+}
+
+/// Datagrams received on a connection.
+pub(crate) fn received(connection: &Connection) -> u64 {
+    connection.stats().udp_rx.datagrams
 }
 
 #[derive(Default)]
 struct Dialling {
     is_running: bool,
     failures: u32,
+    /// When the first of them was.
+    failing_since: Option<Instant>,
     not_before: Option<Instant>,
     last_error: Option<String>,
 }
@@ -76,6 +117,8 @@ impl Link {
 pub(crate) enum Next {
     /// Use this one.
     Use(Connection),
+    /// Use this one, and start a dial beside it (the table has noted that one is running).
+    UseAndDial(Connection),
     /// Start a dial (the table has noted that one is running), then ask again after a change.
     Dial(Watch<u64>, u64),
     /// A dial is running: ask again after a change.
@@ -136,7 +179,16 @@ impl Table {
         let carries = |live: &&Live| live.made_by == MadeBy::Us || is_symmetric(key.1);
         let is_up = |live: &&Live| live.connection.close_reason().is_none();
         if let Some(live) = link.live.iter().rev().filter(carries).find(is_up) {
-            return Next::Use(live.connection.clone());
+            let connection = live.connection.clone();
+            if !live.is_suspect() {
+                if now.duration_since(live.since) >= SETTLED_AFTER {
+                    link.dialling.outage_ended();
+                }
+            } else if !link.dialling.is_running && link.dialling.not_before.is_none_or(|at| at <= now) {
+                link.dialling.is_running = true;
+                return Next::UseAndDial(connection);
+            }
+            return Next::Use(connection);
         }
         let (changes, seen) = (link.changes.clone(), link.changes.get());
         if link.dialling.is_running {
@@ -170,10 +222,19 @@ impl Table {
             self.make_room(&mut links, key)?;
         }
         let link = links.entry(key).or_insert_with(Link::new);
+        if made_by == MadeBy::Us {
+            // Their tasks take them out.
+            for live in &link.live {
+                if live.made_by == MadeBy::Us || live.is_suspect() {
+                    live.connection.close(CloseCode::Replaced.wire(), super::code::REFUSED);
+                }
+            }
+        }
         link.live.push(Live {
             connection,
             made_by,
             since: now,
+            silence: None,
         });
         link.changed();
         Ok(())
@@ -228,11 +289,42 @@ impl Table {
             if now.duration_since(live.since) < SETTLED_AFTER {
                 link.dialling.note_failure(now, jitter);
             } else {
-                link.dialling.failures = 0;
-                link.dialling.not_before = None;
+                link.dialling.outage_ended();
             }
         }
         link.changed();
+    }
+
+    /// A call or lane that began at `began`, when `received` datagrams had come, ended and no more have come.
+    pub(crate) fn note_silence(
+        &self,
+        key: (DeviceId, Protocol),
+        connection: &Connection,
+        received: u64,
+        began: Instant,
+        now: Instant,
+    ) {
+        let mut links = self.lock();
+        let of_call = |live: &&mut Live| live.connection.stable_id() == connection.stable_id();
+        let Some(live) = links.get_mut(&key).and_then(|link| link.live.iter_mut().find(of_call)) else {
+            return;
+        };
+        let limit = SILENT_FOR.max(SILENT_RTTS * connection.rtt());
+        let since = match &live.silence {
+            Some(known) if known.received == received => known.since.min(began),
+            _ => began,
+        };
+        live.silence = Some(Silence {
+            received,
+            since,
+            is_suspect: now.duration_since(since) >= limit,
+        });
+    }
+
+    /// Whether the peer was reached less than about a minute ago, as far as dials show.
+    pub(crate) fn is_outage_young(&self, key: (DeviceId, Protocol), now: Instant) -> bool {
+        let links = self.lock();
+        links.get(&key).is_none_or(|link| link.dialling.is_young(now))
     }
 
     /// Ends the running dial.
@@ -255,8 +347,7 @@ impl Table {
         let mut links = self.lock();
         for protocol in Protocol::ALL {
             if let Some(link) = links.get_mut(&(*device, protocol)) {
-                link.dialling.not_before = None;
-                link.dialling.failures = 0;
+                link.dialling.outage_ended();
                 link.changed();
             }
         }
@@ -313,10 +404,27 @@ fn add_sent(to: &mut Sent, connection: &Connection) {
 impl Dialling {
     /// The next dial waits between half of and the whole back-off, which doubles with each failure.
     fn note_failure(&mut self, now: Instant, jitter: u64) {
-        let full_ms = (BACK_OFF_MS_MIN << self.failures.min(10)).min(BACK_OFF_MS_MAX);
+        self.failing_since.get_or_insert(now);
+        let max_ms = if self.is_young(now) {
+            BACK_OFF_MS_MAX_YOUNG
+        } else {
+            BACK_OFF_MS_MAX
+        };
+        let full_ms = (BACK_OFF_MS_MIN << self.failures.min(10)).min(max_ms);
         self.failures = self.failures.saturating_add(1);
         let wait_ms = full_ms / 2 + jitter % (full_ms / 2 + 1);
         self.not_before = Some(now + Duration::from_millis(wait_ms));
+    }
+
+    fn is_young(&self, now: Instant) -> bool {
+        self.failing_since
+            .is_none_or(|since| now.duration_since(since) < OUTAGE_IS_YOUNG_FOR)
+    }
+
+    fn outage_ended(&mut self) {
+        self.failures = 0;
+        self.failing_since = None;
+        self.not_before = None;
     }
 }
 
@@ -328,7 +436,11 @@ mod tests {
     fn back_off_doubles_with_jitter_up_to_its_cap() {
         let (mut dialling, now) = (Dialling::default(), Instant::now());
         for (failure, jitter) in (0..40u32).zip([0, u64::MAX, 12_345].into_iter().cycle()) {
-            let full = (BACK_OFF_MS_MIN << failure.min(10)).min(BACK_OFF_MS_MAX);
+            // Half of them in the first minute.
+            let is_young = failure < 20;
+            let now = if is_young { now } else { now + OUTAGE_IS_YOUNG_FOR };
+            let max = if is_young { 500 } else { 2_000 };
+            let full = (BACK_OFF_MS_MIN << failure.min(10)).min(max);
             dialling.note_failure(now, jitter);
             let wait = dialling.not_before.unwrap() - now;
             assert!(

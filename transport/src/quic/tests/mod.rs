@@ -3,5 +3,7 @@
 mod admission;
 pub(crate) mod fleet;
 mod frames;
+#[cfg(feature = "relay")]
+mod heal;
 mod lanes;
 mod life;
