@@ -239,7 +239,14 @@ impl<R: AsyncRuntime> MachineAdapter<R> {
             digest,
             store: self.inner.snapshots.clone(),
         };
-        *lock(&self.inner.newest) = Some((meta, stored));
+        let mut newest = lock(&self.inner.newest);
+        // One may have been installed while this one was being published.
+        if newest
+            .as_ref()
+            .is_none_or(|(kept, _)| kept.last_log_id < meta.last_log_id)
+        {
+            *newest = Some((meta, stored));
+        }
         Ok(())
     }
 

@@ -310,10 +310,14 @@ impl Writer {
             };
             let Some(first) = first else { return };
             let (ops, acks) = take_group(first, waiting);
+            let records_put: usize = ops.iter().map(LogOp::records_put).sum();
             let outcome = self.guarded(|writer| writer.write(ops));
             acks.into_iter().for_each(|ack| ack(outcome.clone()));
             if self.purge_upto.is_some() {
-                self.purge_step();
+                // Twice what came in: however busy the log is, what is to be purged becomes less.
+                for _ in 0..=2 * records_put / entries::REMOVALS_PER_BATCH_MAX {
+                    self.purge_step();
+                }
             } else {
                 // As with a removal, its failure shows in the poison.
                 let _ = self.guarded(Self::move_if_outgrown);

@@ -82,6 +82,15 @@ impl LogOp {
             Self::Truncate { .. } => 0,
         }
     }
+
+    /// Records that this operation adds.
+    #[must_use]
+    pub fn records_put(&self) -> usize {
+        match self {
+            Self::Append(records) => records.len(),
+            Self::Vote(_) | Self::Committed(_) | Self::Purge { .. } | Self::Truncate { .. } => 0,
+        }
+    }
 }
 
 /// Called once per operation, in the order of submission. It must not submit to the same store.
