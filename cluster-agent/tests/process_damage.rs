@@ -1,0 +1,126 @@
+//! Data directories that an agent must not use: it says why, ends with 78, and leaves every byte as it was.
+
+mod processes;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use common::{
+    codec::encode,
+    ids::ClusterId,
+    task::Scope,
+    testing::{Fleet, task},
+    wire::{
+        cluster::WriteOutcome,
+        op::{OpAnswer, OpRequest},
+    },
+};
+use processes::{AGENTS, Operator, PATIENCE, Place, Process};
+
+const UNSAFE: i32 = 78;
+
+/// A cluster that has acknowledged one task, and then ended in order.
+async fn used_place() -> Place {
+    let place = Place::new();
+    let operator = Operator::connect(&place);
+    let running: Vec<Process> = AGENTS.iter().map(|label| place.spawn(label)).collect();
+    let leader = operator.leader().await;
+    let content = task("task-1");
+    let entry = place.fleet.submit("op1", ClusterId(0), 1, Scope::Cluster, &content);
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let answer = operator.ask(&leader, &OpRequest::Enter(entry.clone())).await;
+        if let Ok(OpAnswer::Write {
+            outcome: WriteOutcome::Committed(_),
+            ..
+        }) = answer
+        {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "not acknowledged: {answer:?}");
+    }
+    for process in running {
+        assert_eq!(process.terminate().await.code(), Some(0));
+    }
+    place
+}
+
+/// Every file below `dir` with its bytes.
+fn content(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            found.extend(content(&entry.path()));
+        } else if kind.is_file() {
+            found.insert(entry.path(), fs::read(entry.path()).unwrap());
+        }
+    }
+    found
+}
+
+/// `label` refuses to start with `text`, twice, and nothing in `data` has changed.
+fn is_refused_untouched(place: &Place, label: &str, data: &Path, text: &str) {
+    let before = content(data);
+    for _ in 0..2 {
+        let (code, said) = place.run_to_end(label);
+        assert!(code == UNSAFE && said.contains(text), "{code}: {said}");
+        let after = content(data);
+        assert_eq!(
+            after.keys().collect::<Vec<_>>(),
+            before.keys().collect::<Vec<_>>(),
+            "other files"
+        );
+        let changed: Vec<_> = before.iter().filter(|(path, bytes)| after[*path] != **bytes).collect();
+        assert!(
+            changed.is_empty(),
+            "{:?}",
+            changed.iter().map(|(path, _)| path).collect::<Vec<_>>()
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn directory_of_another_owner_or_a_newer_release_is_refused_untouched() {
+    let place = used_place().await;
+    let data = place.path("c1-1/data");
+    // Another fleet with the same keys.
+    let mut other = Fleet::new(1, 3, 4).genesis;
+    other.genesis_time.0 += 1;
+    fs::write(place.path("genesis.bin"), encode(&other)).unwrap();
+    is_refused_untouched(&place, "c1-1", &data, "belongs to another fleet");
+    fs::write(place.path("genesis.bin"), encode(&place.fleet.genesis)).unwrap();
+    // The directory of another device of the same cluster.
+    let config = place.config("c1-2");
+    let foreign = config.replace("data_dir = \"data\"", "data_dir = \"../c1-1/data\"");
+    assert_ne!(foreign, config);
+    fs::write(place.config_path("c1-2"), foreign).unwrap();
+    is_refused_untouched(&place, "c1-2", &data, "belongs to another device");
+    // A newer release's, with fields that are not known here.
+    let meta = fs::read_to_string(data.join("meta")).unwrap();
+    let newer = meta.replace("\"format_version\": 1", "\"new_field\": 5, \"format_version\": 2");
+    assert_ne!(newer, meta);
+    fs::write(data.join("meta"), newer).unwrap();
+    is_refused_untouched(&place, "c1-1", &data, "use the newer release");
+    // As it was, it is used.
+    fs::write(data.join("meta"), meta).unwrap();
+    let running = place.spawn("c1-1");
+    let operator = Operator::connect(&place);
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while operator.status("c1-1").await.is_none() {
+        assert!(tokio::time::Instant::now() < deadline, "{}", place.log("c1-1"));
+    }
+    assert_eq!(running.terminate().await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lost_log_beside_its_marker_is_refused_untouched() {
+    let place = used_place().await;
+    let data = place.path("c1-1/data");
+    fs::remove_dir_all(data.join("log")).unwrap();
+    is_refused_untouched(&place, "c1-1", &data, "join again under a new raft id");
+    assert!(!data.join("log").exists(), "a log was made");
+}
