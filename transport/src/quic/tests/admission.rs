@@ -468,7 +468,9 @@ async fn peer_that_does_not_take_our_hello_leaves_nothing_behind() {
     assert!(greeted.is_err(), "it got no hello");
     assert!(!is_up(&server, &id));
     // Its place is free.
-    Attacker::new()
+    let attacker = Attacker::new();
+    // Held: dropped, it would be closed at once.
+    let _joined = attacker
         .join(&fleet, "c1-2", server.local_addr(), Protocol::Raft)
         .await;
     // The newcomer hears the hello a moment before its entry stands.
