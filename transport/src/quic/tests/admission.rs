@@ -470,9 +470,7 @@ async fn peer_that_does_not_take_our_hello_leaves_nothing_behind() {
     // Its place is free.
     let attacker = Attacker::new();
     // Held: dropped, it would be closed at once.
-    let _joined = attacker
-        .join(&fleet, "c1-2", server.local_addr(), Protocol::Raft)
-        .await;
+    let _joined = attacker.join(&fleet, "c1-2", server.local_addr(), Protocol::Raft).await;
     // The newcomer hears the hello a moment before its entry stands.
     let standing = async {
         while !is_up(&server, &id) {
