@@ -1,6 +1,6 @@
 //! Whether this member is cut off from its cluster's majority, as far as silence can tell.
 //!
-//! In: the age of the last sign of a majority, from Raft. Out: [`Contact::is_cut_off`], which ends writes
+//! In: the age of the last sign of a majority, from Raft. Out: `Contact::is_cut_off`, which ends writes
 //! in flight and makes the mode `read_only`. Called by: writes, reads, the watch of the mode.
 //!
 //! # Rules

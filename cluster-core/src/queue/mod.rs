@@ -12,7 +12,7 @@
 //! * Cluster-scope tasks are decided here. `Submit`, `Cancel`, operator's `Requeue` and `ForceRequeue`
 //!   of fleet scope are accepted for ordering here and take effect at their `GlobalAdvance`.
 //! * `not_after_height` is judged against this log's own global height.
-//! * A closed task whose end is final leaves its row after a [retention](retention): from then on the
+//! * A closed task whose end is final leaves its row after a retention (`retention.rs`): from then on the
 //!   global queue, which keeps it, stands for the row.
 //! * A claimed task becomes claimable only by its holder, the end of its lease, or an operator's
 //!   `ForceRequeue`.

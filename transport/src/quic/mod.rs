@@ -5,7 +5,7 @@
 //! # Rules
 //! * A peer is known by its key: certificate, registry, role and hello all agree, or there is no
 //!   connection ([`crate::verifier`], [`role`], [`hello`]).
-//! * One request and one answer per stream, or a lane of them ([`lane`]); every length has its cap, every wait its deadline.
+//! * One request and one answer per stream, or a lane of them (`lane`); every length has its cap, every wait its deadline.
 //! * A peer that misbehaves costs its own stream or connection and nothing of others.
 //! * A peer is told a code; what exactly was wrong stays in the local log.
 //!
