@@ -201,7 +201,13 @@ impl ClusterQueue {
         let row = self.state.rows.get(&task);
         let global = self.global.task(&task);
         let new = match (row, global) {
-            (None, Some(global)) => self.adopted(global, finality),
+            (None, Some(global)) => {
+                let (new, state) = (self.adopted(global, finality), global.state());
+                if new.is_none() {
+                    self.follow_retired(task, state, events);
+                }
+                new
+            }
             (Some(row), None) => rejected(row, finality),
             (Some(row), Some(global)) => {
                 let is_pending = row.changed_at > final_cut;

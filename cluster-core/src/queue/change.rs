@@ -14,17 +14,8 @@ impl ClusterQueue {
     /// Replaces a row, or adds one, and keeps everything derived in step. The one writer of rows.
     pub(super) fn put_row(&mut self, task: TaskId, row: TaskRow, events: &mut Vec<QueueEvent>) {
         let before = self.state.rows.get(&task).cloned();
-        let retired = if before.is_none() {
-            self.retired_row(&task)
-        } else {
-            None
-        };
-        let known = before.as_deref().or(retired.as_ref());
-        let (from, to) = (known.map(TaskRow::state), row.state());
-        if let Some(row) = &retired {
-            let count = &mut self.state.retired[row.state() as usize];
-            *count = count.saturating_sub(1);
-        }
+        let retired = self.set_retired(&task, None);
+        let (from, to) = (before.as_deref().map(TaskRow::state).or(retired), row.state());
         let held = |row: &TaskRow| row.holder().filter(|_| row.cluster == Some(self.state.cluster));
         let (was_held, is_held) = (before.as_deref().and_then(held), held(&row));
         if was_held != is_held {

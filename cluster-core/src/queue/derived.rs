@@ -1,4 +1,4 @@
-//! What follows from the rows and is rebuilt instead of stored: orders in which they are looked at,
+//! What follows from the rows, and from what is kept of those that have left, and is rebuilt instead of stored: orders in which they are looked at,
 //! counts, and the part of the digest that is over them.
 
 use std::{
@@ -15,7 +15,7 @@ use common::{
 use super::{TaskRow, snapshot::row_digest};
 use crate::{Shared, SharedMap};
 
-/// What follows from the rows and is rebuilt instead of stored.
+/// What follows from the rows, and from what is kept of those that have left, and is rebuilt instead of stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Derived {
     pub(super) cluster: ClusterId,
@@ -29,6 +29,8 @@ pub(super) struct Derived {
     pub(super) unclaimed: BTreeSet<Urgency>,
     /// Rows by state, in the order of [`TaskState::ALL`].
     pub(super) counts: [u32; 10],
+    /// Tasks whose rows have left, in the same order.
+    pub(super) retired: [u32; 10],
     /// Closed rows whose end is final, by the height that made it so: they leave in this order.
     pub(super) closed: BTreeSet<(Height, TaskId)>,
     /// Encoded bytes of all rows.
@@ -49,14 +51,22 @@ impl Derived {
             linked: BTreeSet::new(),
             unclaimed: BTreeSet::new(),
             counts: [0; 10],
+            retired: [0; 10],
             closed: BTreeSet::new(),
             bytes: 0,
             sum: [0; 4],
         }
     }
 
-    pub(super) fn of(cluster: ClusterId, rows: &SharedMap<TaskId, Shared<TaskRow>>) -> Self {
+    pub(super) fn of(
+        cluster: ClusterId,
+        rows: &SharedMap<TaskId, Shared<TaskRow>>,
+        retired: &SharedMap<TaskId, TaskState>,
+    ) -> Self {
         let mut derived = Self::new(cluster);
+        for state in retired.values() {
+            derived.retired[*state as usize] += 1;
+        }
         for (task, row) in rows.iter() {
             derived.add(task, row);
         }

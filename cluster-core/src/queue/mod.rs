@@ -57,7 +57,7 @@ use common::{
     number_stream::{Lookup, NumberStream, content_tag},
     registry::Registry,
     roster::Roster,
-    task::TaskKey,
+    task::{TaskKey, TaskState},
     validator_set::ValidatorSet,
     verdict::{Answer, Reason, Verdict},
     wire::op::{EventView, Finality},
@@ -95,8 +95,8 @@ struct State {
     keys: SharedMap<(DeviceId, TaskKey), TaskId>,
     streams: SharedMap<(DeviceId, KeyVersion), Shared<NumberStream>>,
     holders: SharedMap<DeviceId, HolderRow>,
-    /// Tasks by state whose rows have left.
-    retired: [u32; 10],
+    /// Tasks whose rows have left, with the state that they would show.
+    retired: SharedMap<TaskId, TaskState>,
     batcher: Batcher,
     collected: Collected,
     conflict: Option<Conflict>,
@@ -138,7 +138,7 @@ impl ClusterQueue {
                 keys: SharedMap::default(),
                 streams: SharedMap::default(),
                 holders: SharedMap::default(),
-                retired: [0; 10],
+                retired: SharedMap::default(),
                 batcher: Batcher::new(cluster, founding, roster),
                 collected: Collected::default(),
                 conflict: None,

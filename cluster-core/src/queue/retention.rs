@@ -11,12 +11,14 @@
 //!   the answer it got, and another one under the key is the duplicate that it was.
 //! * Every decision about a task whose row has left is taken on the row that the global queue gives. If
 //!   it changes the row, the row is back.
+//! * Of a task whose row has left, its state is kept: a block may change it further, and counts of tasks by
+//!   state are the same as if all rows were kept.
 
 use std::borrow::Cow;
 
-use common::{global_queue::Row, ids::TaskId, wire::op::Finality};
+use common::{global_queue::Row, ids::TaskId, task::TaskState, wire::op::Finality};
 
-use super::{ClusterQueue, TaskRow};
+use super::{ClusterQueue, QueueEvent, TaskRow};
 
 /// How long a closed task keeps its row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,9 +70,39 @@ impl ClusterQueue {
             .collect();
         for task in leaving {
             let row = self.state.rows.get(&task).expect("closed rows are rows").clone();
-            self.state.retired[row.state() as usize] += 1;
             self.derived.remove(&task, &row);
             self.state.rows.remove(&task);
+            self.set_retired(&task, Some(row.state()));
+        }
+    }
+
+    /// Notes the state of a task whose row has left, or that the row is back. Returns what was noted before.
+    pub(super) fn set_retired(&mut self, task: &TaskId, state: Option<TaskState>) -> Option<TaskState> {
+        let before = self.state.retired.get(task).copied();
+        if let Some(before) = before {
+            self.derived.retired[before as usize] -= 1;
+        }
+        match state {
+            Some(state) => {
+                self.derived.retired[state as usize] += 1;
+                self.state.retired.insert(*task, state);
+            }
+            None if before.is_some() => {
+                self.state.retired.remove(task);
+            }
+            None => {}
+        }
+        before
+    }
+
+    /// A task whose row has left, and stays away, is in another state by a block.
+    pub(super) fn follow_retired(&mut self, task: TaskId, to: TaskState, events: &mut Vec<QueueEvent>) {
+        if let Some(from) = self.state.retired.get(&task).copied()
+            && from != to
+        {
+            self.set_retired(&task, Some(to));
+            let from = Some(from);
+            events.push(QueueEvent::TaskChanged { task, from, to });
         }
     }
 

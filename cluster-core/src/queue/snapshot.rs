@@ -2,7 +2,7 @@
 //!
 //! # Rules
 //! * Pieces are bounded and come section by section, so neither side holds the encoded whole in memory.
-//! * A snapshot holds rows, number streams, holders, open batch, outbox, cursors, rosters, collected
+//! * A snapshot holds rows, the states of those that have left, number streams, holders, open batch, outbox, cursors, rosters, collected
 //!   parts, the chain at its last index, and the global queue. Attestations travel beside it.
 //! * Decoding is bounded and canonical, and a snapshot that breaks an invariant is refused: it comes
 //!   from another member.
@@ -18,7 +18,7 @@ use common::{
         BatchSeq, ChainId, ClusterId, DeviceId, Digest, EntryNumber, Founding, Height, KeyVersion, LogPosition, TaskId,
     },
     number_stream::NumberStream,
-    task::{Scope, TaskKey},
+    task::{Scope, TaskKey, TaskState},
     validator_set::ValidatorSet,
     wire::op::EventView,
 };
@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// Version of the snapshot format that this build reads and writes.
-const SNAPSHOT_VERSION: u16 = 2;
+const SNAPSHOT_VERSION: u16 = 3;
 
 /// Everything of the state but its rows: the first record of a snapshot.
 #[derive(Serialize, Deserialize)]
@@ -46,9 +46,8 @@ struct Small {
     batcher: Batcher,
     collected: Collected,
     conflict: Option<Conflict>,
-    retired: [u32; 10],
     /// Records of each section, the global queue's apart.
-    counts: [u64; 7],
+    counts: [u64; 8],
     /// What [`ClusterQueue::digest`] must give at the end.
     digest: Digest,
 }
@@ -68,8 +67,9 @@ const GLOBAL: [(u8, Section); 4] = [
     (11, Section::TaskKeys),
     (12, Section::Streams),
 ];
+const RETIRED: u8 = 13;
 /// Sections of a snapshot are numbered from 1 to this.
-pub const SECTIONS_MAX: u8 = 12;
+pub const SECTIONS_MAX: u8 = 13;
 
 impl Wire for TaskRow {
     const BYTES_MAX: usize = 16 * 1024;
@@ -167,6 +167,7 @@ pub struct QueueRestoring {
     keys: SharedMap<(DeviceId, TaskKey), TaskId>,
     streams: SharedMap<(DeviceId, KeyVersion), Shared<NumberStream>>,
     holders: SharedMap<DeviceId, HolderRow>,
+    retired: SharedMap<TaskId, TaskState>,
     outbox: Option<BatchSeq>,
     parts: u64,
     global: Restoring,
@@ -196,6 +197,7 @@ impl QueueRestoring {
             keys: SharedMap::default(),
             streams: SharedMap::default(),
             holders: SharedMap::default(),
+            retired: SharedMap::default(),
             outbox: None,
             parts: 0,
             newest: 0,
@@ -263,6 +265,10 @@ impl QueueRestoring {
                 self.small_mut().collected.put_back(part);
                 Ok(())
             }
+            RETIRED => {
+                let (task, state): (TaskId, TaskState) = take(bytes)?;
+                push(&mut self.retired, task, state)
+            }
             _ => Err(SnapshotError::Invariant("an unknown section")),
         }
     }
@@ -322,7 +328,7 @@ impl QueueRestoring {
             keys: self.keys,
             streams: self.streams,
             holders: self.holders,
-            retired: small.retired,
+            retired: self.retired,
             batcher: small.batcher,
             collected: small.collected,
             conflict: small.conflict,
@@ -332,7 +338,7 @@ impl QueueRestoring {
         }
         let queue = ClusterQueue {
             set: Arc::new(ValidatorSet::from_genesis(&self.genesis)),
-            derived: Derived::of(state.cluster, &state.rows),
+            derived: Derived::of(state.cluster, &state.rows, &state.retired),
             state,
             global: self.global.finish().map_err(|_| SnapshotError::Global)?,
             retention: RETENTION,
@@ -347,7 +353,7 @@ impl QueueRestoring {
 }
 
 impl State {
-    fn section_counts(&self) -> [u64; 7] {
+    fn section_counts(&self) -> [u64; 8] {
         [
             self.rows.len(),
             self.pending.len(),
@@ -356,6 +362,7 @@ impl State {
             self.holders.len(),
             self.batcher.outbox().len(),
             self.collected.bytes().len(),
+            self.retired.len(),
         ]
         .map(|count| count as u64)
     }
@@ -388,7 +395,6 @@ impl QueueView {
             batcher: state.batcher.clone(),
             collected: state.collected.clone(),
             conflict: state.conflict,
-            retired: state.retired,
             counts: state.section_counts(),
             digest: self.digest(),
         };
@@ -403,7 +409,8 @@ impl QueueView {
         self.global.write_sections(|section, bytes| {
             let (number, _) = GLOBAL[section as usize];
             put(number, bytes)
-        })
+        })?;
+        write(state.retired.iter(), |bytes| put(RETIRED, bytes))
     }
 
     /// See [`ClusterQueue::digest`].
@@ -495,8 +502,12 @@ impl ClusterQueue {
         state.batcher.check_invariants(&state.chain_id)?;
         self.check_cursors()?;
         check(
-            self.derived == Derived::of(state.cluster, &state.rows),
+            self.derived == Derived::of(state.cluster, &state.rows, &state.retired),
             "what is derived from the rows differs from them",
+        )?;
+        check(
+            state.retired.iter().all(|(task, _)| !state.rows.contains_key(task)),
+            "a row has left and is here",
         )?;
         let mut held = 0;
         for (task, row) in state.rows.iter() {

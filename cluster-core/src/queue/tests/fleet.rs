@@ -1,7 +1,7 @@
 //! What the global tier decides, and how rows follow it.
 
 use common::{
-    entry::Action,
+    entry::{Action, Cause},
     ids::{Assignment, ClusterId, Height, HolderCounter, TaskId},
     task::{Scope, Task, TaskState},
     testing::{ClusterLog, GENESIS_TIME, place_in, task},
@@ -11,7 +11,7 @@ use common::{
 
 use super::{linked, rejected};
 use crate::{
-    queue::QueueEvent,
+    queue::{QueueEvent, RETENTION, Retention},
     testing::{OWN, TestCluster},
 };
 
@@ -212,4 +212,48 @@ fn own_task_fails_with_a_linked_fleet_task_at_the_block_that_shows_it() {
     c.submit("op1", Scope::Cluster, &task("another"));
     c.finalize(20);
     assert_eq!(c.queue.global().task(&own).unwrap().state(), TaskState::Failed);
+}
+
+#[test]
+fn tasks_are_counted_right_however_often_they_are_queued_again_after_their_rows_left() {
+    let mut c = TestCluster::new();
+    c.retain(Retention { blocks: 1, rows: 0 });
+    let requeue = |task| Action::Requeue {
+        task,
+        cause: Cause::Operator,
+    };
+    let (ended, back) = (c.assigned("op1", &task("ended")), c.assigned("op1", &task("back")));
+    let at_once = c.submit("op1", Scope::Fleet, &task("at-once"));
+    c.finalize(20);
+    for round in 0..3 {
+        for id in [ended, back, at_once] {
+            if round == 0 || id == back {
+                let fence = c.hold("c1-1", id);
+                assert_eq!(c.fail("c1-1", id, fence, false), Verdict::Granted);
+            }
+        }
+        for _ in 0..4 {
+            c.finalize(20);
+        }
+        assert_eq!(c.queue.task_rows().len(), 0, "all rows have left");
+        assert_eq!(c.author("op1", Scope::Fleet, requeue(back)), Verdict::Granted);
+        if round == 1 {
+            // Both in one batch: the task is closed again by the same block, in another state.
+            assert_eq!(c.author("op1", Scope::Fleet, requeue(at_once)), Verdict::Granted);
+            assert_eq!(
+                c.author("op1", Scope::Fleet, Action::Cancel { task: at_once }),
+                Verdict::Granted
+            );
+        }
+        c.finalize(20);
+        assert_eq!(c.state(&back), TaskState::Assigned);
+    }
+    let counted = |state: TaskState| c.queue.counts()[state as usize];
+    assert_eq!(counted(TaskState::Failed), 1, "the one that was left alone");
+    assert_eq!(counted(TaskState::Canceled), 1);
+    assert_eq!(counted(TaskState::Assigned), 1);
+    assert_eq!(c.queue.counts().iter().sum::<u32>(), 3);
+    let keeping = c.fresh().with_retention(RETENTION);
+    let log = c.log.clone();
+    assert_eq!(c.replay(keeping, &log).counts(), c.queue.counts());
 }
