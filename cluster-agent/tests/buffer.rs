@@ -216,6 +216,32 @@ async fn entry_that_was_in_flight_at_the_cut_is_kept_and_is_one_entry() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn entry_that_was_committed_elsewhere_is_never_shown_as_refused() {
+    let (mut net, lonely) = cut().await;
+    let entry = net.signed_task(Scope::Cluster);
+    let id = buffered(&net, &lonely, &entry).await;
+    // Its author sent the same bytes to another agent, and used up so many numbers that the answer is forgotten.
+    let other = net.labels.iter().find(|label| **label != lonely).unwrap().clone();
+    let WriteOutcome::Committed(answer) = net.agent(&other).enter(entry).await else {
+        panic!("the others have a quorum");
+    };
+    net.numbers += 10_000;
+    net.submit(&other, Scope::Cluster).await;
+    let old = net
+        .fleet
+        .submit("op1", C1, 9, Scope::Cluster, &common::testing::task("never entered"));
+    let never = buffered(&net, &lonely, &old).await;
+    net.set_silent(&[&lonely], false);
+    drained(&net, &lonely).await;
+    assert_eq!(state(&net, &lonely, id).await, Some(BufferedState::Committed(answer)));
+    let refused = Verdict::Rejected(Reason::NumberWindow);
+    match state(&net, &lonely, never).await {
+        Some(BufferedState::Refused { verdict, .. }) => assert_eq!(verdict, refused),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn entry_that_expired_in_the_buffer_ends_visibly_with_its_reason() {
     let (mut net, lonely) = cut().await;
     let height = net.agent(&lonely).status().context.global_height;

@@ -7,15 +7,17 @@ use std::{sync::Arc, time::Duration};
 use cluster_agent::contact::lost_after_ms;
 use common::{
     codec::encode,
+    entry::Action,
     ids::{LogIndex, RaftNodeId, TaskId},
     task::{Scope, TaskState},
+    verdict::{Reason, Verdict},
     wire::{
         cluster::WriteOutcome,
         frame::{FrameKind, RefusalCode},
         op::{Consistency, Mode, OpAnswer, OpRequest, WriteRefusal},
     },
 };
-use support::Net;
+use support::{C1, Net};
 use tokio::time::Instant;
 use transport::{
     local::{ErrorCode, Request},
@@ -439,4 +441,57 @@ async fn end_of_a_claim_that_was_lost_in_a_cut_is_brought_in_while_other_claims_
         .await
         .unwrap();
     assert!(row.row().unwrap().may_run_until_us.is_some(), "the fourth goes on");
+}
+
+#[tokio::test(start_paused = true)]
+async fn leader_that_cannot_confirm_itself_refuses_nothing_by_a_rule() {
+    let mut net = Net::normal(3).await;
+    let old = net.leader().await;
+    net.set_silent(&[&old], true);
+    // What it names came into being where this leader cannot know of it.
+    let cancel = |net: &mut Net, task| {
+        net.numbers += 1;
+        let action = Action::Cancel { task };
+        net.fleet.entry("op1", C1, net.numbers, Scope::Cluster, action)
+    };
+    let entry = cancel(&mut net, TaskId([7; 32]));
+    assert!(net.agent(&old).raft().is_leader(), "it has heard nothing yet");
+    let outcome = net.agent(&old).enter(entry.clone()).await;
+    assert!(is_no_quorum(&outcome), "{outcome:?}");
+    net.set_silent(&[&old], false);
+    net.mode(&old, Mode::Normal).await;
+    let outcome = net.agent(&old).enter(entry).await;
+    let refused = |outcome: &WriteOutcome| match outcome {
+        WriteOutcome::Refused(WriteRefusal::Rejected { verdict, .. }) => Some(*verdict),
+        _ => None,
+    };
+    assert_eq!(
+        refused(&outcome),
+        Some(Verdict::Rejected(Reason::UnknownTask)),
+        "{outcome:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_leader_refuses_nothing_that_rests_on_what_the_old_one_acknowledged() {
+    for _ in 0..6 {
+        let mut net = Net::normal(3).await;
+        let old = net.leader().await;
+        let task = net.submit(&old, Scope::Cluster).await;
+        net.crash(&old).await;
+        net.numbers += 1;
+        let cancel = Action::Cancel { task };
+        let entry = net.fleet.entry("op1", C1, net.numbers, Scope::Cluster, cancel);
+        let others: Vec<String> = net.running.keys().cloned().collect();
+        let entered = others.iter().map(|label| net.agent(label).enter(entry.clone()));
+        for outcome in futures::future::join_all(entered).await {
+            match outcome {
+                WriteOutcome::Committed(answer) => assert_eq!(answer.verdict, Verdict::Granted),
+                outcome => assert!(
+                    outcome == WriteOutcome::Unknown || is_no_quorum(&outcome),
+                    "{outcome:?}"
+                ),
+            }
+        }
+    }
 }

@@ -7,6 +7,9 @@
 //!   hop; a leader never sends it on.
 //! * Static faults are refused where they arrive. Everything that depends on state is decided by the
 //!   leader, whose state is the newest, and once more in `apply`.
+//! * The leader refuses by a rule only from a state that includes everything acknowledged before: it has
+//!   itself confirmed by a majority and applies up to there. A leader that was elected a moment ago, or was
+//!   replaced without knowing, would else refuse for good what the cluster has long allowed.
 //! * Every write ends within its deadline: committed with its decision, refused and certainly not in
 //!   the log, or unknown. Whoever hears "unknown" sends the same bytes again and gets the one answer.
 //! * When the leader is lost before anything was sent, the entry waits for the next leader, at most
@@ -185,18 +188,20 @@ impl Shell {
         }
     }
 
-    async fn enter_as_leader(&self, entry: &SignedEntry, left: Duration) -> Attempt {
+    async fn enter_as_leader(self: &Arc<Self>, entry: &SignedEntry, left: Duration) -> Attempt {
         if !self.is_leader() {
             return Attempt::Elsewhere;
         }
         if self.is_cut_off().await {
             return Attempt::Ended(self.no_quorum());
         }
-        match self.admit(entry) {
+        let started = tokio::time::Instant::now();
+        match self.admit_for_good(entry, left).await {
             Ok(Admitted::Enter) => {}
             Ok(Admitted::Known(answer)) => return Attempt::Ended(WriteOutcome::Committed(answer)),
-            Err(error) => return Attempt::Ended(refusal_of(&error)),
+            Err(attempt) => return attempt,
         }
+        let left = left.saturating_sub(started.elapsed());
         let log_entry = LogEntry::Author(entry.clone());
         let Some(outcome) = self.unless_cut_off(self.propose(&log_entry, left)).await else {
             return Attempt::CutOff;
@@ -220,6 +225,26 @@ impl Shell {
             }
             ProposeOutcome::Refused(ProposeRefusal::Stopped) => Attempt::Elsewhere,
             ProposeOutcome::Unknown => Attempt::Unclear,
+        }
+    }
+
+    /// Admission, on the leader. Refuses by a rule only what the newest state refuses.
+    async fn admit_for_good(self: &Arc<Self>, entry: &SignedEntry, left: Duration) -> Result<Admitted, Attempt> {
+        match self.admit(entry) {
+            Ok(admitted) => return Ok(admitted),
+            Err(error @ AdmitError::Overloaded(_)) => return Err(Attempt::Ended(refusal_of(&error))),
+            Err(AdmitError::Rejected(_) | AdmitError::Static(_)) => {}
+        }
+        let confirmed = async {
+            let until = tokio::time::Instant::now() + left.min(self.read_deadline());
+            let left = || until.saturating_duration_since(tokio::time::Instant::now());
+            let position = self.confirmed_position(left()).await?;
+            self.raft.wait_applied(position.index, left()).await
+        };
+        match self.unless_cut_off(confirmed).await {
+            None => Err(Attempt::Ended(self.no_quorum())),
+            Some(Err(_)) => Err(Attempt::Elsewhere),
+            Some(Ok(_)) => self.admit(entry).map_err(|error| Attempt::Ended(refusal_of(&error))),
         }
     }
 

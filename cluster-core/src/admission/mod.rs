@@ -9,7 +9,9 @@
 //!   `apply`.
 //! * *Dynamic*: the question that `apply` will ask is asked of the current state, so a refusal here
 //!   gives the reason that `apply` would give. `apply` decides once more.
-//! * A number used before with the same content: the answer it was given then; nothing enters.
+//! * A number used before with the same content: the answer it was given then; nothing enters. Below the
+//!   window of remembered answers the task's own history says whether the entry took effect; what has no
+//!   effect there can have none any more, and is refused.
 //! * The outbox has a quota in bytes: `Submit` stops at 75 %, `Claim` at 85 %, entries of holders,
 //!   `Requeue` and the rest at 100 %. `Renew` is in no batch and always passes.
 //! * Open tasks and their bytes are bounded, so that a snapshot can always carry them: beyond it no
@@ -344,7 +346,11 @@ impl Admission {
                 Lookup::Fresh => {}
                 Lookup::Repeated(answer) => return Ok(Admitted::Known(answer)),
                 Lookup::Conflict => return Err(AdmitError::Rejected(Reason::Conflict)),
-                Lookup::OutsideWindow => return Err(AdmitError::Rejected(Reason::NumberWindow)),
+                // Its author may never have heard that it was accepted, and asks again after many others.
+                Lookup::OutsideWindow => {
+                    let known = queue.effect_of(entry, id).map(Admitted::Known);
+                    return known.ok_or(AdmitError::Rejected(Reason::NumberWindow));
+                }
             }
         }
         let next = queue.applied().0.index.next();

@@ -58,6 +58,34 @@ fn admission_gives_the_reason_that_apply_would_give() {
 }
 
 #[test]
+fn accepted_entry_is_not_refused_when_its_number_has_left_the_window() {
+    let mut c = TestCluster::new();
+    let mut admission = Admission::new(LIMITS);
+    let accepted = c.submit_entry("op1", Scope::Cluster, &task("accepted"));
+    let lost = c.submit_entry("op1", Scope::Cluster, &task("lost"));
+    let answer = c.apply(LogEntry::Author(accepted.clone())).answer.unwrap();
+    let id = TaskId::from(accepted.id(&c.fleet.chain));
+    let cancel = c.entry("op1", Scope::Cluster, Action::Cancel { task: id });
+    let canceled = c.apply(LogEntry::Author(cancel.clone())).answer.unwrap();
+    let far = c.fleet.submit("op1", OWN, 1 << 40, Scope::Cluster, &task("far"));
+    c.apply(LogEntry::Author(far));
+    assert_eq!(
+        admit(&mut c, &mut admission, &accepted),
+        Ok(Admitted::Known(answer)),
+        "its task is in the queue"
+    );
+    assert_eq!(admit(&mut c, &mut admission, &cancel), Ok(Admitted::Known(canceled)));
+    let refused = Err(AdmitError::Rejected(Reason::NumberWindow));
+    assert_eq!(
+        admit(&mut c, &mut admission, &lost),
+        refused,
+        "it can have no effect any more"
+    );
+    let applied = c.apply(LogEntry::Author(lost));
+    assert_eq!(verdict(&applied), Verdict::Rejected(Reason::NumberWindow));
+}
+
+#[test]
 fn forged_signature_is_refused_even_where_the_genuine_one_is_remembered() {
     let mut c = TestCluster::new();
     let mut admission = Admission::new(LIMITS);

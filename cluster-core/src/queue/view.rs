@@ -1,9 +1,10 @@
 //! What the queue answers to readers.
 
 use common::{
-    entry::life::Holder,
-    ids::{DeviceId, TaskId},
+    entry::{SignedEntry, life::Holder},
+    ids::{DeviceId, EntryId, TaskId},
     task::{Scope, TaskState},
+    verdict::{Answer, Verdict},
     wire::op::{EventView, HolderView, TaskView},
 };
 
@@ -101,11 +102,30 @@ impl ClusterQueue {
         events
     }
 
+    /// What was decided about `entry`, whose digest is `id`, as far as its task tells: also when its number has
+    /// fallen below the window of remembered answers. `None`: it has no effect here. If its own event is
+    /// forgotten, the index is the one at which its task changed last.
+    #[must_use]
+    pub fn effect_of(&self, entry: &SignedEntry, id: EntryId) -> Option<Answer> {
+        let named = entry.header.action.task();
+        let task = named.unwrap_or(TaskId::from(id));
+        let events = self.history(&task);
+        if let Some(event) = events.iter().find(|event| event.entry == Some(id)) {
+            let (index, verdict) = (event.index?, event.verdict);
+            return Some(Answer { index, verdict });
+        }
+        let row = self.known_row(&task).filter(|_| named.is_none())?;
+        Some(Answer {
+            index: row.changed_at,
+            verdict: Verdict::Granted,
+        })
+    }
+
     /// Tasks by state, in the order of [`TaskState::ALL`], those whose rows have left included.
     #[must_use]
     pub fn counts(&self) -> [u32; 10] {
         let mut counts = self.derived.counts;
-        for (count, retired) in counts.iter_mut().zip(self.state.retired) {
+        for (count, retired) in counts.iter_mut().zip(self.derived.retired) {
             *count = count.saturating_add(retired);
         }
         counts

@@ -165,7 +165,7 @@ pub enum BufferedState {
     Waiting,
     /// In the cluster's log, with this decision.
     Committed(Answer),
-    /// In no log, and will not be.
+    /// Without effect in any log, and for ever so.
     Refused {
         /// The rule, as a decision would put it.
         verdict: Verdict,
