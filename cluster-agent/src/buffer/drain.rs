@@ -114,6 +114,10 @@ impl Shell {
                     continue;
                 }
             };
+            // Who reads here finds the task in the queue when it is no longer found in the buffer.
+            if let BufferedState::Committed(answer) = &state {
+                let _ = self.raft.wait_applied(answer.index, self.read_deadline()).await;
+            }
             tracing::info!(entry = %id.to_hex(), ?state, "a buffered entry left the buffer");
             if let Err(error) = self.buffer.end(&id, state).await {
                 self.fatal(74, format!("buffer: {error}"));

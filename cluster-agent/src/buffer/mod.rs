@@ -11,7 +11,9 @@
 //! * Upon a full buffer: `Overloaded(buffer)`. Nothing that waits is dropped.
 //! * Upon a quorum: one entry after another; the next is entered when the outcome of the one before is known
 //!   and durable here. A process that dies in between enters it again and gets the one answer.
-//! * Outcomes are kept up to [`OUTCOMES_MAX`], the oldest goes.
+//! * Outcomes are kept up to [`OUTCOMES_MAX`], the oldest goes. Of an entry that took effect nothing else is
+//!   kept: the cluster's queue has it. The content of those that did not is kept up to [`CONTENT_BYTES_MAX`],
+//!   the oldest goes, and its outcome stays.
 //! * Upon a failed disk: the process ends. A damaged journal: the agent does not start (exit 78).
 //!
 //! # Invariants
@@ -38,6 +40,9 @@ use serde::{Deserialize, Serialize};
 
 /// Outcomes that are kept after their entries left.
 pub const OUTCOMES_MAX: usize = 1_024;
+
+/// Encoded bytes of entries without effect that are kept after they left, for who looks for his task here.
+pub const CONTENT_BYTES_MAX: u64 = 256 * 1024;
 
 /// How much may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +92,13 @@ pub enum BufferRecord {
         /// Not `Waiting`.
         state: BufferedState,
     },
+    /// How entering an entry ended whose content is not kept.
+    Outcome {
+        /// Which.
+        id: EntryId,
+        /// Not `Waiting`.
+        state: BufferedState,
+    },
 }
 
 impl Wire for BufferRecord {
@@ -111,7 +123,8 @@ pub enum ReplayError {
 struct Row {
     /// Order of arrival.
     seq: u64,
-    entry: SignedEntry,
+    /// Kept while it waits, and for a while if it had no effect.
+    entry: Option<SignedEntry>,
     state: BufferedState,
 }
 
@@ -123,6 +136,9 @@ pub struct Buffer {
     rows: BTreeMap<EntryId, Row>,
     waiting: BTreeMap<u64, EntryId>,
     ended: BTreeMap<u64, EntryId>,
+    /// Those of `ended` whose content is kept, and its bytes.
+    contents: BTreeMap<u64, EntryId>,
+    content_bytes: u64,
     numbers: BTreeSet<(DeviceId, KeyVersion, ClusterId, EntryNumber)>,
     waiting_bytes: u64,
     next_seq: u64,
@@ -147,6 +163,8 @@ impl Buffer {
             rows: BTreeMap::new(),
             waiting: BTreeMap::new(),
             ended: BTreeMap::new(),
+            contents: BTreeMap::new(),
+            content_bytes: 0,
             numbers: BTreeSet::new(),
             waiting_bytes: 0,
             next_seq: 0,
@@ -170,6 +188,7 @@ impl Buffer {
                     }
                     buffer.end(&id, state);
                 }
+                (_, BufferRecord::Outcome { id, state }) => buffer.outcome(id, state),
             }
         }
         Ok(buffer)
@@ -205,8 +224,18 @@ impl Buffer {
         self.waiting.insert(seq, id);
         self.waiting_bytes += bytes_of(&entry);
         self.numbers.insert(stream_of(&entry));
-        let state = BufferedState::Waiting;
+        let (entry, state) = (Some(entry), BufferedState::Waiting);
         self.rows.insert(id, Row { seq, entry, state });
+    }
+
+    /// An outcome of an entry whose content was forgotten.
+    fn outcome(&mut self, id: EntryId, state: BufferedState) {
+        let (seq, entry) = (self.next_seq, None);
+        self.next_seq += 1;
+        if self.rows.insert(id, Row { seq, entry, state }).is_none() {
+            self.ended.insert(seq, id);
+        }
+        self.forget_oldest();
     }
 
     /// How entering it ended is durable in the journal.
@@ -216,21 +245,46 @@ impl Buffer {
         if self.waiting.remove(&row.seq).is_none() {
             return;
         }
-        self.waiting_bytes -= bytes_of(&row.entry);
-        self.numbers.remove(&stream_of(&row.entry));
+        let entry = row.entry.take().expect("the content of what waits is kept");
+        let bytes = bytes_of(&entry);
+        self.waiting_bytes -= bytes;
+        self.numbers.remove(&stream_of(&entry));
         self.ended.insert(row.seq, *id);
-        while self.ended.len() > OUTCOMES_MAX
-            && let Some((_, oldest)) = self.ended.pop_first()
+        if !is_effective(&row.state) {
+            self.contents.insert(row.seq, *id);
+            self.content_bytes += bytes;
+            row.entry = Some(entry);
+        }
+        self.forget_oldest();
+    }
+
+    /// Forgets contents, then outcomes, beyond their bounds.
+    fn forget_oldest(&mut self) {
+        while self.content_bytes > CONTENT_BYTES_MAX
+            && let Some((_, oldest)) = self.contents.pop_first()
         {
+            self.forget_content(&oldest);
+        }
+        while self.ended.len() > OUTCOMES_MAX
+            && let Some((seq, oldest)) = self.ended.pop_first()
+        {
+            if self.contents.remove(&seq).is_some() {
+                self.forget_content(&oldest);
+            }
             self.rows.remove(&oldest);
         }
+    }
+
+    fn forget_content(&mut self, id: &EntryId) {
+        let content = self.rows.get_mut(id).and_then(|row| row.entry.take());
+        self.content_bytes -= content.as_ref().map_or(0, bytes_of);
     }
 
     /// The entry that came first of those that wait.
     #[must_use]
     pub fn first(&self) -> Option<(EntryId, SignedEntry)> {
         let id = self.waiting.values().next()?;
-        Some((*id, self.rows.get(id)?.entry.clone()))
+        Some((*id, self.rows.get(id)?.entry.clone()?))
     }
 
     /// Where an entry is; `None` if it never was here, or its outcome is forgotten.
@@ -252,16 +306,21 @@ impl Buffer {
         let mut rows: Vec<(&EntryId, &Row)> = self.rows.iter().collect();
         rows.sort_by_key(|(_, row)| row.seq);
         for (id, row) in rows {
-            records.push(BufferRecord::Kept(row.entry.clone()));
-            if row.state != BufferedState::Waiting {
-                let state = row.state.clone();
-                records.push(BufferRecord::Ended { id: *id, state });
+            let (id, state) = (*id, row.state.clone());
+            let Some(entry) = row.entry.clone() else {
+                records.push(BufferRecord::Outcome { id, state });
+                continue;
+            };
+            records.push(BufferRecord::Kept(entry));
+            if state != BufferedState::Waiting {
+                records.push(BufferRecord::Ended { id, state });
             }
         }
         records
     }
 
-    /// A kept submission as a task, for who reads a queue that does not have it.
+    /// A kept submission as a task, for who reads a queue that does not have it; `None` if its content is not
+    /// kept (any more).
     #[must_use]
     pub fn view(&self, task: &TaskId) -> Option<TaskView> {
         let row = self.rows.get(&EntryId(task.0))?;
@@ -275,13 +334,11 @@ impl Buffer {
 }
 
 fn view_of(id: TaskId, row: &Row) -> Option<TaskView> {
-    let header = &row.entry.header;
-    let task: Task = decode(&row.entry.payload).ok()?;
+    let entry = row.entry.as_ref()?;
+    let header = &entry.header;
+    let task: Task = decode(&entry.payload).ok()?;
     let (state, finality) = match &row.state {
         BufferedState::Waiting => (TaskState::Queued, Finality::Buffered),
-        BufferedState::Committed(answer) if answer.verdict == Verdict::Granted => {
-            (TaskState::Queued, Finality::ClusterCommitted)
-        }
         BufferedState::Committed(answer) => (state_after(answer.verdict), refused(answer.verdict)),
         BufferedState::Refused { verdict, .. } => (state_after(*verdict), refused(*verdict)),
     };
@@ -299,6 +356,11 @@ fn view_of(id: TaskId, row: &Row) -> Option<TaskView> {
         percent: 0,
         finality,
     })
+}
+
+/// Whether the cluster's queue has the task.
+fn is_effective(state: &BufferedState) -> bool {
+    matches!(state, BufferedState::Committed(answer) if answer.verdict == Verdict::Granted)
 }
 
 fn refused(verdict: Verdict) -> Finality {

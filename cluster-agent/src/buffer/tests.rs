@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use common::{
+    codec::Label,
     ids::LogIndex,
     testing::{Fleet, task},
     verdict::Answer,
@@ -189,6 +190,54 @@ async fn journal_and_outcomes_stay_bounded_over_thousands_of_entries() {
         None
     );
     let before: Vec<BufferRecord> = journal.with(Buffer::records);
+    let is_content = |record: &&BufferRecord| matches!(record, BufferRecord::Kept(_));
+    assert_eq!(before.iter().filter(is_content).count(), 0, "the queue has them");
     disk.crash();
     assert_eq!(open(&disk, &fleet, LIMITS).await.with(Buffer::records), before);
+}
+
+#[tokio::test]
+async fn content_of_refused_entries_is_kept_up_to_its_bound_and_their_outcomes_longer() {
+    let (fleet, disk) = (fleet(), MemoryDisk::new());
+    let journal = open(&disk, &fleet, LIMITS).await;
+    let refused = BufferedState::Refused {
+        verdict: Verdict::Rejected(Reason::Expired),
+        detail: Label::new("expired").unwrap(),
+    };
+    let big = |number: u64| {
+        let task = Task {
+            payload: vec![number as u8; 8 * 1024].try_into().unwrap(),
+            ..task(&format!("k{number}"))
+        };
+        fleet.submit("op1", C1, number, Scope::Cluster, &task)
+    };
+    let bytes = bytes_of(&big(1));
+    let count = 2 * CONTENT_BYTES_MAX / bytes;
+    for number in 1..=count {
+        let entry = big(number);
+        keep(&journal, &fleet, &entry).await.unwrap();
+        journal.end(&entry.id(&fleet.chain), refused.clone()).await.unwrap();
+        let held: u64 = journal.with(|buffer| {
+            buffer
+                .rows
+                .values()
+                .filter_map(|row| row.entry.as_ref())
+                .map(bytes_of)
+                .sum()
+        });
+        assert!(held <= CONTENT_BYTES_MAX, "{held}");
+        assert_eq!(journal.with(|buffer| buffer.content_bytes), held);
+    }
+    disk.crash();
+    let journal = open(&disk, &fleet, LIMITS).await;
+    let view = |number| journal.with(|buffer| buffer.view(&big(number).id(&fleet.chain).into()));
+    assert_eq!(view(1), None, "the oldest content has gone");
+    let finality = Finality::Refused {
+        verdict: Verdict::Rejected(Reason::Expired),
+    };
+    assert_eq!(view(count).map(|view| view.finality), Some(finality));
+    for number in 1..=count {
+        let id = big(number).id(&fleet.chain);
+        assert_eq!(journal.with(|buffer| buffer.state(&id).cloned()), Some(refused.clone()));
+    }
 }
