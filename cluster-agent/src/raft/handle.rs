@@ -18,6 +18,7 @@ use openraft::{
     type_config::alias::WatchReceiverOf,
 };
 use openraft_rt::{AsyncRuntime, Instant};
+use tokio::sync::Semaphore;
 
 use super::{
     alarm::AlarmSink,
@@ -28,7 +29,7 @@ use super::{
     network::{Network, RaftLink, RaftRpc},
     on_the_way::OnTheWay,
     propose::InFlight,
-    server::{AppendCheck, Raft, RpcRefusal, Server},
+    server::{APPENDS_MAX, AppendCheck, LANES_MAX, Raft, RpcRefusal, Server},
     signal::Signal,
     snapshot_receiver::{Installer, SnapshotReceiver},
     status::{FatalReason, RaftRole, RaftStatus, fatal_reason, from_metrics},
@@ -168,6 +169,9 @@ impl<R: AsyncRuntime> RaftHandle<R> {
         let server = Arc::new(Server {
             raft: raft.clone(),
             log: log.clone(),
+            machine: machine.clone(),
+            appends: Arc::new(Semaphore::new(APPENDS_MAX)),
+            lanes: Arc::new(Semaphore::new(LANES_MAX)),
             check: ports.check,
             alarms: ports.alarms.clone(),
             is_quarantined: AtomicBool::new(false),
@@ -318,8 +322,9 @@ impl<R: AsyncRuntime> RaftHandle<R> {
 
     /// Time since this member last had a sign of a majority: on a leader since a quorum acknowledged
     /// it, on the others since their leader last wrote. `None`: no leader is known, or it has had no
-    /// sign yet. What a leader without a quorum writes counts here as well: this tells silence, and is
-    /// no evidence of freshness.
+    /// sign yet, or Raft did not say within the longest election timeout (it waits for its disk). What a
+    /// leader without a quorum writes counts here as well: this tells silence, and is no evidence of
+    /// freshness.
     pub async fn contact_age(&self) -> Option<Duration> {
         let status = self.status();
         if status.role == RaftRole::Leader {
@@ -331,7 +336,9 @@ impl<R: AsyncRuntime> RaftHandle<R> {
             let is_of_leader = state.vote_ref().is_committed();
             state.vote_last_modified().filter(|_| is_of_leader)
         });
-        heard.await.ok().flatten().map(|at| at.elapsed())
+        let patience = Duration::from_millis(self.inner.config.election_timeout_ms_max);
+        let heard = R::timeout(patience, heard).await.ok()?;
+        heard.ok().flatten().map(|at| at.elapsed())
     }
 
     /// The link to `peer` came up: try it now, not after the pause that follows failures.

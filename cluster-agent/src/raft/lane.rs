@@ -8,6 +8,7 @@
 //!   behind it is looked at.
 //! * At the first that conflicts or meets a higher vote: the same. What was read behind it meanwhile is
 //!   judged by itself and goes without an answer: the leader sends it again.
+//! * Upon the end of a lane, whoever ends it: what openraft has taken counts as on its way until it has answered.
 //! * Requests in hand are bounded in bytes; beyond that the peer's next ones wait on its side.
 
 use std::{
@@ -16,8 +17,16 @@ use std::{
 };
 
 use common::ids::RaftNodeId;
-use futures::{StreamExt, channel::oneshot, stream};
-use openraft::raft::{AppendEntriesRequest, StreamAppendError};
+use futures::{
+    FutureExt, StreamExt,
+    channel::oneshot,
+    future::{Either, select},
+    stream,
+};
+use openraft::{
+    errors::Fatal,
+    raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult},
+};
 use openraft_rt::AsyncRuntime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -54,6 +63,8 @@ struct Intake<R: AsyncRuntime> {
     receiver: Box<dyn LaneReceiver>,
     room: Arc<Semaphore>,
     progress: Arc<Mutex<Progress>>,
+    /// Dropped with this, when openraft has taken the last request.
+    _taken: oneshot::Sender<()>,
 }
 
 impl<R: AsyncRuntime> Intake<R> {
@@ -85,32 +96,43 @@ impl<R: AsyncRuntime> Intake<R> {
 
 impl<R: AsyncRuntime> Server<R> {
     /// Serves a lane of append requests of the member `from`, whose identity the transport has proved,
-    /// until either side ends it.
+    /// until either side ends it. Dropping the future ends the lane; what openraft has taken by then
+    /// stays claimed until openraft has answered it.
     pub async fn lane(self: Arc<Self>, from: RaftNodeId, lane: Lane) {
+        // Fails only on a closed semaphore, and nobody closes it.
+        let Ok(turn) = self.lanes.clone().acquire_owned().await else {
+            return;
+        };
+        let (_here, gone) = oneshot::channel::<()>();
+        let serving = R::spawn(async move {
+            self.serve_lane(from, lane, gone).await;
+            drop(turn);
+        });
+        if let Err(error) = serving.await {
+            tracing::error!(%error, "a lane ended with a panic");
+        }
+    }
+
+    async fn serve_lane(self: Arc<Self>, from: RaftNodeId, lane: Lane, gone: oneshot::Receiver<()>) {
         let Lane { mut sender, receiver } = lane;
         let progress = Arc::new(Mutex::new(Progress::default()));
+        let (taken, all_taken) = oneshot::channel();
         let intake = Intake {
             server: self.clone(),
             from,
             receiver,
             room: Arc::new(Semaphore::new(BYTES_IN_HAND_MAX)),
             progress: progress.clone(),
+            _taken: taken,
         };
+        let gone = gone.map(drop).shared();
         // openraft reads the requests in a task of its own, which must end with this one.
-        let (_stop, stopped) = oneshot::channel::<()>();
-        let requests = stream::unfold(intake, Intake::next).take_until(stopped);
-        let mut answers = std::pin::pin!(self.raft.stream_append(requests));
+        let (stop, stopped) = oneshot::channel::<()>();
+        let requests = stream::unfold(intake, Intake::next).take_until(select(stopped, gone.clone()));
+        let mut answers = Box::pin(self.raft.stream_append(requests));
         let mut is_going_on = true;
         while is_going_on && let Some(outcome) = answers.next().await {
-            let answer = match outcome {
-                Ok(Ok(_)) => Ok(AppendReply::Success),
-                Ok(Err(StreamAppendError::Conflict(_))) => Ok(AppendReply::Conflict),
-                Ok(Err(StreamAppendError::HigherVote(vote))) => Ok(AppendReply::HigherVote(vote_to_wire(&vote))),
-                Err(fatal) => {
-                    tracing::error!(%fatal, "raft has stopped");
-                    Err(RpcRefusal::Stopped)
-                }
-            };
+            let answer = answer_of(outcome);
             let answered = progress
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
@@ -118,15 +140,52 @@ impl<R: AsyncRuntime> Server<R> {
                 .pop_front();
             assert!(answered.is_some(), "openraft answers each request once");
             is_going_on = answer == Ok(AppendReply::Success);
-            if sender.send(encode_answer(answer.map(codec::encode))).await.is_err() {
-                return;
+            let sending = sender.send(encode_answer(answer.map(codec::encode)));
+            let is_sent = matches!(select(sending, gone.clone()).await, Either::Left((Ok(()), _)));
+            if !is_sent {
+                drop((stop, sender, answers));
+                return self.answered(all_taken, &progress).await;
             }
         }
         let refusal = progress.lock().unwrap_or_else(PoisonError::into_inner).refusal;
-        if let Some(refusal) = refusal.filter(|_| is_going_on) {
-            // Fails only where nobody listens any more.
-            let _ = sender.send(encode_answer(Err(refusal))).await;
+        let ending = async move {
+            if let Some(refusal) = refusal.filter(|_| is_going_on) {
+                // Fails only where nobody listens any more.
+                let _ = sender.send(encode_answer(Err(refusal))).await;
+            }
+            sender.end(None).await;
+        };
+        let _ = select(Box::pin(ending), gone).await;
+        drop((stop, answers));
+        self.answered(all_taken, &progress).await;
+    }
+
+    /// Returns when openraft has answered everything that it took from the lane.
+    async fn answered(&self, all_taken: oneshot::Receiver<()>, progress: &Mutex<Progress>) {
+        // It is never sent, and dropped when openraft's task has given its last request to the core.
+        let _ = all_taken.await;
+        let is_answered = progress
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .in_hand
+            .is_empty();
+        if !is_answered {
+            // The core takes one message after the other: it has the requests behind it when it has this.
+            let _ = self.raft.with_raft_state(|_| ()).await;
         }
-        sender.end(None).await;
+    }
+}
+
+fn answer_of<R: AsyncRuntime>(
+    outcome: Result<StreamAppendResult<TypeConfig<R>>, Fatal<TypeConfig<R>>>,
+) -> Result<AppendReply, RpcRefusal> {
+    match outcome {
+        Ok(Ok(_)) => Ok(AppendReply::Success),
+        Ok(Err(StreamAppendError::Conflict(_))) => Ok(AppendReply::Conflict),
+        Ok(Err(StreamAppendError::HigherVote(vote))) => Ok(AppendReply::HigherVote(vote_to_wire(&vote))),
+        Err(fatal) => {
+            tracing::error!(%fatal, "raft has stopped");
+            Err(RpcRefusal::Stopped)
+        }
     }
 }

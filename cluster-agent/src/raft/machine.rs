@@ -16,6 +16,7 @@
 //! * apply-order: positions given to the machine ascend without a gap.
 
 use std::{
+    collections::BTreeSet,
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -116,11 +117,35 @@ struct Inner<R> {
     signal: Signal,
 }
 
+/// Members that left which are remembered.
+const LEFT_MAX: usize = 1_024;
+
 #[derive(Clone, Default)]
 struct Applied {
     last: Option<LogId>,
     chain: Digest,
     members: StoredMembers,
+    /// Who was a member at some applied position since this process started, and is none any more.
+    left: Arc<BTreeSet<RaftNodeId>>,
+}
+
+impl Applied {
+    fn set_members(&mut self, members: StoredMembers) {
+        let ids = |members: &StoredMembers| -> BTreeSet<RaftNodeId> {
+            let nodes = members.membership().nodes();
+            nodes.map(|(id, _)| RaftNodeId(*id)).collect()
+        };
+        let (before, now) = (ids(&self.members), ids(&members));
+        if before != now {
+            let left = self.left.union(&before).filter(|id| !now.contains(id)).copied();
+            let mut left: BTreeSet<_> = left.collect();
+            while left.len() > LEFT_MAX {
+                left.pop_first();
+            }
+            self.left = Arc::new(left);
+        }
+        self.members = members;
+    }
 }
 
 impl<R: AsyncRuntime> MachineAdapter<R> {
@@ -164,6 +189,12 @@ impl<R: AsyncRuntime> MachineAdapter<R> {
         )
     }
 
+    /// Whether `id` was a member by what is committed, and is none any more: as far back as this process
+    /// has applied the log.
+    pub fn has_left(&self, id: RaftNodeId) -> bool {
+        lock(&self.inner.applied).left.contains(&id)
+    }
+
     /// Last entry of the newest snapshot; position 0 without one.
     pub fn snapshot_position(&self) -> LogPosition {
         let newest = lock(&self.inner.newest);
@@ -197,7 +228,7 @@ impl<R: AsyncRuntime> MachineAdapter<R> {
         applied.last = Some(entry.id);
         applied.chain = chain;
         if let EntryPayload::Membership(members) = &entry.payload {
-            applied.members = StoredMembers::new(Some(entry.id), members.clone());
+            applied.set_members(StoredMembers::new(Some(entry.id), members.clone()));
         }
         Ok(answer)
     }
@@ -499,11 +530,10 @@ impl<R: AsyncRuntime> RaftStateMachine<TypeConfig<R>> for MachineAdapter<R> {
         }
         restore();
         self.inner.log.note_snapshot(last, chain);
-        *lock(&self.inner.applied) = Applied {
-            last: meta.last_log_id,
-            chain,
-            members: meta.last_membership.clone(),
-        };
+        let mut applied = lock(&self.inner.applied);
+        (applied.last, applied.chain) = (meta.last_log_id, chain);
+        applied.set_members(meta.last_membership.clone());
+        drop(applied);
         lock(&self.inner.policy).installed(bytes_len);
         self.inner.signal.notify();
         Ok(())

@@ -6,7 +6,8 @@
 //! log has only one answer to that, which is to stop the member.
 //!
 //! # Invariants
-//! * Every entry that was admitted and not answered is known here, with its chain.
+//! * Every entry that was admitted and not answered by openraft is known here, with its chain, whether or not
+//!   the peer still waits for the answer.
 
 use std::{
     collections::BTreeMap,

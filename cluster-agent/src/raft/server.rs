@@ -9,6 +9,9 @@
 //!   enters the log, whoever leads.
 //! * Upon an append with a membership that the registry does not back: the same.
 //! * Upon a vote or pre-vote for one who is no member and has no log beyond ours: refuse; the term stays.
+//! * Upon an append, a snapshot or a hand-over of one who was a member by what is committed here, and is none
+//!   any more: refuse. (An id that left never comes back. Of one who was none yet a late member must take
+//!   the append that tells of it.) Only if the request's vote is below ours it goes on, to be told so.
 //! * Upon an append whose chain differs from ours at one log id: refuse and alarm, never truncate.
 //! * Upon an append that would replace a committed entry: refuse and alarm.
 //! * What openraft would answer with a panic (contradictions inside a request) is refused here.
@@ -25,6 +28,7 @@ use openraft::{
     raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderError, TransferLeaderRequest, VoteRequest},
 };
 use openraft_rt::AsyncRuntime;
+use tokio::sync::Semaphore;
 
 use super::{
     alarm::{AlarmSink, RaftAlarm},
@@ -39,6 +43,12 @@ use super::{
     snapshot_receiver::SnapshotReceiver,
     types::{TypeConfig, entry_from_wire, log_id_from_wire, log_id_to_wire, vote_from_wire, vote_to_wire},
 };
+
+/// Appends outside lanes that are carried out at a time; the next one waits. Each is a heartbeat or small.
+pub(super) const APPENDS_MAX: usize = 64;
+/// Lanes at a time: those that are served, and those that ended and whose requests openraft has not
+/// answered. The next one waits.
+pub(super) const LANES_MAX: usize = 32;
 
 /// How far above ours a peer's term may be.
 pub const TERM_JUMP_MAX: u64 = 1_000_000;
@@ -141,6 +151,11 @@ pub(super) struct Server<R: AsyncRuntime> {
     pub is_quarantined: AtomicBool,
     pub snapshots: SnapshotReceiver<R>,
     pub on_the_way: Arc<OnTheWay>,
+    /// Who was a member and is none any more.
+    pub machine: MachineAdapter<R>,
+    /// Turns of appends, and of lanes, that openraft may still be busy with.
+    pub appends: Arc<Semaphore>,
+    pub lanes: Arc<Semaphore>,
     /// The greatest leader that sent an append, and whether a second one of its term was told of.
     pub last_leader: Mutex<Option<(WireVote, bool)>>,
 }
@@ -149,7 +164,7 @@ pub(super) type Answer<T> = Result<T, RpcRefusal>;
 
 impl<R: AsyncRuntime> Server<R> {
     /// Carries out a request of the member `from`, whose identity the transport has proved.
-    pub async fn handle(&self, from: RaftNodeId, kind: RaftRpc, body: &[u8]) -> Answer<Vec<u8>> {
+    pub async fn handle(self: &Arc<Self>, from: RaftNodeId, kind: RaftRpc, body: &[u8]) -> Answer<Vec<u8>> {
         if self.is_quarantined.load(Ordering::Acquire) {
             return Err(RpcRefusal::Quarantined);
         }
@@ -163,6 +178,7 @@ impl<R: AsyncRuntime> Server<R> {
                 if !frame.vote.is_committed {
                     return Err(malformed(from, "a snapshot of a candidate"));
                 }
+                self.check_is_not_removed(from, frame.vote)?;
                 self.snapshots.frame(from, frame).await.map(codec::encode)
             }
             RaftRpc::TransferLeader => self.transfer(from, parse(from, body)?).await.map(codec::encode),
@@ -201,6 +217,7 @@ impl<R: AsyncRuntime> Server<R> {
         }
         let request = read(from)?;
         self.check_vote(from, request.vote)?;
+        self.check_is_not_removed(from, request.vote)?;
         check_leaders(&request)?;
         self.check_entries(from, &request)?;
         let (chains, claim) = self.check_history(&request)?;
@@ -223,8 +240,17 @@ impl<R: AsyncRuntime> Server<R> {
     }
 
     async fn append(&self, from: RaftNodeId, body: &[u8]) -> Answer<AppendReply> {
-        let (request, _claim) = self.admit(from, |from| parse(from, body))?;
-        let response = self.raft.append_entries(request).await.map_err(stopped)?;
+        // Fails only on a closed semaphore, and nobody closes it.
+        let turn = self.appends.clone().acquire_owned().await;
+        let (request, claim) = self.admit(from, |from| parse(from, body))?;
+        // A task of its own: who asked may go away, while the claim stands until openraft has answered.
+        let raft = self.raft.clone();
+        let appending = R::spawn(async move {
+            let response = raft.append_entries(request).await;
+            drop((claim, turn));
+            response
+        });
+        let response = appending.await.map_err(panicked)?.map_err(stopped)?;
         Ok(match response {
             AppendEntriesResponse::Success => AppendReply::Success,
             AppendEntriesResponse::PartialSuccess(id) => AppendReply::PartialSuccess(id.as_ref().map(log_id_to_wire)),
@@ -276,6 +302,18 @@ impl<R: AsyncRuntime> Server<R> {
         } else if is_later {
             *last = Some((vote, false));
         }
+    }
+
+    /// Refuses one who left the cluster by what is committed here. Who was never a member may be a leader
+    /// whose membership this member has yet to hear of, from that leader itself.
+    fn check_is_not_removed(&self, from: RaftNodeId, vote: WireVote) -> Answer<()> {
+        // Below our vote nothing comes of the request but an answer from which its sender learns.
+        if !self.machine.has_left(from) || self.log.is_vote_above(vote) {
+            return Ok(());
+        }
+        let term = vote.term;
+        (self.alarms)(RaftAlarm::NotAMember { from, term });
+        Err(RpcRefusal::NotAMember)
     }
 
     /// A removed member is not told of its removal and may campaign for ever. Its log ends before ours does,
@@ -358,6 +396,7 @@ impl<R: AsyncRuntime> Server<R> {
 
     async fn transfer(&self, from: RaftNodeId, request: TransferRequest) -> Answer<TransferReply> {
         self.check_vote(from, request.vote)?;
+        self.check_is_not_removed(from, request.vote)?;
         let last = request.last.map(log_id_from_wire);
         let request = TransferLeaderRequest::new(vote_from_wire(request.vote), request.to.0, last);
         let outcome = self
@@ -463,6 +502,11 @@ pub(super) fn parse<T: codec::Body>(from: RaftNodeId, body: &[u8]) -> Answer<T> 
 pub(super) fn malformed(from: RaftNodeId, why: impl std::fmt::Display) -> RpcRefusal {
     tracing::warn!(%from, %why, "malformed raft request");
     RpcRefusal::Malformed
+}
+
+pub(super) fn panicked(error: impl std::fmt::Display) -> RpcRefusal {
+    tracing::error!(%error, "a request of a peer ended with a panic");
+    RpcRefusal::Stopped
 }
 
 pub(super) fn stopped<R: AsyncRuntime>(error: RaftError<TypeConfig<R>>) -> RpcRefusal {

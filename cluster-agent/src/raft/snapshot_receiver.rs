@@ -6,6 +6,7 @@
 //!   connections, leaders and this process.
 //! * A whole draft is checked and installed by a task of its own. Whoever sent the last frame, or asks with
 //!   an empty one, waits a little for its outcome and otherwise hears that everything has arrived.
+//! * A frame whose sender goes away is written to its end all the same, before the next one is looked at.
 //! * A bad snapshot is removed, and everything is as it was.
 //!
 //! # Why
@@ -18,7 +19,7 @@ use std::{
 };
 
 use common::ids::{Digest, RaftNodeId};
-use futures::lock::Mutex;
+use futures::lock::{Mutex, OwnedMutexGuard};
 use openraft::errors::RaftError;
 use openraft_rt::{AsyncRuntime, Instant};
 
@@ -28,7 +29,7 @@ use super::{
     log::RaftLog,
     machine::MachineAdapter,
     on_the_way::OnTheWay,
-    server::{Answer, Raft, RpcRefusal, check_entry, stopped},
+    server::{Answer, Raft, RpcRefusal, check_entry, panicked, stopped},
     signal::Signal,
     snapshot_data::SnapshotData,
     store::{
@@ -99,8 +100,22 @@ pub(super) struct SnapshotReceiver<R: AsyncRuntime> {
     installer: Installer<R>,
     store: Arc<dyn SnapshotStore>,
     idle: Duration,
-    /// Held while a frame is written.
-    slot: Mutex<Option<Slot<R::Instant>>>,
+    /// Held while a frame is written, by the task that does it.
+    slot: SharedSlot<R>,
+}
+
+type SharedSlot<R> = Arc<Mutex<Option<Slot<<R as AsyncRuntime>::Instant>>>>;
+type HeldSlot<R> = OwnedMutexGuard<Option<Slot<<R as AsyncRuntime>::Instant>>>;
+
+impl<R: AsyncRuntime> Clone for SnapshotReceiver<R> {
+    fn clone(&self) -> Self {
+        Self {
+            installer: self.installer.clone(),
+            store: self.store.clone(),
+            idle: self.idle,
+            slot: self.slot.clone(),
+        }
+    }
 }
 
 impl<R: AsyncRuntime> SnapshotReceiver<R> {
@@ -110,14 +125,18 @@ impl<R: AsyncRuntime> SnapshotReceiver<R> {
             installer,
             store,
             idle,
-            slot: Mutex::new(None),
+            slot: Arc::default(),
         }
     }
 
     /// Takes a frame of `from`, whose vote was checked.
     pub async fn frame(&self, from: RaftNodeId, frame: SnapshotFrame) -> Answer<SnapshotReply> {
         let (bytes_total, of) = (frame.bytes_total, (frame.digest, frame.bytes_total));
-        let outcome = match self.collect(from, frame).await? {
+        // A task of its own, which goes on when the sender goes away: else its write would go on beside the
+        // next frame's. It holds the slot, so there is one of them.
+        let (receiver, slot) = (self.clone(), self.slot.clone().lock_owned().await);
+        let collecting = R::spawn(async move { receiver.collect(from, frame, slot).await });
+        let outcome = match collecting.await.map_err(panicked)?? {
             Collected::Continue(offset) => return Ok(SnapshotReply::Continue { offset }),
             Collected::Whole(outcome) => outcome,
         };
@@ -140,8 +159,7 @@ impl<R: AsyncRuntime> SnapshotReceiver<R> {
         answer
     }
 
-    async fn collect(&self, from: RaftNodeId, frame: SnapshotFrame) -> Answer<Collected> {
-        let mut slot = self.slot.lock().await;
+    async fn collect(&self, from: RaftNodeId, frame: SnapshotFrame, mut slot: HeldSlot<R>) -> Answer<Collected> {
         let of = (frame.digest, frame.bytes_total);
         let draft = match slot.take() {
             Some(Slot::Installing {

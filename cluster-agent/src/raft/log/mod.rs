@@ -112,6 +112,12 @@ impl<R: AsyncRuntime> RaftLog<R> {
         self.view().vote.map_or(Term(0), |vote| vote.term)
     }
 
+    /// Whether the last vote given or seen is above `vote`.
+    pub fn is_vote_above(&self, vote: WireVote) -> bool {
+        let ours = self.view().vote;
+        ours.is_some_and(|ours| (ours.term, ours.candidate) > (vote.term, vote.candidate))
+    }
+
     /// Last entry or purge marker.
     pub fn last(&self) -> Option<WireLogId> {
         self.view().last.map(|tip| tip.id)

@@ -349,6 +349,42 @@ async fn learner_is_added_and_made_a_voter() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn member_that_was_away_follows_a_leader_that_it_never_heard_of() {
+    let mut cluster = Cluster::in_memory(3, quick()).await;
+    let leader = cluster.leader().await;
+    let away = (0..3).find(|at| *at != leader).unwrap();
+    let other = (0..3).find(|at| ![leader, away].contains(at)).unwrap();
+    cluster.commit(leader, b"before").await;
+    cluster.board.isolate(id(away as u64 + 1));
+    let seat = Seat::in_memory(4);
+    let handle = seat.open(quick(), &cluster.board).await;
+    cluster.board.cut_pair(id(4), id(away as u64 + 1));
+    cluster.seats.push(seat);
+    cluster.handles.push(handle);
+    cluster.handles[leader]
+        .add_learner(id(4), member(4), PATIENCE)
+        .await
+        .unwrap();
+    // The newcomer takes the place of a voter, which leaves; then it leads.
+    let (old, stays) = (id(other as u64 + 1), id(leader as u64 + 1));
+    let voters: BTreeSet<_> = [stays, id(4), id(away as u64 + 1)].into();
+    cluster.handles[leader].change_voters(voters, PATIENCE).await.unwrap();
+    cluster.handles[leader]
+        .remove_learners([old].into(), PATIENCE)
+        .await
+        .unwrap();
+    cluster.commit(leader, b"by the old leader").await;
+    cluster.handles[leader].transfer_leader(id(4)).await;
+    assert_eq!(cluster.leader_among(&[3]).await, 3);
+    let last = cluster.commit(3, b"by the newcomer").await;
+    cluster.board.heal();
+    for at in [away, leader, 3] {
+        cluster.handles[at].wait_applied(last.index, PATIENCE).await.unwrap();
+        assert_eq!(cluster.seats[at].alarms.lock().unwrap().len(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn failed_disk_ends_the_member_with_a_code() {
     let log = Arc::new(MemoryLog::new());
     let seat = Seat::on(1, log.clone(), Arc::new(MemorySnapshots::default()));

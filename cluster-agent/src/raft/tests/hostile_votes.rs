@@ -1,7 +1,7 @@
 //! Requests of those who may not lead: impossible terms, removed members, memberships that nothing backs,
 //! two leaders; and honest requests that arrive twice or late. Each alone and over a lane.
 
-use common::ids::{DeviceId, LogIndex, LogPosition, Term};
+use common::ids::{DeviceId, Digest, LogIndex, LogPosition, Term};
 
 use super::{
     harness::{History, PATIENCE, id, member},
@@ -10,8 +10,8 @@ use super::{
 use crate::raft::{
     LinkError, RaftAlarm, RaftRpc, RpcRefusal,
     codec::{
-        self, AppendReply, AppendRequest, BallotReply, BallotRequest, WireEntry, WireMember, WireMembership,
-        WirePayload, WireVote,
+        self, AppendReply, AppendRequest, BallotReply, BallotRequest, SnapshotFrame, WireEntry, WireMember,
+        WireMembership, WirePayload, WireVote,
     },
     decode_answer,
 };
@@ -197,6 +197,65 @@ async fn removed_member_gets_no_vote_and_its_term_is_not_adopted() {
     assert!(newcomer.unwrap().is_granted);
     let voter = target.ballot(RaftRpc::Vote, ask(2, Some(log[2].id))).await;
     assert!(voter.unwrap().is_granted);
+}
+
+#[tokio::test(start_paused = true)]
+async fn removed_member_leads_nobody_and_one_who_is_not_known_yet_does() {
+    let (target, mut log) = Target::holding(&[b"a"]).await;
+    let change = |members: &[u64]| membership_entry(3, members, |number| member(number).device);
+    // Until its removal is committed it may be the leader that commits it.
+    let without_three = change(&[1, 2]);
+    let request = append(leads(1, 2), &log, std::slice::from_ref(&without_three), None);
+    assert_eq!(target.append(request).await, Ok(AppendReply::Success));
+    log.push(without_three.clone());
+    let heartbeat = |vote, log: &[WireEntry], committed| append(vote, log, &[], committed);
+    let of_three = heartbeat(leads(2, 3), &log, None);
+    assert_eq!(target.append(of_three).await, Ok(AppendReply::Success));
+    let commit = heartbeat(leads(3, 2), &log, Some(without_three.id));
+    assert_eq!(target.append(commit).await, Ok(AppendReply::Success));
+    target.handle.wait_applied(LogIndex(3), PATIENCE).await.unwrap();
+    let before = state(&target);
+    let entry = [command(log_id(7, 3, 4), b"of a removed leader")];
+    for request in [
+        heartbeat(leads(7, 3), &log, None),
+        append(leads(7, 3), &log, &entry, None),
+    ] {
+        assert_eq!(target.append(request.clone()).await, Err(RpcRefusal::NotAMember));
+        let over_lane = target.append_over_lane(3, request).await;
+        assert_eq!(over_lane, Err(RpcRefusal::NotAMember));
+    }
+    let frame = SnapshotFrame {
+        vote: leads(7, 3),
+        digest: Digest([9; 32]),
+        bytes_total: 1_000,
+        offset: 0,
+        bytes: vec![0; 10].try_into().unwrap(),
+    };
+    let refused = target
+        .handle
+        .handle(id(3), RaftRpc::Snapshot, &codec::encode(frame))
+        .await;
+    assert_eq!(refused, Err(RpcRefusal::NotAMember));
+    assert_eq!(state(&target), before);
+    let alarm = RaftAlarm::NotAMember {
+        from: id(3),
+        term: Term(7),
+    };
+    assert_eq!(target.alarms(), vec![alarm; 5]);
+    // An old leader that missed its removal is told of the newer term, and steps down.
+    let late = target.append(heartbeat(leads(2, 3), &log, None)).await;
+    assert_eq!(late, Ok(AppendReply::HigherVote(leads(3, 2))));
+    // A leader that was added while this member was away looks for where the logs meet, below the entry that
+    // tells of it.
+    let of_four = heartbeat(leads(8, 4), &log[..2], None);
+    assert_eq!(target.append(of_four).await, Ok(AppendReply::Success));
+    let with_four = WireEntry {
+        id: log_id(8, 4, 4),
+        ..change(&[1, 2, 4])
+    };
+    let request = append(leads(8, 4), &log, &[with_four], None);
+    assert_eq!(target.append_over_lane(4, request).await, Ok(AppendReply::Success));
+    assert_eq!(target.last_index(), LogIndex(4));
 }
 
 #[tokio::test(start_paused = true)]

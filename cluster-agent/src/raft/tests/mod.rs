@@ -1,5 +1,6 @@
 //! Members in one process: the adapter through its public door, and requests no honest peer sends.
 
+mod cancelled;
 mod cluster;
 mod conformance;
 mod harness;
