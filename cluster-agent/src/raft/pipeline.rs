@@ -2,6 +2,9 @@
 //!
 //! # Rules
 //! * Requests in flight are bounded in number and in bytes. One request may always be in flight.
+//! * Two requests go out at once; each further one a little after the one before it, and takes along what was
+//!   written meanwhile. So a fast link carries few large requests, and a slow one still many.
+//! * News of a commit alone waits a little for entries to travel with. The answer to those stands for both.
 //! * While requests are in flight an answer must come within the lane's timeout, and the time that the bytes
 //!   in flight take on the slowest link; else the lane is given up. What was not answered is sent again
 //!   by openraft on the next lane.
@@ -42,6 +45,10 @@ use crate::ports::{CallError, Lane, LaneReceiver, LaneSender};
 const REQUESTS_IN_FLIGHT_MAX: usize = 16;
 /// Bytes in flight: the bandwidth of 40 Mbit/s at a round trip of 100 ms.
 const BYTES_IN_FLIGHT_MAX: usize = 512 * 1024;
+/// Requests in flight that need not wait for each other: one on its way there, one being flushed.
+const REQUESTS_AT_ONCE: usize = 2;
+/// Between two requests beyond those, and how long news of a commit waits for entries.
+const SPACING: Duration = Duration::from_millis(1);
 
 type Answered<R> = Result<StreamAppendResult<TypeConfig<R>>, openraft::errors::RPCError<TypeConfig<R>>>;
 
@@ -82,13 +89,31 @@ impl<I: Instant> Window<I> {
         self.in_flight.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Until another request may be made of what is there to send.
+    async fn wait_for_turn<R: AsyncRuntime<Instant = I>>(&self) {
+        loop {
+            let changed = self.changed.notified();
+            let (in_flight, last_sent_at) = {
+                let now = self.lock();
+                (now.sent.len(), now.sent.back().map(|sent| sent.at))
+            };
+            let Some(at) = last_sent_at.filter(|_| in_flight >= REQUESTS_AT_ONCE) else {
+                return;
+            };
+            if in_flight >= REQUESTS_IN_FLIGHT_MAX {
+                changed.await;
+            } else if R::timeout_at(at + SPACING, changed).await.is_err() {
+                return;
+            }
+        }
+    }
+
     async fn wait_for_room(&self, bytes: usize) {
         loop {
             let changed = self.changed.notified();
             {
                 let now = self.lock();
-                let fits = now.sent.len() < REQUESTS_IN_FLIGHT_MAX && now.bytes + bytes <= BYTES_IN_FLIGHT_MAX;
-                if fits || now.sent.is_empty() {
+                if now.bytes + bytes <= BYTES_IN_FLIGHT_MAX || now.sent.is_empty() {
                     return;
                 }
             }
@@ -152,6 +177,29 @@ where
     stream::unfold(session, Session::next).boxed()
 }
 
+/// The next request. `last_sent`: where the one before it ended.
+///
+/// A request that only tells of a commit gives way to one with entries that follows it closely: that one
+/// tells of the commit too, and openraft takes the answer to it for an answer to both.
+async fn next_request<R, S>(
+    input: &mut S,
+    last_sent: Option<Option<LogId>>,
+) -> Option<AppendEntriesRequest<TypeConfig<R>>>
+where
+    R: AsyncRuntime,
+    S: Stream<Item = AppendEntriesRequest<TypeConfig<R>>> + Send + Unpin + 'static,
+{
+    let mut request = input.next().await?;
+    let until = R::Instant::now() + SPACING;
+    while request.entries.is_empty() && last_sent == Some(request.prev_log_id) {
+        match R::timeout_at(until, input.next()).await {
+            Ok(Some(later)) => request = later,
+            Ok(None) | Err(_) => break,
+        }
+    }
+    Some(request)
+}
+
 async fn feed<R, S>(
     client: &Client<R>,
     mut sender: Box<dyn LaneSender>,
@@ -163,12 +211,19 @@ where
     R: AsyncRuntime,
     S: Stream<Item = AppendEntriesRequest<TypeConfig<R>>> + Send + Unpin + 'static,
 {
-    while let Some(request) = input.next().await {
+    let mut last_sent = None;
+    loop {
+        window.wait_for_turn::<R>().await;
+        let Some(request) = next_request::<R, S>(&mut input, last_sent).await else {
+            break;
+        };
         let body = codec::encode(client.append_request(&request)?);
         window.wait_for_room(body.len()).await;
+        let last = request.entries.last().map(|entry| entry.id).or(request.prev_log_id);
+        last_sent = Some(last);
         window.push(Sent {
             previous: request.prev_log_id,
-            last: request.entries.last().map(|entry| entry.id).or(request.prev_log_id),
+            last,
             bytes: body.len(),
             at: R::Instant::now(),
         });

@@ -379,6 +379,80 @@ async fn requests_in_flight_are_bounded_and_silence_ends_the_lane() {
     }
 }
 
+/// News of a commit, after `index`.
+fn commit_news(index: u64) -> Request {
+    AppendEntriesRequest {
+        prev_log_id: Some(log_id_from_wire(log_id(1, 1, index))),
+        entries: vec![],
+        leader_commit: Some(log_id_from_wire(log_id(1, 1, index))),
+        ..request(index + 1, 1)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn news_of_a_commit_travels_with_entries_that_follow_closely() {
+    for (pause, sent) in [
+        (Duration::ZERO, vec![Some(1), Some(2)]),
+        (Duration::from_millis(20), vec![Some(1), None, Some(2)]),
+    ] {
+        let mut leader = Leader::holding(2, 10).await;
+        let mut client = leader.network.new_client(2, &member(2)).await;
+        let later = async move {
+            tokio::time::sleep(pause).await;
+            request(2, 10)
+        };
+        let requests = stream::iter([request(1, 10), commit_news(1)]).chain(stream::once(Box::pin(later)));
+        let option = RPCOption::new(Duration::from_millis(50));
+        let mut answers = client.stream_append(requests, option).await.ok().unwrap();
+        let mut theirs = leader.lane(&mut answers).await;
+        let serving = async {
+            let mut got = Vec::new();
+            while let Ok(Some(body)) = theirs.receiver.recv().await {
+                let request: AppendRequest = codec::decode(&body).unwrap();
+                got.push(request.entries.last().map(|entry| entry.id.index.0));
+                let reply = encode_answer(Ok(codec::encode(AppendReply::Success)));
+                theirs.sender.send(reply).await.unwrap();
+            }
+            got
+        };
+        let ((), got) = futures::join!(
+            async {
+                let mut acked = None;
+                while let Some(answer) = answers.next().await {
+                    acked = answer.unwrap().unwrap();
+                }
+                assert_eq!(acked, Some(log_id_from_wire(log_id(1, 1, 2))), "all is acknowledged");
+                drop(answers);
+            },
+            serving
+        );
+        assert_eq!(got, sent, "entries {pause:?} after the news");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn third_request_in_flight_is_made_later_so_that_it_holds_more() {
+    let mut leader = Leader::holding(100, 10).await;
+    let mut client = leader.network.new_client(2, &member(2)).await;
+    let made = Arc::new(Mutex::new(Vec::new()));
+    let begin = tokio::time::Instant::now();
+    let log = made.clone();
+    let requests = stream::iter(1..=100u64).map(move |index| {
+        log.lock().unwrap().push(begin.elapsed());
+        request(index, 10)
+    });
+    let option = RPCOption::new(Duration::from_millis(50));
+    let mut answers = client.stream_append(requests, option).await.ok().unwrap();
+    let _theirs = leader.lane(&mut answers).await;
+    assert!(matches!(answers.next().await, Some(Err(RPCError::Timeout(_)))));
+    let made = made.lock().unwrap().clone();
+    assert_eq!(made.len(), 16, "and no more than may be in flight");
+    assert!(made[1] < Duration::from_millis(1), "two at once");
+    for pair in made[1..].windows(2) {
+        assert!(pair[1] - pair[0] >= Duration::from_millis(1), "{made:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn answers_belong_to_their_requests_and_the_first_bad_one_ends_the_session() {
     let conflict = || Ok(codec::encode(AppendReply::Conflict));
