@@ -12,6 +12,7 @@ use cluster_agent::{
     raft::store::{
         durable_sled::SledOptions,
         identity::{MemberIdentity, open_member},
+        member_log::LogOptions,
     },
     shell::Ending,
 };
@@ -173,9 +174,13 @@ fn open_ports(config: &AgentConfig, identity: Identity) -> Result<(AgentPorts, A
         device,
         member: raft,
     };
-    let options = SledOptions {
-        file_bytes_max: config.log_bytes_max,
-        ..SledOptions::default()
+    let options = LogOptions {
+        kind: config.log_kind,
+        sled: SledOptions {
+            file_bytes_max: config.log_bytes_max,
+            ..SledOptions::default()
+        },
+        ..LogOptions::default()
     };
     let stores = open_member(&config.data_dir, whose, directory, options)
         .map_err(|error| Exit::new(error.exit_code(), error))?;

@@ -10,8 +10,10 @@ use std::{collections::BTreeMap, path::Path, sync::mpsc};
 use bytes::Bytes;
 use cluster_agent::raft::store::{
     LogOp, LogRecord, LogStore, RECORD_BYTES_MAX, Recovered,
-    durable_sled::{DurableSled, SledOptions},
+    durable_sled::SledOptions,
     identity::{MemberIdentity, MemberStores, open_member},
+    member_log::{LogKind, LogOptions},
+    segment_log::SegmentOptions,
     snapshot::{DraftName, SnapshotStore},
 };
 use common::{
@@ -28,7 +30,7 @@ const IN_FLIGHT_MAX: usize = 6;
 /// Operations after which a worker is killed, at most.
 const OPS_PER_LIFE_MAX: u64 = 250;
 
-fn open(data: &Path, when: impl std::fmt::Display) -> MemberStores {
+fn open(data: &Path, kind: LogKind, when: impl std::fmt::Display) -> MemberStores {
     let whose = MemberIdentity {
         chain: ChainId([1; 32]),
         cluster: ClusterId(0),
@@ -36,12 +38,19 @@ fn open(data: &Path, when: impl std::fmt::Display) -> MemberStores {
         member: RaftNodeId(3),
     };
     // sled's own thread collects garbage now and then, as in production, only more often.
-    let options = SledOptions {
+    let sled = SledOptions {
         cache_bytes: 8 * 1024 * 1024,
         flush_every_ms: Some(20),
         ..SledOptions::default()
     };
-    open_member(data, whose, [4; 16], options).unwrap_or_else(|error| panic!("{when}: {error}"))
+    // Segments so short that each life fills some.
+    let segments = SegmentOptions {
+        segment_bytes: 256 * 1024,
+    };
+    let options = LogOptions { kind, segments, sled };
+    let stores = open_member(data, whose, [4; 16], options).unwrap_or_else(|error| panic!("{when}: {error}"));
+    assert_eq!(stores.log.kind(), kind, "a log keeps its kind");
+    stores
 }
 
 /// What a log holds, after any number of operations.
@@ -172,8 +181,8 @@ impl Step {
 }
 
 /// Runs the script of `seed` for ever. Says "open SUM" of what it found, and "did N" at each acknowledgement.
-fn work(data: &Path, seed: u64, report: &Report) {
-    let stores = open(data, "worker");
+fn work(data: &Path, kind: LogKind, seed: u64, report: &Report) {
+    let stores = open(data, kind, "worker");
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let mut script = Script {
         rng: Rng::new(seed),
@@ -209,7 +218,7 @@ fn work(data: &Path, seed: u64, report: &Report) {
 }
 
 /// What the store holds.
-fn read(store: &DurableSled) -> Log {
+fn read(store: &impl LogStore) -> Log {
     let Recovered {
         vote, purged, records, ..
     } = store.recovered().unwrap();
@@ -274,6 +283,7 @@ struct Totals {
 /// A machine, and what may be in its log.
 struct Member {
     machine: Machine,
+    kind: LogKind,
     test: &'static str,
     /// One of these is there, or will be after a cut.
     possible: Vec<Log>,
@@ -281,9 +291,10 @@ struct Member {
 }
 
 impl Member {
-    fn new(test: &'static str) -> Self {
+    fn new(test: &'static str, kind: LogKind) -> Self {
         Self {
             machine: Machine::new(),
+            kind,
             test,
             possible: vec![Log::default()],
             totals: Totals::default(),
@@ -342,7 +353,7 @@ impl Member {
     /// Cuts the power, and looks at what is there.
     fn cut(&mut self, cut: Cut, seed: u64) {
         self.machine.cut(cut);
-        let stores = open(&self.machine.data(), format!("seed {seed}, {cut:?}"));
+        let stores = open(&self.machine.data(), self.kind, format!("seed {seed}, {cut:?}"));
         let found = read(&stores.log);
         let describe = |log: &Log| format!("{} to {}, vote {:?}", log.first(), log.last(), log.vote);
         assert!(
@@ -370,15 +381,15 @@ impl Member {
 }
 
 /// The lives of all machines; `is_mix`: which cuts.
-fn run(test: &'static str, is_mix: bool) {
+fn run(test: &'static str, kind: LogKind, is_mix: bool) {
     if let Some((life, report)) = powercut::worker() {
         let (seed, data) = life.split_once(' ').unwrap();
-        return work(Path::new(data), seed.parse().unwrap(), &report);
+        return work(Path::new(data), kind, seed.parse().unwrap(), &report);
     }
     let first_seed = powercut::first_seed();
     let mut totals = Totals::default();
     for machine in 0..MACHINES {
-        let mut member = Member::new(test);
+        let mut member = Member::new(test, kind);
         for life in 0..LIVES {
             let seed = first_seed * 1_000 + machine * 10 + life;
             // Before some cuts the process alone dies and comes back: its page cache is not the disk.
@@ -408,16 +419,42 @@ fn run(test: &'static str, is_mix: bool) {
 }
 
 #[test]
-fn acknowledged_operations_survive_when_only_synced_bytes_do() {
-    run("acknowledged_operations_survive_when_only_synced_bytes_do", false);
+fn acknowledged_operations_survive_in_segments_when_only_synced_bytes_do() {
+    run(
+        "acknowledged_operations_survive_in_segments_when_only_synced_bytes_do",
+        LogKind::Segments,
+        false,
+    );
 }
 
 #[test]
-fn acknowledged_operations_survive_when_random_pages_do() {
-    run("acknowledged_operations_survive_when_random_pages_do", true);
+fn acknowledged_operations_survive_in_segments_when_random_pages_do() {
+    run(
+        "acknowledged_operations_survive_in_segments_when_random_pages_do",
+        LogKind::Segments,
+        true,
+    );
 }
 
-/// What the two tests above would find if the log trusted sled's own flush.
+#[test]
+fn acknowledged_operations_survive_in_sled_when_only_synced_bytes_do() {
+    run(
+        "acknowledged_operations_survive_in_sled_when_only_synced_bytes_do",
+        LogKind::Sled,
+        false,
+    );
+}
+
+#[test]
+fn acknowledged_operations_survive_in_sled_when_random_pages_do() {
+    run(
+        "acknowledged_operations_survive_in_sled_when_random_pages_do",
+        LogKind::Sled,
+        true,
+    );
+}
+
+/// What the tests above would find if the log trusted sled's own flush.
 #[test]
 fn flush_of_sled_alone_loses_what_it_acknowledged() {
     if let Some((data, report)) = powercut::worker() {

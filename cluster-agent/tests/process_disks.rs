@@ -150,7 +150,7 @@ async fn agent_on_a_full_disk_stops_and_goes_on_when_there_is_room() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failed_sync_of_the_log_is_final_until_a_restart() {
-    fails_at_work(Fault::SyncOnce, "/log/db", &["data/log/db", "start again"]).await;
+    fails_at_work(Fault::SyncOnce, ".seg", &["data/log/", ".seg", "start again"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

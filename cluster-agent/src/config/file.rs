@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::units::WithUnit;
-use crate::raft::LinkProfile;
+use crate::raft::{LinkProfile, store::member_log::LogKind};
 
 /// The whole file.
 #[derive(Clone, Debug, Deserialize)]
@@ -54,6 +54,8 @@ pub(super) struct LinkTable {
 #[serde(deny_unknown_fields)]
 pub(super) struct DiskTable {
     pub fsync_p99: Option<WithUnit>,
+    #[serde(default)]
+    pub log: LogKind,
     pub log_bytes: Option<WithUnit>,
 }
 

@@ -31,7 +31,10 @@ use units::{UnitError, WithUnit};
 
 use crate::{
     buffer::BufferLimits,
-    raft::{RaftConfig, store::durable_sled::FILE_BYTES_DEFAULT},
+    raft::{
+        RaftConfig,
+        store::{durable_sled::FILE_BYTES_DEFAULT, member_log::LogKind},
+    },
 };
 
 /// Exit code for a configuration that cannot be used.
@@ -126,7 +129,9 @@ pub struct AgentConfig {
     pub raft: RaftConfig,
     /// Bounds.
     pub limits: Limits,
-    /// Size of the log's file above which what is live moves into a fresh one.
+    /// Kind of a log that is made; one that is there keeps its kind.
+    pub log_kind: LogKind,
+    /// Size of the log's file above which what is live moves into a fresh one, in sled.
     pub log_bytes_max: u64,
     /// How logs look.
     pub log_format: LogFormat,
@@ -227,6 +232,7 @@ impl Checker {
             peers,
             raft,
             limits,
+            log_kind: file.disk.log,
             log_bytes_max,
             log_format: file.log.format,
             log_filter: file.log.filter,

@@ -126,6 +126,13 @@ fn bounds_of_snapshots_and_state_are_read_and_checked() {
         .load(&GOOD.replace("[limits]\n", "[disk]\nlog_bytes = \"2MiB\"\n[limits]\n"))
         .unwrap();
     assert_eq!(config.log_bytes_max, 2 << 20);
+    assert_eq!(config.log_kind, LogKind::Segments, "unless the file says otherwise");
+    let config = Dir::new()
+        .load(&GOOD.replace("[limits]\n", "[disk]\nlog = \"sled\"\n[limits]\n"))
+        .unwrap();
+    assert_eq!(config.log_kind, LogKind::Sled);
+    let problems = Dir::new().problems(&GOOD.replace("[limits]\n", "[disk]\nlog = \"redb\"\n[limits]\n"));
+    assert!(problems[0].contains("unknown variant `redb`"), "{problems:?}");
     let problems = Dir::new().problems(&GOOD.replace("[limits]\n", "[limits]\nstate_bytes = \"3GiB\"\n"));
     assert!(
         problems[0].starts_with("limits.state_bytes 3221225472 B must be at most 2147483648 B"),

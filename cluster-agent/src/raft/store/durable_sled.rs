@@ -3,10 +3,7 @@
 //! # Rules
 //! * Durable means: sled's flush, then `fdatasync` on a descriptor of our own for sled's file. sled's
 //!   flush alone does not reach the device (measured: acknowledged writes lost at a power cut).
-//! * One writer thread owns every change: it takes what waits (up to [`GROUP_OPS_MAX`] operations or
-//!   [`GROUP_BYTES_MAX`]), puts it in order, flushes once, acknowledges in order. A crash before the flush
-//!   leaves a prefix of the group, in whole records.
-//! * After any error or panic the store is poisoned: everything fails from then on.
+//! * A crash before a group's flush leaves a prefix of the group, in whole records.
 //! * Values are so small that sled never writes a leaf into a file of its own, which it would not
 //!   flush (`sled_entries`). Should one appear, the store is poisoned.
 //! * At most 64 removals per batch: sled keeps each touched leaf until a batch ends.
@@ -20,9 +17,7 @@
 //!   takes it for its newest index and fails for ever. If sled reports corruption its index files are
 //!   set aside and the log is replayed from the start, once.
 //!
-//! # Why one thread
-//! A flush blocks for milliseconds on flash. A thread of its own groups what arrives meanwhile, and
-//! the runtime's threads never wait for the disk.
+//! The writer thread, its groups and its poison are those of every store (`group_commit`).
 
 use std::{
     fs::{self, File},
@@ -30,10 +25,9 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
-        mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
+        Arc, PoisonError, RwLock,
+        mpsc::{Receiver, TryRecvError},
     },
-    thread::JoinHandle,
     time::Duration,
 };
 
@@ -43,6 +37,7 @@ use transport::machine::disk_error;
 
 use super::{
     Done, LogOp, LogRecord, LogStore, Recovered, StoreError,
+    group_commit::{Fsync, GroupCommit, Poison, Queued, take_group},
     identity::Marker,
     sled_entries::{
         self as entries, COMMITTED_KEY, PURGED_KEY, VOTE_KEY, parse_purged, purged_value, seal, sled_error, unseal,
@@ -50,14 +45,6 @@ use super::{
     sled_generations::{self as generations, MoveStep},
     snapshot::sync_dir,
 };
-use crate::raft::signal::Signal;
-
-/// Operations of one group.
-pub const GROUP_OPS_MAX: usize = 256;
-/// Bytes of one group; one larger operation stands alone.
-pub const GROUP_BYTES_MAX: usize = 256 * 1024;
-/// Operations that may wait. The layer above bounds what it has in flight far below.
-const QUEUE_OPS_MAX: usize = 8_192;
 
 /// How often and how long apart a locked database is tried: two seconds in all.
 const LOCK_TRIES: u32 = 2_000;
@@ -89,42 +76,12 @@ impl Default for SledOptions {
     }
 }
 
-/// Flushes sled's file to the device. Replaced in tests by one that fails.
-pub(super) type Fsync = Box<dyn FnMut(&File) -> io::Result<()> + Send>;
-
 /// A [`LogStore`] on sled. Dropping it finishes what is queued and closes the files.
 pub struct DurableSled {
     recovered: Recovered,
-    /// `None` once closed.
-    opened: RwLock<Option<Opened>>,
+    commit: GroupCommit,
     /// What is read; the writer replaces it when the log moves. `None` once closed.
     tree: Arc<RwLock<Option<Tree>>>,
-    poison: Arc<Poison>,
-}
-
-struct Opened {
-    queue: SyncSender<(LogOp, Done)>,
-    writer: JoinHandle<()>,
-}
-
-/// The first failure; never taken back.
-#[derive(Debug, Default)]
-struct Poison {
-    cause: Mutex<Option<String>>,
-    signal: Signal,
-}
-
-impl Poison {
-    fn cause(&self) -> Option<String> {
-        self.cause.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn set(&self, cause: &StoreError) {
-        let mut slot = self.cause.lock().unwrap_or_else(PoisonError::into_inner);
-        slot.get_or_insert_with(|| cause.to_string());
-        drop(slot);
-        self.signal.notify();
-    }
 }
 
 impl DurableSled {
@@ -168,7 +125,6 @@ impl DurableSled {
         let recovered = recover(&tree)?;
         let poison = Arc::new(Poison::default());
         let shared = Arc::new(RwLock::new(Some(tree.clone())));
-        let (queue, waiting) = sync_channel(QUEUE_OPS_MAX);
         let writer = Writer {
             files: Files {
                 db,
@@ -188,29 +144,18 @@ impl DurableSled {
             purge_upto: recovered.purged.as_ref().map(|(upto, _)| *upto),
             poison: poison.clone(),
         };
-        let spawned = std::thread::Builder::new()
-            .name("raft-log".into())
-            .spawn(move || writer.run(&waiting));
-        let writer = spawned.map_err(|error| io_error(dir, &error))?;
+        let started = GroupCommit::start(poison, move |waiting| writer.run(waiting));
         Ok(Self {
             recovered,
-            opened: RwLock::new(Some(Opened { queue, writer })),
+            commit: started.map_err(|error| io_error(dir, &error))?,
             tree: shared,
-            poison,
         })
     }
 
     /// Finishes what is queued and gives the files free, though others still hold this store: every
     /// later operation fails. Waits for the disk.
     pub fn close(&self) {
-        let opened = self.opened.write().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(Opened { queue, writer }) = opened else {
-            return;
-        };
-        drop(queue);
-        if writer.join().is_err() {
-            tracing::error!("the log writer panicked");
-        }
+        self.commit.close();
         // After the writer, which may have replaced it.
         *self.tree.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -218,18 +163,12 @@ impl DurableSled {
     /// The first failure, if there was one. The process must stop.
     #[must_use]
     pub fn failure(&self) -> Option<StoreError> {
-        self.poison.cause().map(StoreError::Poisoned)
+        self.commit.failure()
     }
 
     /// Resolves at the first failure. The process must stop.
     pub async fn failed(&self) -> StoreError {
-        loop {
-            let seen = self.poison.signal.version();
-            if let Some(failure) = self.failure() {
-                return failure;
-            }
-            self.poison.signal.changed(seen).await;
-        }
+        self.commit.failed().await
     }
 }
 
@@ -250,16 +189,7 @@ impl LogStore for DurableSled {
     }
 
     fn submit(&self, op: LogOp, done: Done) {
-        if let Some(failure) = self.failure() {
-            return done(Err(failure));
-        }
-        let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(opened) = opened.as_ref() else {
-            return done(Err(StoreError::Closed));
-        };
-        if let Err(refused) = opened.queue.send((op, done)) {
-            (refused.0.1)(Err(self.failure().unwrap_or(StoreError::Closed)));
-        }
+        self.commit.submit(op, done);
     }
 }
 
@@ -295,7 +225,7 @@ struct Writer {
 }
 
 impl Writer {
-    fn run(mut self, waiting: &Receiver<(LogOp, Done)>) {
+    fn run(mut self, waiting: &Receiver<Queued>) {
         loop {
             let first = match self.purge_upto {
                 None => waiting.recv().ok(),
@@ -332,16 +262,9 @@ impl Writer {
 
     /// Runs one step; an error or panic in it poisons the store for good.
     fn guarded(&mut self, step: impl FnOnce(&mut Self) -> Result<(), StoreError>) -> Result<(), StoreError> {
-        if let Some(cause) = self.poison.cause() {
-            self.purge_upto = None;
-            return Err(StoreError::Poisoned(cause));
-        }
-        let outcome = catch_unwind(AssertUnwindSafe(|| step(self)));
-        let outcome = outcome.unwrap_or_else(|_| Err(StoreError::Io("the log writer panicked".into())));
-        let outcome = outcome.map_err(|error| error.at(&self.files.path));
-        if let Err(error) = &outcome {
-            tracing::error!(%error, "the log store is poisoned");
-            self.poison.set(error);
+        let (poison, path) = (self.poison.clone(), self.files.path.clone());
+        let outcome = poison.guard(&path, || step(self));
+        if outcome.is_err() {
             self.purge_upto = None;
         }
         outcome
@@ -490,19 +413,6 @@ impl Writer {
     }
 }
 
-/// Takes what waits, up to the bounds of a group.
-fn take_group(first: (LogOp, Done), waiting: &Receiver<(LogOp, Done)>) -> (Vec<LogOp>, Vec<Done>) {
-    let mut bytes_len = first.0.bytes_len();
-    let (mut ops, mut acks) = (vec![first.0], vec![first.1]);
-    while ops.len() < GROUP_OPS_MAX && bytes_len < GROUP_BYTES_MAX {
-        let Ok((op, ack)) = waiting.try_recv() else { break };
-        bytes_len += op.bytes_len();
-        ops.push(op);
-        acks.push(ack);
-    }
-    (ops, acks)
-}
-
 fn recover(tree: &Tree) -> Result<Recovered, StoreError> {
     let get = |key: &[u8]| tree.get(key).map_err(sled_error);
     let vote = get(VOTE_KEY)?.map(|sealed| unseal("vote", &sealed)).transpose()?;
@@ -605,17 +515,6 @@ fn check_no_blobs(blobs: &Path) -> Result<(), StoreError> {
                 "{}: sled moved a leaf into a file that it does not flush",
                 path.display()
             )))
-        }
-    }
-}
-
-impl StoreError {
-    /// Says which file it was, where only sled knows what it did.
-    fn at(self, path: &Path) -> Self {
-        let name = path.display().to_string();
-        match self {
-            Self::Io(why) if !why.contains(&name) => Self::Io(format!("{name}: {why}")),
-            other => other,
         }
     }
 }

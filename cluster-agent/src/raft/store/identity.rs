@@ -9,7 +9,7 @@
 //! * Files appear whole: written beside, flushed, renamed, directory flushed.
 //!
 //! # Layout
-//! `meta`, `initialised`, `log/` (the database), `snapshots/`.
+//! `meta`, `initialised`, `log/` (of the kind that it was made with), `snapshots/`.
 
 use std::{
     fs, io,
@@ -21,8 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     LogStore, Recovered, StoreError,
-    durable_sled::{DurableSled, SledOptions},
-    sled_generations::has_log,
+    member_log::{LogOptions, MemberLog},
     snapshot::{FileSnapshots, write_durably},
 };
 
@@ -145,7 +144,7 @@ impl Marker {
 /// A member's opened disks.
 pub struct MemberStores {
     /// The log.
-    pub log: DurableSled,
+    pub log: MemberLog,
     /// The snapshots.
     pub snapshots: FileSnapshots,
     /// Whose they are.
@@ -162,7 +161,7 @@ pub fn open_member(
     dir: &Path,
     identity: MemberIdentity,
     new_directory: [u8; 16],
-    options: SledOptions,
+    options: LogOptions,
 ) -> Result<MemberStores, IdentityError> {
     let meta = match read_meta(dir)? {
         Some(meta) => check(meta, identity)?,
@@ -182,12 +181,12 @@ pub fn open_member(
     let marker = Marker::in_dir(dir);
     let log_dir = dir.join("log");
     // Decided before the database is opened, which would create it.
-    if marker.is_set() && !has_log(&log_dir) {
+    if marker.is_set() && !MemberLog::is_in(&log_dir) {
         return Err(IdentityError::LostData {
             dir: log_dir.display().to_string(),
         });
     }
-    let log = DurableSled::open(&log_dir, options, marker.clone())?;
+    let log = MemberLog::open(&log_dir, meta.directory, options, marker.clone())?;
     let is_empty = log.recovered()? == Recovered::default();
     if is_empty && marker.is_set() {
         return Err(IdentityError::LostData {

@@ -1,7 +1,12 @@
 use common::ids::NodeIdx;
 
 use super::*;
-use crate::raft::store::LogOp;
+use crate::raft::store::{
+    LogOp,
+    durable_sled::{DurableSled, SledOptions},
+    member_log::LogKind,
+    segment_log::{SegmentLog, SegmentOptions},
+};
 
 fn identity() -> MemberIdentity {
     MemberIdentity {
@@ -12,16 +17,23 @@ fn identity() -> MemberIdentity {
     }
 }
 
-fn open(dir: &Path, identity: MemberIdentity) -> Result<MemberStores, IdentityError> {
-    open_member(
-        dir,
-        identity,
-        [9; 16],
-        SledOptions {
+fn options(kind: LogKind) -> LogOptions {
+    LogOptions {
+        kind,
+        sled: SledOptions {
             flush_every_ms: None,
             ..SledOptions::default()
         },
-    )
+        ..LogOptions::default()
+    }
+}
+
+fn open_as(dir: &Path, identity: MemberIdentity, kind: LogKind) -> Result<MemberStores, IdentityError> {
+    open_member(dir, identity, [9; 16], options(kind))
+}
+
+fn open(dir: &Path, identity: MemberIdentity) -> Result<MemberStores, IdentityError> {
+    open_as(dir, identity, LogKind::default())
 }
 
 fn vote(stores: &MemberStores) {
@@ -61,7 +73,7 @@ fn directory_is_made_once_and_keeps_its_number() {
             directory: [9; 16]
         }
     );
-    let stores = open_member(&dir, identity(), [8; 16], SledOptions::default()).unwrap();
+    let stores = open_member(&dir, identity(), [8; 16], LogOptions::default()).unwrap();
     assert_eq!(stores.meta.directory, [9; 16]);
 }
 
@@ -97,22 +109,63 @@ fn directory_of_another_identity_is_refused() {
     open(dir.path(), identity()).unwrap();
 }
 
+/// A new, empty log of either kind in `dir`.
+fn make_empty_log(dir: &Path, kind: LogKind) {
+    match kind {
+        LogKind::Sled => drop(DurableSled::open(dir, SledOptions::default(), Marker::none()).unwrap()),
+        LogKind::Segments => {
+            drop(SegmentLog::open(dir, [9; 16], SegmentOptions::default(), Marker::none()).unwrap());
+        }
+    }
+}
+
 #[test]
-fn empty_database_beside_its_marker_is_refused() {
+fn empty_log_beside_its_marker_is_refused() {
+    for kind in [LogKind::Segments, LogKind::Sled] {
+        let dir = tempfile::tempdir().unwrap();
+        let stores = open_as(dir.path(), identity(), kind).unwrap();
+        assert!(!dir.path().join("initialised").exists(), "nothing was acknowledged yet");
+        vote(&stores);
+        assert!(dir.path().join("initialised").exists());
+        drop(stores);
+        // The log is gone altogether, then gone and made anew, as either kind.
+        fs::remove_dir_all(dir.path().join("log")).unwrap();
+        let error = open_as(dir.path(), identity(), kind).err().unwrap();
+        assert!(matches!(error, IdentityError::LostData { .. }), "{error}");
+        assert!(!dir.path().join("log").exists(), "a log was made");
+        for other in [LogKind::Sled, LogKind::Segments] {
+            make_empty_log(&dir.path().join("log"), other);
+            let error = open_as(dir.path(), identity(), kind).err().unwrap();
+            assert!(matches!(error, IdentityError::LostData { .. }), "{error}");
+            assert_eq!(error.exit_code(), 78);
+            fs::remove_dir_all(dir.path().join("log")).unwrap();
+        }
+    }
+}
+
+#[test]
+fn log_keeps_the_kind_it_was_made_with() {
+    for (made, configured) in [(LogKind::Sled, LogKind::Segments), (LogKind::Segments, LogKind::Sled)] {
+        let dir = tempfile::tempdir().unwrap();
+        vote(&open_as(dir.path(), identity(), made).unwrap());
+        let again = open_as(dir.path(), identity(), configured).unwrap();
+        assert_eq!(again.log.kind(), made);
+        assert_eq!(again.log.recovered().unwrap().vote, Some("vote".into()));
+    }
+}
+
+#[test]
+fn two_logs_in_one_directory_are_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let stores = open(dir.path(), identity()).unwrap();
-    assert!(!dir.path().join("initialised").exists(), "nothing was acknowledged yet");
-    vote(&stores);
-    assert!(dir.path().join("initialised").exists());
-    drop(stores);
-    // The database is gone altogether, then gone and made anew.
-    fs::remove_dir_all(dir.path().join("log")).unwrap();
-    let error = open(dir.path(), identity()).err().unwrap();
-    assert!(matches!(error, IdentityError::LostData { .. }), "{error}");
-    drop(DurableSled::open(&dir.path().join("log"), SledOptions::default(), Marker::none()).unwrap());
-    let error = open(dir.path(), identity()).err().unwrap();
-    assert!(matches!(error, IdentityError::LostData { .. }), "{error}");
-    assert_eq!(error.exit_code(), 78);
+    vote(&open_as(dir.path(), identity(), LogKind::Segments).unwrap());
+    let other = tempfile::tempdir().unwrap();
+    vote(&open_as(other.path(), identity(), LogKind::Sled).unwrap());
+    fs::copy(other.path().join("log/db"), dir.path().join("log/db")).unwrap();
+    for kind in [LogKind::Segments, LogKind::Sled] {
+        let error = open_as(dir.path(), identity(), kind).err().unwrap();
+        assert_eq!(error.exit_code(), 78);
+        assert!(error.to_string().contains("a log of segments and one in sled"), "{error}");
+    }
 }
 
 #[test]

@@ -16,8 +16,11 @@
 //! * purge-marked: the purge marker is durable before the first entry under it is gone.
 
 pub mod durable_sled;
+pub mod group_commit;
 pub mod identity;
+pub mod member_log;
 pub mod memory;
+pub mod segment_log;
 mod sled_entries;
 mod sled_generations;
 pub mod snapshot;
@@ -141,7 +144,8 @@ impl From<StoreError> for std::io::Error {
     }
 }
 
-/// The disk of a Raft log. Production: [`durable_sled::DurableSled`]; tests: [`memory::MemoryLog`];
+/// The disk of a Raft log. Production: [`segment_log::SegmentLog`], or
+/// [`durable_sled::DurableSled`]; tests: [`memory::MemoryLog`];
 /// the simulator brings one with delays and power cuts.
 ///
 /// One task submits; reads may come from anywhere.

@@ -10,8 +10,8 @@ use crate::raft::{
     Founding, LinkProfile, OpenError, ProposeOutcome, ProposeRefusal, RaftConfig, RaftRole, ReadRefusal,
     store::{
         LogStore, StoreError,
-        durable_sled::{DurableSled, SledOptions},
         identity::Marker,
+        member_log::{LogOptions, MemberLog},
         memory::MemoryLog,
         snapshot::{FileSnapshots, MemorySnapshots},
     },
@@ -244,11 +244,11 @@ async fn restarted_member_continues_from_snapshot_and_log() {
 }
 
 /// Three members with production's stores under `dir`.
-fn seats_on_disk(dir: &Path) -> (Vec<Seat>, Vec<Arc<DurableSled>>) {
+fn seats_on_disk(dir: &Path) -> (Vec<Seat>, Vec<Arc<MemberLog>>) {
     let open = |number: u64| {
         let home = dir.join(number.to_string());
         std::fs::create_dir_all(&home).unwrap();
-        let log = DurableSled::open(&home.join("log"), SledOptions::default(), Marker::in_dir(&home)).unwrap();
+        let log = MemberLog::open(&home.join("log"), [1; 16], LogOptions::default(), Marker::in_dir(&home)).unwrap();
         let (log, snapshots) = (Arc::new(log), FileSnapshots::open(home.join("snapshots")).unwrap());
         (Seat::on(number, log.clone(), Arc::new(snapshots)), log)
     };
