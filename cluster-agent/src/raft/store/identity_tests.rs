@@ -164,7 +164,10 @@ fn two_logs_in_one_directory_are_refused() {
     for kind in [LogKind::Segments, LogKind::Sled] {
         let error = open_as(dir.path(), identity(), kind).err().unwrap();
         assert_eq!(error.exit_code(), 78);
-        assert!(error.to_string().contains("a log of segments and one in sled"), "{error}");
+        assert!(
+            error.to_string().contains("a log of segments and one in sled"),
+            "{error}"
+        );
     }
 }
 

@@ -161,9 +161,7 @@ impl Housekeeper {
                 }
             }
         };
-        let spawned = std::thread::Builder::new()
-            .name("raft-log-files".into())
-            .spawn(work);
+        let spawned = std::thread::Builder::new().name("raft-log-files".into()).spawn(work);
         let thread = spawned.map_err(|error| io_error("start a thread for", dir, &error))?;
         Ok(Self {
             errands: Some(errands),

@@ -61,7 +61,9 @@ impl Bounds {
         }
         self.purged = Some(upto);
         self.records = self.records.filter(|(_, last)| *last > upto);
-        self.records = self.records.map(|(first, last)| (first.max(LogIndex(upto.0 + 1)), last));
+        self.records = self
+            .records
+            .map(|(first, last)| (first.max(LogIndex(upto.0 + 1)), last));
         Ok(())
     }
 

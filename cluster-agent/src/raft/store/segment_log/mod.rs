@@ -123,12 +123,7 @@ impl SegmentLog {
     ///
     /// # Panics
     /// If the length of a segment is 0 or no multiple of 512.
-    pub fn open(
-        dir: &Path,
-        directory: [u8; 16],
-        options: SegmentOptions,
-        marker: Marker,
-    ) -> Result<Self, StoreError> {
+    pub fn open(dir: &Path, directory: [u8; 16], options: SegmentOptions, marker: Marker) -> Result<Self, StoreError> {
         Self::open_with(dir, directory, options, marker, Box::new(File::sync_data))
     }
 

@@ -121,7 +121,9 @@ impl Segment {
     /// End of what is not zero at or behind `from`, in whole sectors.
     fn used_behind(&self, from: usize) -> Option<usize> {
         let sectors = self.bytes[from..].chunks(SECTOR_BYTES);
-        let last = sectors.enumerate().filter(|(_, sector)| sector.iter().any(|byte| *byte != 0));
+        let last = sectors
+            .enumerate()
+            .filter(|(_, sector)| sector.iter().any(|byte| *byte != 0));
         last.last().map(|(at, _)| from + (at + 1) * SECTOR_BYTES)
     }
 }
@@ -225,7 +227,9 @@ impl Replay {
             self.index.begin_with(range);
         } else if self.index.bounds.records != range {
             let have = self.index.bounds.records;
-            return Err(format!("the segment begins with records {range:?}, but there are {have:?}"));
+            return Err(format!(
+                "the segment begins with records {range:?}, but there are {have:?}"
+            ));
         }
         Ok(())
     }

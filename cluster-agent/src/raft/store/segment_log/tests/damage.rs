@@ -27,7 +27,11 @@ fn written(last: LogOp) -> Written {
     let noise = |len: usize, seed| Bytes::from(Rng::new(seed).bytes(len));
     let ops = [
         LogOp::Vote("vote 1".into()),
-        LogOp::Append(vec![record(1, noise(300, 1)), record(2, noise(900, 2)), record(3, vec![0; 700])]),
+        LogOp::Append(vec![
+            record(1, noise(300, 1)),
+            record(2, noise(900, 2)),
+            record(3, vec![0; 700]),
+        ]),
         LogOp::Truncate { from: LogIndex(3) },
         LogOp::Append(vec![record(3, noise(100, 3))]),
         purge(1),
@@ -76,7 +80,9 @@ impl Written {
     fn last_frame(&self) -> std::ops::Range<usize> {
         let bytes = fs::read(self.segment()).unwrap();
         let used = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
-        let headers = (0..used).step_by(SECTOR_BYTES).filter(|at| frame::Header::parse(&bytes[*at..]).is_some());
+        let headers = (0..used)
+            .step_by(SECTOR_BYTES)
+            .filter(|at| frame::Header::parse(&bytes[*at..]).is_some());
         headers.last().unwrap()..used.next_multiple_of(SECTOR_BYTES)
     }
 }
@@ -99,7 +105,10 @@ fn is_refused(dir: &Path, text: &str) {
     let before = content(dir);
     for _ in 0..2 {
         let error = try_open(dir).err().unwrap_or_else(|| panic!("not refused: {text}"));
-        assert!(matches!(&error, StoreError::Corrupt(why) if why.contains(text)), "{error}; wanted {text:?}");
+        assert!(
+            matches!(&error, StoreError::Corrupt(why) if why.contains(text)),
+            "{error}; wanted {text:?}"
+        );
         assert!(content(dir) == before, "something was changed");
     }
 }
@@ -162,9 +171,15 @@ fn what_was_cut_never_comes_back() {
         drop(again);
         let bytes = fs::read(log.segment()).unwrap();
         let behind = &bytes[frame.start + SECTOR_BYTES..];
-        assert!(behind.iter().all(|byte| *byte == 0), "{missing}: something is left of the torn group");
+        assert!(
+            behind.iter().all(|byte| *byte == 0),
+            "{missing}: something is left of the torn group"
+        );
         let (recovered, records) = state_of(log.dir.path());
-        assert_eq!((recovered.vote, records), (Some("vote 3".into()), log.before_last().1.clone()));
+        assert_eq!(
+            (recovered.vote, records),
+            (Some("vote 3".into()), log.before_last().1.clone())
+        );
     }
 }
 
@@ -223,7 +238,10 @@ fn flipped_bit_of_the_mark_is_refused() {
         let mut flipped = mark.clone();
         flipped[bit / 8] ^= 1 << (bit % 8);
         fs::write(log.dir.path().join(end::END), flipped).unwrap();
-        assert!(matches!(try_open(log.dir.path()), Err(StoreError::Corrupt(_))), "bit {bit}");
+        assert!(
+            matches!(try_open(log.dir.path()), Err(StoreError::Corrupt(_))),
+            "bit {bit}"
+        );
     }
 }
 
@@ -246,7 +264,9 @@ fn record_damaged_while_the_log_is_in_use_is_not_read() {
 fn long_log() -> (TempDir, Vec<LogRecord>) {
     let dir = fast_dir();
     let log = open(dir.path());
-    let wanted: Vec<_> = (1..=40).map(|index| record(index, Rng::new(index).bytes(2_000))).collect();
+    let wanted: Vec<_> = (1..=40)
+        .map(|index| record(index, Rng::new(index).bytes(2_000)))
+        .collect();
     for record in &wanted {
         write(&log, LogOp::Append(vec![record.clone()])).unwrap();
     }
@@ -298,7 +318,9 @@ fn files_that_do_not_belong_here_are_refused() {
     is_refused(dir.path(), "a group of segment 1 at 0");
     // A whole log of another directory, and a segment of it.
     let (dir, _) = long_log();
-    let error = SegmentLog::open(dir.path(), [8; 16], SMALL, Marker::none()).err().unwrap();
+    let error = SegmentLog::open(dir.path(), [8; 16], SMALL, Marker::none())
+        .err()
+        .unwrap();
     assert!(error.to_string().contains("another data directory"), "{error}");
     let other = fast_dir();
     let log = SegmentLog::open(other.path(), [8; 16], SMALL, Marker::none()).unwrap();
@@ -407,7 +429,10 @@ fn cut_is_told_in_the_log_of_the_process() {
     log.forget_last_mark();
     let said = Said::default();
     let writer = said.clone();
-    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(move || writer.clone())
+        .with_ansi(false)
+        .finish();
     tracing::subscriber::with_default(subscriber, || drop(open(log.dir.path())));
     let text = String::from_utf8(said.0.lock().unwrap().clone()).unwrap();
     assert!(

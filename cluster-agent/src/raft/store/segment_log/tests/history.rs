@@ -34,7 +34,9 @@ fn step() -> impl Strategy<Value = Step> {
 /// What `step` means for a log in this state; `None`: nothing.
 fn op_of(step: &Step, model: &Recovered) -> Option<LogOp> {
     let purged = model.purged.as_ref().map_or(0, |(upto, _)| upto.0);
-    let (first, last) = model.records.map_or((purged + 1, purged), |(first, last)| (first.0, last.0));
+    let (first, last) = model
+        .records
+        .map_or((purged + 1, purged), |(first, last)| (first.0, last.0));
     match step {
         Step::Vote(number) => Some(LogOp::Vote(vec![*number; 9].into())),
         Step::Append(contents) => {

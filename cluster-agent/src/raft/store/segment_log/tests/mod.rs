@@ -70,7 +70,9 @@ fn all(log: &impl LogStore) -> Vec<LogRecord> {
 fn first_of(log: &impl LogStore) -> LogIndex {
     let recovered = log.recovered().unwrap();
     let first = recovered.records.map(|(first, _)| first);
-    first.or(recovered.purged.map(|(upto, _)| LogIndex(upto.0 + 1))).unwrap_or(LogIndex(1))
+    first
+        .or(recovered.purged.map(|(upto, _)| LogIndex(upto.0 + 1)))
+        .unwrap_or(LogIndex(1))
 }
 
 /// A directory in memory where there is one: most tests are about logic, not about the device.
@@ -145,7 +147,11 @@ fn failed_flush_poisons_the_store_and_is_never_tried_again() {
     ] {
         assert!(matches!(write(&log, op), Err(StoreError::Poisoned(_))));
     }
-    assert_eq!(log.read(LogIndex(1), LogIndex(3), usize::MAX), Ok(vec![]), "what failed is not read");
+    assert_eq!(
+        log.read(LogIndex(1), LogIndex(3), usize::MAX),
+        Ok(vec![]),
+        "what failed is not read"
+    );
     let failed = log.failed().now_or_never().expect("the failure is known");
     assert!(failed.to_string().contains("the device is gone"), "{failed}");
     log.close();
@@ -274,7 +280,9 @@ fn largest_record_is_kept_and_a_larger_one_refused() {
 fn operation_longer_than_a_frame_is_acknowledged_once_and_whole() {
     let dir = fast_dir();
     let log = open(dir.path());
-    let large: Vec<_> = (1..=40).map(|index| record(index, vec![index as u8; 100_000])).collect();
+    let large: Vec<_> = (1..=40)
+        .map(|index| record(index, vec![index as u8; 100_000]))
+        .collect();
     write(&log, LogOp::Append(large.clone())).unwrap();
     assert_eq!(all(&open(copy(dir.path()).path())), large);
 }
@@ -376,8 +384,14 @@ fn segment_that_cannot_be_made_leaves_nothing_of_itself() {
     // Something stands where the segment should go.
     fs::create_dir(files::path_of(dir.path(), 2)).unwrap();
     let error = files::prepare(dir.path(), 2, 4_096).unwrap_err();
-    assert!(matches!(&error, StoreError::Io(why) if why.contains("0000000000000002.seg")), "{error}");
-    let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(
+        matches!(&error, StoreError::Io(why) if why.contains("0000000000000002.seg")),
+        "{error}"
+    );
+    let left: Vec<_> = fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
     assert_eq!(left, ["0000000000000002.seg"]);
 }
 
