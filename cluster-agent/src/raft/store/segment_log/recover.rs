@@ -120,11 +120,9 @@ impl Segment {
 
     /// End of what is not zero at or behind `from`, in whole sectors.
     fn used_behind(&self, from: usize) -> Option<usize> {
-        let sectors = self.bytes[from..].chunks(SECTOR_BYTES);
-        let last = sectors
-            .enumerate()
-            .filter(|(_, sector)| sector.iter().any(|byte| *byte != 0));
-        last.last().map(|(at, _)| from + (at + 1) * SECTOR_BYTES)
+        let mut sectors = self.bytes[from..].chunks(SECTOR_BYTES);
+        let last = sectors.rposition(|sector| sector.iter().any(|byte| *byte != 0))?;
+        Some(from + (last + 1) * SECTOR_BYTES)
     }
 }
 

@@ -83,7 +83,7 @@ impl Written {
         let headers = (0..used)
             .step_by(SECTOR_BYTES)
             .filter(|at| frame::Header::parse(&bytes[*at..]).is_some());
-        headers.last().unwrap()..used.next_multiple_of(SECTOR_BYTES)
+        headers.max().unwrap()..used.next_multiple_of(SECTOR_BYTES)
     }
 }
 

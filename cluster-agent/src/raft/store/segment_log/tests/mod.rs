@@ -425,21 +425,23 @@ fn reader_finds_purged_records_or_none_but_no_error() {
     let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let reader = {
         let (log, done) = (log.clone(), done.clone());
-        std::thread::spawn(move || {
-            let mut seen = 0u64;
-            while !done.load(Ordering::SeqCst) {
-                for from in [seen, seen + 1, seen + 40] {
-                    for record in log.read(LogIndex(from), LogIndex(from + 100), usize::MAX).unwrap() {
-                        assert_eq!(record.bytes, vec![record.index.0 as u8; 1_000]);
-                        seen = seen.max(record.index.0);
+        std::thread::Builder::new()
+            .spawn(move || {
+                let mut seen = 0u64;
+                while !done.load(Ordering::SeqCst) {
+                    for from in [seen, seen + 1, seen + 40] {
+                        for record in log.read(LogIndex(from), LogIndex(from + 100), usize::MAX).unwrap() {
+                            assert_eq!(record.bytes, vec![record.index.0 as u8; 1_000]);
+                            seen = seen.max(record.index.0);
+                        }
+                    }
+                    seen += 1;
+                    if seen > 4_000 {
+                        seen = 0;
                     }
                 }
-                seen += 1;
-                if seen > 4_000 {
-                    seen = 0;
-                }
-            }
-        })
+            })
+            .unwrap()
     };
     for round in 0..200 {
         let from = round * 20 + 1;
