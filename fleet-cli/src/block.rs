@@ -101,7 +101,7 @@ async fn fetch(client: &Client, from: u64, limit: u16) -> Outcome<Vec<FinalizedB
         limit: limit.min(BLOCKS_PER_REQUEST_MAX),
     };
     client
-        .ask_until(&client.context.validators(), &request, |_, answer| match answer {
+        .ask_until(&client.context.validators(), &request, |_, answer, _| match answer {
             OpAnswer::Blocks(blocks) => Some(blocks.into_inner()),
             _ => None,
         })

@@ -4,13 +4,13 @@ use common::{
     ids::{TaskId, to_hex},
     task::{Task, TaskState},
     verdict::Verdict,
-    wire::op::{Consistency, EventView, Finality, ReadContext},
+    wire::op::{Consistency, EventView, Finality},
 };
 use serde_json::{Value, json};
 use transport::local::{fixed::format_fixed, spec::place_to_json};
 
 use crate::{
-    client::{Context, tasks::Found},
+    client::{Context, aged::Read, tasks::Found},
     clock::format_time,
 };
 
@@ -57,7 +57,7 @@ pub fn task_row(context: &Context, found: &Found) -> Value {
         "custody_until": view.custody_until.map(format_time),
         "finality": finality,
         "final_height": height,
-        "read": read_context(context, &found.context, &found.from),
+        "read": read_context(context, &found.read, &found.from),
     })
 }
 
@@ -100,9 +100,10 @@ fn content(task: &Task, context: &Context) -> Value {
     })
 }
 
-/// Who said it, how fresh it is.
+/// Who said it, how fresh it is now.
 #[must_use]
-pub fn read_context(context: &Context, read: &ReadContext, from: &str) -> Value {
+pub fn read_context(context: &Context, read: &Read, from: &str) -> Value {
+    let read = read.now();
     json!({
         "from": from,
         "consistency": read.consistency,
@@ -118,7 +119,8 @@ pub fn read_context(context: &Context, read: &ReadContext, from: &str) -> Value 
 
 /// The same in one line for people.
 #[must_use]
-pub fn read_words(read: &ReadContext, from: &str) -> String {
+pub fn read_words(read: &Read, from: &str) -> String {
+    let read = read.now();
     let consistency = match read.consistency {
         Consistency::Linearizable => "linearizable",
         Consistency::Local => "local",

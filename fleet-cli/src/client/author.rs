@@ -184,7 +184,7 @@ impl<'a> Author<'a> {
                 cluster: route.cluster,
             };
             let agents: Vec<&Peer> = route.agents.iter().collect();
-            let number = self.client.ask_until(&agents, &request, |_, answer| match answer {
+            let number = self.client.ask_until(&agents, &request, |_, answer, _| match answer {
                 OpAnswer::HighestNumber(number) => Some(number),
                 _ => None,
             });

@@ -4,16 +4,20 @@
 //! * [`numbers`]: numbers of the operator's entries.
 //! * [`author`]: signs entries and brings them in.
 //! * [`tasks`]: finds tasks over all clusters.
+//! * [`aged`]: how old an answer is when it is shown.
 //!
 //! # Rules
 //! * Every request has a deadline. A process that does not answer is passed over for the next.
 //! * What was asked for is never degraded: a stale answer is an error, not an answer.
 
+pub mod aged;
 pub mod author;
 pub mod connect;
 pub mod context;
 pub mod numbers;
 pub mod tasks;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::{sync::Arc, time::Duration};
 
@@ -31,8 +35,10 @@ use futures::{
     future::{Either, join_all, select},
     stream::FuturesUnordered,
 };
+use tokio::time::Instant;
 use transport::ports::{BoxFuture, CallError, Transport};
 
+use aged::{check_answer, too_stale};
 pub use context::{Context, Peer};
 
 use crate::exit::{Exit, Failure, Outcome};
@@ -176,8 +182,8 @@ impl Client {
         join_all(peers.iter().map(|peer| self.ask(peer, request, deadline))).await
     }
 
-    /// Asks one after another until `accept` takes an answer. One that is slow is waited for while the
-    /// next is asked.
+    /// Asks one after another until `accept` takes an answer, with when it was asked for. One that is slow is
+    /// waited for while the next is asked.
     ///
     /// # Errors
     /// The most telling failure: a process that answered and could not says more than one that is silent.
@@ -185,7 +191,7 @@ impl Client {
         &self,
         peers: &[&Peer],
         request: &OpRequest,
-        mut accept: impl FnMut(&Peer, OpAnswer) -> Option<T>,
+        mut accept: impl FnMut(&Peer, OpAnswer, Instant) -> Option<T>,
     ) -> Outcome<T> {
         let mut best: Option<Failure> = None;
         let mut waiting = peers.iter();
@@ -196,7 +202,7 @@ impl Client {
                 asked.push(self.ask_one(peer, request));
             }
             let patience = tokio::time::sleep(PATIENCE);
-            let (peer, answer) = match select(asked.next(), std::pin::pin!(patience)).await {
+            let (peer, sent, answer) = match select(asked.next(), std::pin::pin!(patience)).await {
                 Either::Left((Some(answered), _)) => answered,
                 Either::Left((None, _)) => continue,
                 Either::Right(_) => {
@@ -205,13 +211,16 @@ impl Client {
                 }
             };
             let failure = match answer {
-                Ok(answer) => match failure_of_answer(&peer.label, &answer) {
-                    Some(failure) => failure,
-                    None => match accept(peer, answer) {
-                        Some(accepted) => return Ok(accepted),
-                        None => self.failure_of(peer, AskError::Malformed),
-                    },
-                },
+                Ok(answer) => {
+                    let is_usable = failure_of_answer(&peer.label, &answer).map_or(Ok(()), Err);
+                    match is_usable.and_then(|()| check_answer(&peer.label, request, &answer, sent)) {
+                        Err(failure) => failure,
+                        Ok(()) => match accept(peer, answer, sent) {
+                            Some(accepted) => return Ok(accepted),
+                            None => self.failure_of(peer, AskError::Malformed),
+                        },
+                    }
+                }
                 Err(error) => self.failure_of(peer, error),
             };
             if best.as_ref().is_none_or(|best| best.exit == Exit::NoConnection) {
@@ -221,11 +230,17 @@ impl Client {
         Err(best.unwrap_or_else(|| Failure::new(Exit::NoConnection, "the context names no such process")))
     }
 
-    async fn ask_one<'a>(&self, peer: &'a Peer, request: &OpRequest) -> (&'a Peer, Result<OpAnswer, AskError>) {
-        (peer, self.ask(peer, request, READ_DEADLINE).await)
+    async fn ask_one<'a>(
+        &self,
+        peer: &'a Peer,
+        request: &OpRequest,
+    ) -> (&'a Peer, Instant, Result<OpAnswer, AskError>) {
+        let sent = Instant::now();
+        (peer, sent, self.ask(peer, request, READ_DEADLINE).await)
     }
 
-    /// Status of agents, in the order of `peers`.
+    /// Status of agents, in the order of `peers`, with ages as of when each of them answered; who shows them
+    /// adds what passed since ([`aged::age`]).
     pub async fn agent_status(&self, peers: &[&Peer]) -> Vec<Result<AgentStatus, AskError>> {
         let answers = self.ask_all(peers, &OpRequest::Status).await;
         let take = |answer| match answer {
@@ -252,13 +267,7 @@ impl Client {
 #[must_use]
 pub fn failure_of_answer(label: &str, answer: &OpAnswer) -> Option<Failure> {
     match answer {
-        OpAnswer::TooStale { staleness_ms, mode } => {
-            let age = staleness_ms.map_or("unknown".into(), |ms| format!("{ms} ms"));
-            Some(Failure::new(
-                Exit::TooStale,
-                format!("{label}: the answer's age is {age} (mode {})", mode.word()),
-            ))
-        }
+        OpAnswer::TooStale { staleness_ms, mode } => Some(too_stale(label, *staleness_ms, *mode)),
         OpAnswer::NoQuorum { retry_after_ms, .. } => {
             let failure = Failure::new(Exit::NoQuorum, format!("{label}: its cluster has no majority"));
             Some(failure.means("no linearizable answer exists now").todo(format!(

@@ -11,11 +11,12 @@ use common::{
     codec::BoundedVec,
     ids::{ClusterId, TaskId},
     task::TaskState,
-    wire::op::{Consistency, Finality, OpAnswer, OpRequest, ReadContext, TaskView},
+    wire::op::{Consistency, Finality, OpAnswer, OpRequest, TaskView},
 };
 use futures::future::join_all;
+use tokio::time::Instant;
 
-use super::{Client, Peer};
+use super::{Client, Peer, aged::Read};
 use crate::exit::{Exit, Failure, Outcome};
 
 /// How fresh an answer must be.
@@ -51,7 +52,7 @@ pub struct Found {
     /// Label of the process that answered.
     pub from: String,
     /// How it was read.
-    pub context: ReadContext,
+    pub read: Read,
 }
 
 /// Tasks over the clusters asked.
@@ -62,7 +63,7 @@ pub struct Listed {
     /// Why clusters were passed over.
     pub gaps: Vec<Failure>,
     /// Who answered, and how: also those without a task.
-    pub answers: Vec<(String, ReadContext)>,
+    pub answers: Vec<(String, Read)>,
 }
 
 /// Ranks what is said of a task: its own cluster first, then what is final at a greater height.
@@ -82,12 +83,12 @@ struct Merge {
 }
 
 impl Merge {
-    fn take(&mut self, peer: &Peer, view: TaskView, context: &ReadContext) {
+    fn take(&mut self, peer: &Peer, view: TaskView, read: &Read) {
         let rank = rank(&view, peer.cluster);
         if self.rows.get(&view.id).is_none_or(|(known, _)| rank > *known) {
             let found = Found {
                 from: peer.label.clone(),
-                context: context.clone(),
+                read: read.clone(),
                 view,
             };
             self.rows.insert(found.view.id, (rank, found));
@@ -112,10 +113,9 @@ impl Client {
         let (mut gaps, mut answers) = (Vec::new(), Vec::new());
         for answer in asked {
             match answer {
-                Ok((peer, rows, context)) => {
-                    rows.into_iter()
-                        .for_each(|(view, context)| merge.take(&peer, view, &context));
-                    answers.push((peer.label, context));
+                Ok((peer, rows, read)) => {
+                    rows.into_iter().for_each(|(view, read)| merge.take(&peer, view, &read));
+                    answers.push((peer.label, read));
                 }
                 Err(failure) if allows_gaps => gaps.push(failure),
                 Err(failure) => return Err(failure),
@@ -124,6 +124,10 @@ impl Client {
         if gaps.len() == clusters.len() {
             return Err(gaps.swap_remove(0));
         }
+        // One cluster's answer went on ageing while another's was waited for.
+        for (from, read) in &answers {
+            read.check(from, freshness.staleness_ms_max)?;
+        }
         // Filtered here and not there: another cluster's older view must not bring a task back.
         let mut rows = merge.into_rows();
         rows.retain(|found| states.is_empty() || states.contains(&found.view.state));
@@ -131,15 +135,11 @@ impl Client {
     }
 
     /// Every task that one agent of `cluster` knows.
-    async fn tasks_of(
-        &self,
-        cluster: ClusterId,
-        freshness: Freshness,
-    ) -> Outcome<(Peer, Vec<(TaskView, ReadContext)>, ReadContext)> {
+    async fn tasks_of(&self, cluster: ClusterId, freshness: Freshness) -> Outcome<(Peer, Vec<(TaskView, Read)>, Read)> {
         let mut failure = None;
         for peer in self.context.agents(Some(cluster)) {
             match self.pages(peer, freshness).await {
-                Ok((rows, context)) => return Ok((peer.clone(), rows, context)),
+                Ok((rows, read)) => return Ok((peer.clone(), rows, read)),
                 Err(e) if failure.as_ref().is_none_or(|f: &Failure| f.exit == Exit::NoConnection) => failure = Some(e),
                 Err(_) => {}
             }
@@ -149,10 +149,10 @@ impl Client {
             .unwrap_or_else(|| Failure::new(Exit::NoConnection, format!("the context names no agent of {label}"))))
     }
 
-    /// The rows, and how the last page was read.
-    async fn pages(&self, peer: &Peer, freshness: Freshness) -> Outcome<(Vec<(TaskView, ReadContext)>, ReadContext)> {
+    /// The rows, and how the oldest page was read.
+    async fn pages(&self, peer: &Peer, freshness: Freshness) -> Outcome<(Vec<(TaskView, Read)>, Read)> {
         let mut rows = Vec::new();
-        let mut after = None;
+        let (mut after, mut oldest) = (None, None::<Read>);
         loop {
             let request = OpRequest::Tasks {
                 states: BoundedVec::new(),
@@ -162,20 +162,21 @@ impl Client {
                 staleness_ms_max: freshness.staleness_ms_max,
             };
             let page = self
-                .ask_until(&[peer], &request, |_, answer| match answer {
-                    OpAnswer::Tasks { tasks, more, context } => Some((tasks, more, context)),
+                .ask_until(&[peer], &request, |_, answer, sent| match answer {
+                    OpAnswer::Tasks { tasks, more, context } => Some((tasks, more, Read::new(context, sent))),
                     _ => None,
                 })
                 .await?;
-            let (tasks, more, context) = page;
+            let (tasks, more, read) = page;
+            let older = oldest.map_or(read.clone(), |oldest| oldest.older(read.clone()));
             let last = tasks.last().map(|view| view.id);
             // A page that does not move on would be asked for without end.
             let moves_on = last > after;
-            rows.extend(tasks.into_inner().into_iter().map(|view| (view, context.clone())));
+            rows.extend(tasks.into_inner().into_iter().map(|view| (view, read.clone())));
             if !more || !moves_on {
-                return Ok((rows, context));
+                return Ok((rows, older));
             }
-            after = last;
+            (after, oldest) = (last, Some(older));
         }
     }
 
@@ -192,8 +193,8 @@ impl Client {
         let clusters = self.context.asked_clusters();
         let asked = join_all(clusters.iter().map(|cluster| async {
             let agents = self.context.agents(Some(*cluster));
-            self.ask_until(&agents, &request, |peer, answer| match answer {
-                OpAnswer::Task { task, context } => Some((peer.clone(), task, context)),
+            self.ask_until(&agents, &request, |peer, answer, sent| match answer {
+                OpAnswer::Task { task, context } => Some((peer.clone(), task, Read::new(context, sent))),
                 _ => None,
             })
             .await
@@ -203,7 +204,7 @@ impl Client {
         let mut failures = BTreeMap::new();
         for (cluster, answer) in clusters.iter().zip(asked) {
             match answer {
-                Ok((peer, Some(view), context)) => merge.take(&peer, view, &context),
+                Ok((peer, Some(view), read)) => merge.take(&peer, view, &read),
                 Ok((_, None, _)) => {}
                 Err(e) if e.exit == Exit::Invalid => {}
                 Err(e) => {
@@ -218,7 +219,10 @@ impl Client {
             Some(found) => match failures.remove(&own_cluster(&found.view)) {
                 // What another cluster knows of it is not what was asked for.
                 Some(failure) if freshness.is_promise() => Err(failure),
-                _ => Ok(found),
+                _ => {
+                    found.read.check(&found.from, freshness.staleness_ms_max)?;
+                    Ok(found)
+                }
             },
             None => Err(failures.into_values().next_back().unwrap_or_else(|| {
                 Failure::new(Exit::Invalid, format!("no cluster knows a task {}", id.to_hex()))
@@ -234,13 +238,14 @@ impl Client {
         let agents = self.context.agents(None);
         let is_asked = |peer: &&Peer| peer.cluster.is_some_and(|cluster| clusters.contains(&cluster));
         let agents: Vec<&Peer> = agents.into_iter().filter(is_asked).collect();
+        let sent = Instant::now();
         for (peer, answer) in agents.iter().zip(self.ask_all(&agents, request).await) {
             if let Ok(OpAnswer::Task {
                 task: Some(view),
                 context,
             }) = answer
             {
-                merge.take(peer, view, &context);
+                merge.take(peer, view, &Read::new(context, sent));
             }
         }
     }

@@ -210,10 +210,14 @@ async fn fetch_proof(client: &Client, task: &str, state: Option<TaskState>, nth:
     let end = Instant::now() + Duration::from_secs(8);
     loop {
         let found = client
-            .ask_until(&validators, &OpRequest::Prove { task: id }, |_, answer| match answer {
-                OpAnswer::Proof(bytes) => Some(bytes.into_inner()),
-                _ => None,
-            })
+            .ask_until(
+                &validators,
+                &OpRequest::Prove { task: id },
+                |_, answer, _| match answer {
+                    OpAnswer::Proof(bytes) => Some(bytes.into_inner()),
+                    _ => None,
+                },
+            )
             .await
             .map_err(|failure| failure.what)
             .and_then(|bytes| check_proof(&bytes, client, &id, state).map(|()| bytes));

@@ -47,7 +47,7 @@ pub(super) async fn prove(client: &Client, args: &ProveArgs, printer: &Printer) 
     let task = client.resolve(&args.id).await?;
     let validators = client.context.validators();
     let bytes = client
-        .ask_until(&validators, &OpRequest::Prove { task }, |_, answer| match answer {
+        .ask_until(&validators, &OpRequest::Prove { task }, |_, answer, _| match answer {
             OpAnswer::Proof(bytes) => Some(bytes.into_inner()),
             _ => None,
         })

@@ -12,7 +12,7 @@ use transport::local::message::state_from_word;
 
 use super::ReadArgs;
 use crate::{
-    client::{Client, tasks::Found},
+    client::{Client, aged::Read, tasks::Found},
     clock::parse_duration,
     exit::{Exit, Failure, Outcome},
     printer::{Printer, column, wide},
@@ -96,8 +96,8 @@ pub(super) async fn list(client: &Client, args: &ListArgs, printer: &Printer) ->
     if total > rows.len() {
         printer.note(&format!("{} of {total} tasks", rows.len()));
     }
-    for (from, context) in &listed.answers {
-        printer.note(&view::read_words(context, from));
+    for (from, read) in &listed.answers {
+        printer.note(&view::read_words(read, from));
     }
     Ok(())
 }
@@ -136,7 +136,7 @@ pub(super) async fn watch(client: &Client, args: &WatchArgs, printer: &Printer) 
                 holder.unwrap_or_default(),
                 word(&now.3)
             );
-            let text = format!("{text}   [{}]", view::read_words(&found.context, &found.from));
+            let text = format!("{text}   [{}]", view::read_words(&found.read, &found.from));
             printer.event(&row, &text);
             shown = Some(now);
         }
@@ -172,9 +172,11 @@ pub(super) async fn history(client: &Client, args: &HistoryArgs, printer: &Print
         .map(|cluster| client.context.agents(Some(cluster)))
         .unwrap_or_default();
     peers.extend(client.context.validators());
-    let (from, events, context) = client
-        .ask_until(&peers, &request, |peer, answer| match answer {
-            OpAnswer::History { events, context } if !events.is_empty() => Some((peer.label.clone(), events, context)),
+    let (from, events, read) = client
+        .ask_until(&peers, &request, |peer, answer, sent| match answer {
+            OpAnswer::History { events, context } if !events.is_empty() => {
+                Some((peer.label.clone(), events, Read::new(context, sent)))
+            }
             _ => None,
         })
         .await?;
@@ -194,7 +196,7 @@ pub(super) async fn history(client: &Client, args: &HistoryArgs, printer: &Print
         wide("ENTRY", "entry"),
     ];
     printer.rows(&columns, &rows);
-    printer.note(&view::read_words(&context, &from));
+    printer.note(&view::read_words(&read, &from));
     if rows.is_empty() {
         printer.object(&json!({"task": id.to_hex(), "events": 0}));
     }
