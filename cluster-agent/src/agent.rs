@@ -197,6 +197,7 @@ impl Agent {
             counters: tokio::sync::Mutex::new(counters),
             buffer,
             unreleased: Mutex::default(),
+            alarms: Mutex::default(),
             ending: Watch::new(None),
             ports,
             me,

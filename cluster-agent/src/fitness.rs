@@ -1,7 +1,7 @@
 //! Whether the link profile fits what this member measures, and whether it leads without a quorum.
 //!
 //! In: round trips to the voters, times until appends were durable, the age of a leader's quorum.
-//! Out: warnings in the log. Nothing is changed: timeouts cannot change while a member runs.
+//! Out: warnings in the log, and in the agent's status while they hold. Nothing is changed: timeouts cannot change while a member runs.
 //!
 //! # Rules
 //! * Upon a round trip or a flush of the last minute above what the configuration assumes: a warning
@@ -18,6 +18,8 @@ use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
+
+use common::{codec::Label, wire::op::Alarm};
 
 use crate::{
     raft::{RaftConfig, RaftRole, RaftStatus},
@@ -86,6 +88,16 @@ struct Misfit {
     measured_us: u64,
 }
 
+impl From<Misfit> for Alarm {
+    fn from(misfit: Misfit) -> Self {
+        Self::ProfileDoesNotFit {
+            key: Label::new(misfit.key).expect("keys are short and plain"),
+            assumed_ms: misfit.assumed_ms,
+            measured_us: misfit.measured_us,
+        }
+    }
+}
+
 /// What was warned of, and when.
 #[derive(Debug, Default)]
 struct Fitness {
@@ -95,34 +107,15 @@ struct Fitness {
 }
 
 impl Fitness {
-    /// What must be warned of now: round trip and flush, each `None` if not measured.
-    fn misfits(
-        &mut self,
-        now_us: u64,
-        config: &RaftConfig,
-        rtt_us: Option<u64>,
-        append_us: Option<u64>,
-    ) -> Vec<Misfit> {
-        let rows = [
-            ("link.rtt_p999", config.rtt_ms_p999, rtt_us),
-            ("disk.fsync_p99", config.fsync_ms_p99, append_us),
-        ];
-        let mut misfits = Vec::new();
-        for (key, assumed_ms, measured_us) in rows {
-            let Some(measured_us) = measured_us.filter(|us| *us > assumed_ms.saturating_mul(1_000)) else {
-                continue;
-            };
-            let warned_us = self.warned_us.get(key);
-            if warned_us.is_none_or(|at_us| now_us.saturating_sub(*at_us) >= MINUTE_US) {
-                self.warned_us.insert(key, now_us);
-                misfits.push(Misfit {
-                    key,
-                    assumed_ms,
-                    measured_us,
-                });
-            }
-        }
-        misfits
+    /// Those of `misfits` that were not warned of within the last minute: they are now.
+    fn due(&mut self, now_us: u64, misfits: &[Misfit]) -> Vec<Misfit> {
+        let mut due = misfits.to_vec();
+        due.retain(|misfit| {
+            let warned_us = self.warned_us.get(misfit.key);
+            warned_us.is_none_or(|at_us| now_us.saturating_sub(*at_us) >= MINUTE_US)
+        });
+        self.warned_us.extend(due.iter().map(|misfit| (misfit.key, now_us)));
+        due
     }
 
     /// How long this member has led without a quorum, in milliseconds: since its last acknowledgement,
@@ -146,6 +139,23 @@ impl Fitness {
     }
 }
 
+/// What exceeds the configuration: round trip and flush, each `None` if not measured.
+fn misfits(config: &RaftConfig, rtt_us: Option<u64>, append_us: Option<u64>) -> Vec<Misfit> {
+    let rows = [
+        ("link.rtt_p999", config.rtt_ms_p999, rtt_us),
+        ("disk.fsync_p99", config.fsync_ms_p99, append_us),
+    ];
+    let misfits = rows.into_iter().filter_map(|(key, assumed_ms, measured_us)| {
+        let measured_us = measured_us.filter(|us| *us > assumed_ms.saturating_mul(1_000))?;
+        Some(Misfit {
+            key,
+            assumed_ms,
+            measured_us,
+        })
+    });
+    misfits.collect()
+}
+
 fn quorum_silence_ms_max(config: &RaftConfig) -> u64 {
     config.election_timeout_ms_max.saturating_mul(SILENT_TIMEOUTS_MAX)
 }
@@ -165,7 +175,8 @@ impl Shell {
                 round_trips.note(now_us, rtt_us);
             }
             let append_us = lock(&appends).p99(now_us);
-            for misfit in fitness.misfits(now_us, &self.raft_config, round_trips.highest(now_us), append_us) {
+            let misfits = misfits(&self.raft_config, round_trips.highest(now_us), append_us);
+            for misfit in fitness.due(now_us, &misfits) {
                 tracing::warn!(
                     event = "profile_does_not_fit",
                     key = misfit.key,
@@ -175,6 +186,9 @@ impl Shell {
                 );
             }
             self.look_at_quorum(&mut fitness).await;
+            let mut alarms: Vec<Alarm> = misfits.into_iter().map(Alarm::from).collect();
+            alarms.extend(fitness.is_quorum_missed.then_some(Alarm::LeaderWithoutQuorum));
+            *lock(&self.alarms) = alarms;
         }
     }
 
@@ -220,9 +234,8 @@ mod tests {
 
     #[test]
     fn what_is_assumed_fits_and_more_is_named_with_both_values() {
-        let mut fitness = Fitness::default();
-        assert_eq!(fitness.misfits(0, &mesh(), Some(100_000), Some(50_000)), []);
-        assert_eq!(fitness.misfits(0, &mesh(), None, None), []);
+        assert_eq!(misfits(&mesh(), Some(100_000), Some(50_000)), []);
+        assert_eq!(misfits(&mesh(), None, None), []);
         let rtt = Misfit {
             key: "link.rtt_p999",
             assumed_ms: 100,
@@ -233,13 +246,13 @@ mod tests {
             assumed_ms: 50,
             measured_us: 50_001,
         };
-        assert_eq!(fitness.misfits(0, &mesh(), Some(100_001), Some(50_001)), [rtt, flush]);
+        assert_eq!(misfits(&mesh(), Some(100_001), Some(50_001)), [rtt, flush]);
     }
 
     #[test]
     fn warning_comes_once_a_minute_for_each_key() {
         let mut fitness = Fitness::default();
-        let mut count = |now_us, rtt_us, append_us| fitness.misfits(now_us, &mesh(), rtt_us, append_us).len();
+        let mut count = |now_us, rtt_us, append_us| fitness.due(now_us, &misfits(&mesh(), rtt_us, append_us)).len();
         assert_eq!(count(0, Some(200_000), None), 1);
         assert_eq!(count(MINUTE_US - 1, Some(200_000), Some(60_000)), 1, "the other key");
         assert_eq!(count(MINUTE_US, Some(200_000), Some(60_000)), 1);

@@ -15,6 +15,7 @@ use common::{
     ids::{ChainId, ClusterId, DeviceId, Founding, NodeIdx, RaftNodeId},
     registry::Registry,
     validator_set::ValidatorSet,
+    wire::op::Alarm,
 };
 use futures::{
     FutureExt,
@@ -99,6 +100,8 @@ pub struct Shell {
     /// Submissions that wait for a quorum.
     pub(crate) buffer: BufferJournal,
     pub(crate) unreleased: Mutex<Unreleased>,
+    /// What is warned of now.
+    pub(crate) alarms: Mutex<Vec<Alarm>>,
     pub(crate) ending: Watch<Option<Ending>>,
     pub(crate) started: Instant,
 }

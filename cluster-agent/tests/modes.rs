@@ -14,7 +14,7 @@ use common::{
     wire::{
         cluster::WriteOutcome,
         frame::{FrameKind, RefusalCode},
-        op::{Consistency, Mode, OpAnswer, OpRequest, WriteRefusal},
+        op::{Alarm, Consistency, Mode, OpAnswer, OpRequest, WriteRefusal},
     },
 };
 use support::{C1, Net};
@@ -494,4 +494,52 @@ async fn new_leader_refuses_nothing_that_rests_on_what_the_old_one_acknowledged(
             }
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn replaced_leader_serves_no_linearizable_read_once_the_others_have_committed() {
+    let mut before_it_noticed = 0;
+    for _ in 0..6 {
+        let mut net = Net::normal(3).await;
+        let old = net.leader().await;
+        net.submit(&old, Scope::Cluster).await;
+        // A round that its majority answers, right before the cut.
+        let fresh = read(&net, &old, Consistency::Linearizable, None).await;
+        assert!(matches!(fresh, OpAnswer::Tasks { .. }), "{fresh:?}");
+        net.set_silent(&[&old], true);
+        let other = net.labels.iter().find(|label| **label != old).unwrap().clone();
+        let task = net.submit(&other, Scope::Cluster).await;
+        before_it_noticed += u32::from(net.agent(&old).mode().get().mode != Mode::ReadOnly);
+        let request = OpRequest::Task {
+            task,
+            consistency: Consistency::Linearizable,
+            staleness_ms_max: None,
+        };
+        for _ in 0..3 {
+            let answer = net.agent(&old).answer(request.clone()).await;
+            assert!(matches!(answer, OpAnswer::NoQuorum { .. }), "{answer:?}");
+        }
+    }
+    assert!(
+        before_it_noticed > 0,
+        "asked while it still took itself for the leader of a majority"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn alarm_of_a_leader_without_a_quorum_is_in_its_status_while_it_holds() {
+    let net = Net::normal(3).await;
+    let old = net.leader().await;
+    let alarms = |label: &str| net.agent(label).status().alarms.into_inner();
+    assert_eq!(alarms(&old), []);
+    net.set_silent(&[&old], true);
+    net.eventually("it is told", || {
+        (alarms(&old) == [Alarm::LeaderWithoutQuorum]).then_some(())
+    })
+    .await;
+    let other = net.labels.iter().find(|label| **label != old).unwrap();
+    assert_eq!(alarms(other), [], "a majority acknowledges its leader");
+    net.set_silent(&[&old], false);
+    net.eventually("it is over", || alarms(&old).is_empty().then_some(()))
+        .await;
 }

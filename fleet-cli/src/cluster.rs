@@ -2,9 +2,10 @@
 
 use common::wire::op::{AgentStatus, Mode, OpAnswer, OpRequest};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::{
-    client::{AskError, Client, Peer, READ_DEADLINE},
+    client::{AskError, Client, Peer, READ_DEADLINE, aged::age},
     exit::{Exit, Failure, Outcome},
     printer::{Printer, column, wide},
     view,
@@ -43,7 +44,9 @@ pub async fn run(client: &Client, command: ClusterCommand, printer: &Printer) ->
         ClusterCommand::Status { cluster } => {
             let cluster = cluster.map(|label| client.context.cluster(&label)).transpose()?;
             let agents = client.context.agents(cluster);
-            let statuses = client.agent_status(&agents).await;
+            let sent = Instant::now();
+            let mut statuses = client.agent_status(&agents).await;
+            age_all(&mut statuses, sent);
             let rows: Vec<Value> = agents
                 .iter()
                 .zip(statuses)
@@ -65,6 +68,7 @@ pub async fn run(client: &Client, command: ClusterCommand, printer: &Printer) ->
                 wide("FINAL SEQ", "final_seq"),
                 wide("QUEUE DIGEST", "queue_digest"),
                 wide("UPTIME", "uptime"),
+                wide("ALARMS", "alarms"),
                 wide("PROBLEM", "problem"),
             ];
             printer.rows(&columns, &rows);
@@ -142,7 +146,7 @@ async fn transfer_leader(client: &Client, cluster: &str, to: Option<&str>, print
 }
 
 /// Columns of [`rows`].
-pub const COLUMNS: [crate::printer::Column; 12] = [
+pub const COLUMNS: [crate::printer::Column; 13] = [
     column("CLUSTER", "cluster"),
     column("LEADER", "leader"),
     column("TERM", "term"),
@@ -154,13 +158,28 @@ pub const COLUMNS: [crate::printer::Column; 12] = [
     column("LAG", "lag_heights"),
     column("AGE", "age"),
     column("OUTBOX", "outbox_batches"),
+    wide("ALARMS", "alarms"),
     wide("TASKS", "tasks"),
 ];
 
+/// Brings ages up to now, in what was asked for at `sent`.
+fn age_all(statuses: &mut [Result<AgentStatus, AskError>], sent: Instant) {
+    for status in statuses.iter_mut().flatten() {
+        age(&mut status.context, sent.elapsed());
+    }
+}
+
 /// One row per cluster, from all agents that answer.
 pub async fn rows(client: &Client) -> Vec<Value> {
+    let sent = Instant::now();
+    let statuses = client.agent_status(&client.context.agents(None)).await;
+    rows_of(client, statuses, sent)
+}
+
+/// One row per cluster, from what all agents of the context answered to a question that was sent at `sent`.
+pub fn rows_of(client: &Client, mut statuses: Vec<Result<AgentStatus, AskError>>, sent: Instant) -> Vec<Value> {
     let agents = client.context.agents(None);
-    let statuses = client.agent_status(&agents).await;
+    age_all(&mut statuses, sent);
     let height = statuses
         .iter()
         .flatten()
@@ -198,10 +217,20 @@ pub async fn rows(client: &Client) -> Vec<Value> {
                 "lag_heights": best.map(|s| height - s.context.global_height.0),
                 "age": best.map_or("unknown".into(), |s| view::age(s.context.global_age_ms)),
                 "outbox_batches": best.map(|s| s.outbox_batches),
+                "alarms": alarms(&of),
                 "tasks": best.map(|s| view::counts(&s.tasks)),
             })
         })
         .collect()
+}
+
+/// What its agents warn of.
+fn alarms(of: &[&AgentStatus]) -> Vec<String> {
+    let alarms = of.iter().flat_map(|status| {
+        let label = status.label.as_str();
+        status.alarms.iter().map(move |alarm| format!("{label} {alarm}"))
+    });
+    alarms.collect()
 }
 
 /// Agents that are in another mode than the one who knows best: those on the wrong side of a cut.
@@ -245,6 +274,7 @@ fn agent_row(client: &Client, peer: &Peer, status: Result<AgentStatus, AskError>
             "queue_digest": status.queue_digest.to_hex(),
             "global_digest": status.global_digest.to_hex(),
             "tasks": view::counts(&status.tasks),
+            "alarms": alarms(&[&status]),
             "uptime": format!("{} s", status.uptime_us / 1_000_000),
         }),
         Err(error) => json!({

@@ -2,9 +2,10 @@
 
 use common::wire::op::ValidatorStatus;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::{
-    client::Client,
+    client::{Client, aged::older},
     cluster,
     exit::{Exit, Failure, Outcome},
     printer::Printer,
@@ -17,7 +18,10 @@ use crate::{
 /// [`Exit::NoConnection`] if nobody answers at all.
 pub async fn run(client: &Client, printer: &Printer) -> Outcome {
     let validators = client.context.validators();
-    let (statuses, clusters) = futures::join!(client.validator_status(&validators), cluster::rows(client));
+    let sent = Instant::now();
+    let agents = client.context.agents(None);
+    let asked = futures::join!(client.validator_status(&validators), client.agent_status(&agents));
+    let (statuses, clusters) = (asked.0, cluster::rows_of(client, asked.1, sent));
     let up: Vec<&ValidatorStatus> = statuses.iter().flatten().collect();
     let agents_up = clusters
         .iter()
@@ -29,7 +33,7 @@ pub async fn run(client: &Client, printer: &Printer) -> Outcome {
         let failure = first.map(|(peer, error)| client.failure_of(peer, error));
         return Err(failure.unwrap_or_else(|| Failure::new(Exit::NoConnection, "no process of the fleet answers")));
     }
-    let global = global(client, &up, &statuses_up(client, &statuses));
+    let global = global(client, &up, &statuses_up(client, &statuses), sent);
     let queue = up
         .iter()
         .max_by_key(|status| status.executed)
@@ -63,6 +67,9 @@ pub async fn run(client: &Client, printer: &Printer) -> Outcome {
     if global["digests_agree"] == json!(false) {
         printer.text("DIGESTS DIFFER between validators at one height: keep their data and look at their logs");
     }
+    for line in alarm_lines(&clusters) {
+        printer.text(&line);
+    }
     let queue = queue.unwrap_or_default();
     let counts: Vec<String> = queue
         .as_object()
@@ -80,6 +87,14 @@ pub async fn run(client: &Client, printer: &Printer) -> Outcome {
     ));
     printer.rows(&cluster::COLUMNS, &clusters);
     Ok(())
+}
+
+/// One line for each alarm of an agent that answered.
+fn alarm_lines(clusters: &[Value]) -> Vec<String> {
+    let alarms = clusters.iter().filter_map(|row| row["alarms"].as_array()).flatten();
+    alarms
+        .filter_map(|alarm| Some(format!("ALARM: {}", alarm.as_str()?)))
+        .collect()
 }
 
 fn alarm_us(client: &Client) -> u64 {
@@ -101,14 +116,14 @@ fn statuses_up<E>(client: &Client, statuses: &[Result<ValidatorStatus, E>]) -> V
         .collect()
 }
 
-fn global(client: &Client, up: &[&ValidatorStatus], weights: &[(u64, bool)]) -> Value {
+fn global(client: &Client, up: &[&ValidatorStatus], weights: &[(u64, bool)], sent: Instant) -> Value {
     let best = up.iter().max_by_key(|status| status.height);
     let age_us = best.map(|status| status.clock_offset_us.max(0) as u64);
     json!({
         "fleet": client.context.genesis.fleet.as_str(),
         "chain_id": client.context.chain.to_hex(),
         "height": best.map(|status| status.height.0),
-        "age": view::age(age_us.map(|us| us / 1_000)),
+        "age": view::age(older(age_us.map(|us| us.div_ceil(1_000)), sent.elapsed())),
         "validators_up": up.len(),
         "validators": client.context.genesis.validators.len(),
         "tolerance": tolerance(weights),
@@ -163,7 +178,38 @@ fn tolerance(weights: &[(u64, bool)]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use common::{codec::Label, testing::Fleet, wire::op::Alarm};
+
     use super::*;
+    use crate::client::{
+        AskError,
+        testing::{agent_status, client},
+    };
+
+    #[test]
+    fn alarm_of_an_agent_is_shown_in_the_status_of_the_fleet() {
+        let fleet = Fleet::new(2, 3, 4);
+        let client = client(&fleet, Vec::new());
+        let slow = Alarm::ProfileDoesNotFit {
+            key: Label::new("link.rtt_p999").unwrap(),
+            assumed_ms: 100,
+            measured_us: 140_000,
+        };
+        let statuses = vec![
+            Ok(agent_status(&fleet, "c1-1", vec![slow])),
+            Ok(agent_status(&fleet, "c2-1", vec![Alarm::LeaderWithoutQuorum])),
+        ];
+        let rows = cluster::rows_of(&client, statuses, Instant::now());
+        assert_eq!(
+            alarm_lines(&rows),
+            [
+                "ALARM: c1-1 profile_does_not_fit: link.rtt_p999 is 100 ms, 140000 us measured",
+                "ALARM: c2-1 leader_without_quorum"
+            ]
+        );
+        let quiet = vec![Ok(agent_status(&fleet, "c1-1", vec![])), Err(AskError::Malformed)];
+        assert_eq!(alarm_lines(&cluster::rows_of(&client, quiet, Instant::now())), [""; 0]);
+    }
 
     #[test]
     fn tolerance_counts_the_heaviest_that_may_still_fail() {

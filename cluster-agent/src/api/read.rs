@@ -23,7 +23,7 @@ use common::{
 use crate::{
     machine::State,
     raft::{RaftStatus, ReadRefusal},
-    shell::{Shell, body},
+    shell::{Shell, body, lock},
 };
 
 /// A linearizable read is not possible now.
@@ -163,6 +163,7 @@ impl Shell {
     #[must_use]
     pub fn status(&self) -> AgentStatus {
         let raft = self.raft.status();
+        let alarms = lock(&self.alarms).clone();
         let (buffer_entries, buffer_bytes) = self.buffer.with(crate::buffer::Buffer::waiting);
         self.machine.with(|state| {
             let batcher = state.queue.batcher();
@@ -187,6 +188,7 @@ impl Shell {
                 queue_digest: state.queue.digest(),
                 global_digest: state.queue.global().state_root(),
                 tasks: state.queue.counts(),
+                alarms: BoundedVec::try_from(alarms).expect("there are three"),
                 uptime_us: self.ports.clock.now().us_since(self.started),
             }
         })

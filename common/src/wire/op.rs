@@ -283,6 +283,51 @@ pub struct ReadContext {
     pub global_age_ms: Option<u64>,
 }
 
+/// What an agent warns of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Alarm {
+    /// A round trip or a flush took longer within the last minute than its configuration assumes.
+    ProfileDoesNotFit {
+        /// Key of the configuration.
+        key: Label,
+        /// Its value.
+        assumed_ms: u64,
+        /// What was measured.
+        measured_us: u64,
+    },
+    /// It leads, and no majority has acknowledged it for three election timeouts.
+    LeaderWithoutQuorum,
+}
+
+impl Alarm {
+    /// The word in its log.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::ProfileDoesNotFit { .. } => "profile_does_not_fit",
+            Self::LeaderWithoutQuorum => "leader_without_quorum",
+        }
+    }
+}
+
+impl core::fmt::Display for Alarm {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::ProfileDoesNotFit {
+                key,
+                assumed_ms,
+                measured_us,
+            } => write!(
+                f,
+                "{}: {} is {assumed_ms} ms, {measured_us} us measured",
+                self.word(),
+                key.as_str()
+            ),
+            Self::LeaderWithoutQuorum => f.write_str(self.word()),
+        }
+    }
+}
+
 /// State of an agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentStatus {
@@ -322,6 +367,8 @@ pub struct AgentStatus {
     pub global_digest: Digest,
     /// Tasks by state, in the order of [`TaskState::ALL`].
     pub tasks: [u32; 10],
+    /// What it warns of now.
+    pub alarms: BoundedVec<Alarm, 8>,
     /// Microseconds since this process started.
     pub uptime_us: u64,
 }

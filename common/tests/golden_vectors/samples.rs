@@ -22,7 +22,7 @@ use common::{
         feed::{BatchReceipt, FetchByDigest, Follow, Followed},
         frame::{Hello, Protocol, Refusal, RefusalCode, WIRE_VERSION},
         op::{
-            AgentStatus, BufferedState, Consistency, EventView, Finality, HolderView, Mode, OpAnswer, OpRequest,
+            AgentStatus, Alarm, BufferedState, Consistency, EventView, Finality, HolderView, Mode, OpAnswer, OpRequest,
             ReadContext, Sent, TaskView, Telemetry, Times, ValidatorStatus, WriteRefusal,
         },
     },
@@ -798,6 +798,16 @@ fn agent_status(fleet: &Fleet) -> AgentStatus {
         queue_digest: Digest([8; 32]),
         global_digest: Digest([9; 32]),
         tasks: [1, 2, 3, 4, 5, 6, 7, 8, 9, 300],
+        alarms: vec![
+            Alarm::ProfileDoesNotFit {
+                key: label("link.rtt_p999"),
+                assumed_ms: 100,
+                measured_us: 140_000,
+            },
+            Alarm::LeaderWithoutQuorum,
+        ]
+        .try_into()
+        .unwrap(),
         uptime_us: 5_000_000,
     }
 }

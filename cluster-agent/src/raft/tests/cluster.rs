@@ -111,6 +111,26 @@ async fn linearizable_read_shows_acknowledged_writes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn replaced_leader_gives_no_position_below_what_the_others_committed() {
+    let cluster = Cluster::in_memory(3, quick()).await;
+    let old = cluster.leader().await;
+    cluster.commit(old, b"before").await;
+    let read = cluster.handles[old].linearizable_position(PATIENCE).await;
+    assert!(read.is_ok(), "its majority answered a moment ago");
+    cluster.board.isolate(cluster.seats[old].id);
+    let others: Vec<_> = (0..3).filter(|at| *at != old).collect();
+    let new = cluster.leader_among(&others).await;
+    let written = cluster.commit(new, b"by the others").await;
+    assert_eq!(cluster.handles[old].status().role, RaftRole::Leader, "it does not know");
+    for _ in 0..10 {
+        let read = cluster.handles[old]
+            .linearizable_position(Duration::from_millis(500))
+            .await;
+        assert!(read.is_err(), "{read:?}, while {written:?} is committed");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn isolated_follower_does_not_disturb_the_term() {
     let cluster = Cluster::in_memory(3, quick()).await;
     let leader = cluster.leader().await;
