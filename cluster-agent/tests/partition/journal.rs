@@ -27,6 +27,35 @@ pub struct Ack {
     pub answered: Instant,
 }
 
+/// What an agent said since it was cut off alone.
+#[derive(Clone, Debug)]
+pub struct Alone {
+    pub since: Instant,
+    /// Writes that it refused for want of a majority.
+    pub refused: u64,
+    /// Writes of which it said that their outcome is unknown, or nothing.
+    pub unknown: u64,
+    /// Local reads that it answered with an age that was checked.
+    pub reads: u64,
+}
+
+impl Alone {
+    /// From now on.
+    pub fn now() -> Self {
+        Self::since(Instant::now())
+    }
+
+    pub fn since(since: Instant) -> Self {
+        let (refused, unknown, reads) = (0, 0, 0);
+        Self {
+            since,
+            refused,
+            unknown,
+            reads,
+        }
+    }
+}
+
 /// What clients were told.
 #[derive(Default)]
 pub struct Journal {
@@ -36,8 +65,8 @@ pub struct Journal {
     pub highest: Vec<LogIndex>,
     pub refused: BTreeSet<TaskId>,
     pub unknown: Vec<SignedEntry>,
-    /// Agents that are cut off alone, and since when.
-    pub alone: BTreeMap<String, Instant>,
+    /// Agents that are cut off alone.
+    pub alone: BTreeMap<String, Alone>,
     /// Digests of the queue by the index at which they were told.
     pub digests: BTreeMap<LogIndex, Digest>,
     /// Local reads whose age was known, and was not below the truth.
@@ -51,14 +80,19 @@ pub struct Journal {
 }
 
 impl Journal {
+    /// `label`, if it was cut off alone when a question to it was sent at `sent`.
+    fn alone_at(&mut self, label: &str, sent: Instant) -> Option<&mut Alone> {
+        self.alone.get_mut(label).filter(|alone| alone.since <= sent)
+    }
+
     pub fn acknowledged(&mut self, id: TaskId, by: &str, answer: Answer, sent: Instant) {
         // Taken under the lock, so that the list is in the order of the answers.
         let answered = Instant::now();
-        if let Some(since) = self.alone.get(by).filter(|since| **since <= sent) {
+        if let Some(since) = self.alone_at(by, sent).map(|alone| alone.since) {
             self.faults.push(format!(
                 "{by} acknowledged {id} at {answer:?} {:?} after it was cut off alone; it was sent {:?} after the cut",
-                answered - *since,
-                sent - *since
+                answered - since,
+                sent - since
             ));
         }
         if answer.verdict != Verdict::Granted {
@@ -90,6 +124,11 @@ impl Journal {
             Ok(other) => return self.faults.push(format!("{label} answered {other:?}")),
             Err(_) => WriteOutcome::Unknown,
         };
+        if let Some(alone) = self.alone_at(label, sent) {
+            let is_no_quorum = matches!(outcome, WriteOutcome::Refused(WriteRefusal::NoQuorum { .. }));
+            alone.refused += u64::from(is_no_quorum);
+            alone.unknown += u64::from(outcome == WriteOutcome::Unknown);
+        }
         match outcome {
             WriteOutcome::Committed(answer) => self.acknowledged(id, label, answer, sent),
             WriteOutcome::Unknown => self.unknown.push(entry),
@@ -118,7 +157,10 @@ impl Journal {
             return;
         };
         self.reads_checked += 1;
-        self.reads_while_alone += u64::from(self.alone.get(label).is_some_and(|since| *since <= sent));
+        if let Some(alone) = self.alone_at(label, sent) {
+            alone.reads += 1;
+            self.reads_while_alone += 1;
+        }
         self.reads_of_due_tasks += u64::from(asked.answered < as_of);
         let count = self.acks.partition_point(|ack| ack.answered < as_of);
         if let Some(highest) = count.checked_sub(1).map(|last| self.highest[last])
@@ -214,10 +256,10 @@ mod tests {
     #[test]
     fn acknowledgement_by_who_is_cut_off_alone_is_a_fault() {
         let (mut journal, ack) = journal();
-        journal.alone.insert("a".into(), ack.answered + SECOND);
+        journal.alone.insert("a".into(), Alone::since(ack.answered + SECOND));
         journal.acknowledged(TaskId([6; 32]), "a", answer(6), ack.answered);
         assert_eq!(journal.faults, [""; 0], "it was sent before the cut");
-        journal.alone.insert("a".into(), ack.answered);
+        journal.alone.insert("a".into(), Alone::since(ack.answered));
         journal.acknowledged(TaskId([7; 32]), "b", answer(7), Instant::now());
         assert_eq!(journal.faults, [""; 0], "another one");
         journal.acknowledged(TaskId([8; 32]), "a", answer(8), Instant::now());

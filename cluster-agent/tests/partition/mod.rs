@@ -35,7 +35,7 @@ use tokio::{
 };
 use transport::relay::Rule;
 
-use self::journal::Journal;
+use self::journal::{Alone, Journal};
 use crate::processes::{Operator, PATIENCE, Place, Process, Shape};
 
 /// Rounds of each test unless `MUSTER_CUT_ROUNDS` says otherwise.
@@ -179,15 +179,28 @@ impl World {
     pub fn cut_alone(&self, label: &str) {
         self.place().relay().isolate(label).unwrap();
         // Nothing passes from here on.
-        self.journal().alone.insert(label.to_owned(), Instant::now());
+        self.journal().alone.insert(label.to_owned(), Alone::now());
+    }
+
+    /// Waits until `label`, which is cut off alone, has refused a write for want of a majority (one that is
+    /// cut off in one direction may have to call it unknown) and answered a local read with its age.
+    pub async fn goes_read_only(&self, label: &str, is_whole: bool) {
+        self.until(&format!("{label} refuses writes and answers reads"), async || {
+            let journal = self.journal();
+            let alone = &journal.alone[label];
+            let writes = alone.refused + if is_whole { 0 } else { alone.unknown };
+            (writes > 0 && alone.reads > 0).then_some(())
+        })
+        .await;
     }
 
     /// Cuts `label` off from all other processes: both ways, or only what it sends, or only what it would receive. However
-    /// it is, no majority can tell it that it has a write.
-    pub fn cut_alone_some_way(&mut self, label: &str) {
+    /// it is, no majority can tell it that it has a write. Returns whether both ways are cut.
+    pub fn cut_alone_some_way(&mut self, label: &str) -> bool {
         let others = self.others(&[label]);
         let others = || others.iter().map(String::as_str);
-        match self.random.random_range(0..4) {
+        let way = self.random.random_range(0..4);
+        match way {
             0 => self
                 .place()
                 .relay()
@@ -199,7 +212,8 @@ impl World {
             _ => self.place().relay().isolate(label),
         }
         .unwrap();
-        self.journal().alone.insert(label.to_owned(), Instant::now());
+        self.journal().alone.insert(label.to_owned(), Alone::now());
+        way > 1
     }
 
     /// Kills the agent `label` at once and starts it again.

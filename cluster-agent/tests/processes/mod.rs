@@ -33,7 +33,7 @@ use transport::{
 };
 
 /// How long anything may take on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+pub const PATIENCE: Duration = Duration::from_secs(240);
 /// How often a condition is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 
