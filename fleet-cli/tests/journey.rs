@@ -12,9 +12,9 @@ use support::{DevFleet, FLEET, build_siblings, running_under};
 /// Polls until `holds`; the limit is far beyond what is needed on a slow machine.
 #[track_caller]
 fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(60);
+    let end = Instant::now() + Duration::from_secs(180);
     while !holds() {
-        assert!(Instant::now() < end, "not within 60 s: {what}");
+        assert!(Instant::now() < end, "not within 180 s: {what}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -42,7 +42,7 @@ fn one_task_goes_from_the_operators_hand_to_a_proof_that_verifies_offline() {
     fleet
         .run(&["task", "complete", &id, "--as", "c1-1", "--reason", "handed over"])
         .ended_with(0);
-    fleet.run(&["task", "watch", &id, "--deadline", "60s"]).ended_with(0);
+    fleet.run(&["task", "watch", &id, "--deadline", "180s"]).ended_with(0);
     let history = fleet.json(&["task", "history", &id]);
     let words: Vec<&str> = history
         .as_array()
@@ -131,13 +131,13 @@ fn everything_killed_comes_back_with_what_was_acknowledged() {
     // The cluster's agents are gone, so nothing can be sent.
     let timeout = ["task", "submit", "--kind", "survey", "--timeout", "3s"];
     fleet.run(&timeout).ended_with(4);
-    fleet.run(&["dev", "up"]).ended_with(0);
+    fleet.run(&["dev", "up", "--deadline", "180s"]).ended_with(0);
     assert_eq!(fleet.running().len(), 8, "3 agents, 4 validators, the relay");
     assert_eq!(fleet.json(&["task", "get", &id])["state"], "assigned");
     fleet.run(&["dev", "kill", "all"]).ended_with(0);
     assert_eq!(fleet.running(), Vec::<String>::new());
     fleet.run(&["status"]).ended_with(4);
-    fleet.run(&["dev", "up"]).ended_with(0);
+    fleet.run(&["dev", "up", "--deadline", "180s"]).ended_with(0);
     eventually("the task is back", || {
         let done = fleet.run(&["task", "get", &id, "-o", "json"]);
         done.code == 0 && done.json()["state"] == "assigned"
@@ -186,8 +186,11 @@ fn agent_named_with_via_is_the_only_one_that_answers() {
             .any(|row| row["agent"] == wanted && row["role"] == "leader" && row["mode"] == "normal")
     };
     for to in ["c1-2", "c1-3"] {
-        let handed = fleet.json(&["cluster", "transfer-leader", "c1", "--to", to]);
-        assert_eq!(handed["leader"], to, "{handed}");
+        // A busy machine may need more than one try.
+        eventually("it is handed over", || {
+            let handed = fleet.run(&["cluster", "transfer-leader", "c1", "--to", to, "-o", "json"]);
+            handed.code == 0 && handed.json()["leader"] == to
+        });
         eventually("it leads", || led(to));
     }
     fleet
@@ -195,7 +198,20 @@ fn agent_named_with_via_is_the_only_one_that_answers() {
         .ended_with(2);
     let submit = |key: &'static str, via: &'static str| {
         [
-            "task", "submit", "--kind", "survey", "--key", key, "--scope", "cluster", "--via", via, "-o", "json",
+            "task",
+            "submit",
+            "--kind",
+            "survey",
+            "--key",
+            key,
+            "--scope",
+            "cluster",
+            "--via",
+            via,
+            "--timeout",
+            "120s",
+            "-o",
+            "json",
         ]
     };
     let done = fleet.run(&submit("k1", "c1-1")).ended_with(0).json();
@@ -223,7 +239,7 @@ fn agent_named_with_via_is_the_only_one_that_answers() {
         refused.err
     );
     assert!(
-        begun.elapsed() < Duration::from_secs(14),
+        begun.elapsed() < Duration::from_secs(90),
         "it does not wait for its timeout"
     );
     fleet
@@ -267,7 +283,7 @@ fn buffered_submission_survives_kill_nine_and_becomes_final_once() {
     let id = kept["task"].as_str().unwrap().to_owned();
     assert_eq!(read(&id)["finality"], "buffered");
     fleet.run(&["dev", "kill", "c1-1"]).ended_with(0);
-    fleet.run(&["dev", "up"]).ended_with(0);
+    fleet.run(&["dev", "up", "--deadline", "180s"]).ended_with(0);
     eventually("it is final", || {
         let done = fleet.run(&["task", "get", &id, "-o", "json"]);
         done.code == 0 && done.json()["finality"] == "final"

@@ -81,7 +81,7 @@ fn nothing_acknowledged_is_lost_or_doubled_whatever_is_killed() {
         let words: Vec<&str> = names.iter().map(String::as_str).collect();
         dev.run(&[&["dev", "kill"], &words[..]].concat()).ended_with(0);
         std::thread::sleep(Duration::from_millis(random.below(1_500)));
-        dev.run(&["dev", "up", "--deadline", "90s"]).ended_with(0);
+        dev.run(&["dev", "up", "--deadline", "180s"]).ended_with(0);
         println!("round {round}: killed {names:?}, {before} acknowledged before");
     }
     is_over.store(true, Ordering::Relaxed);
@@ -116,7 +116,7 @@ fn submit_until(is_over: &AtomicBool, nth: usize, home: &Path, acknowledged: &Mu
 }
 
 fn judge(dev: &DevFleet, acknowledged: &BTreeMap<String, String>) {
-    let end = Instant::now() + Duration::from_secs(60);
+    let end = Instant::now() + Duration::from_secs(180);
     let finals: Vec<Value> = loop {
         let done = dev.run(&["task", "list", "--consistency", "final", "-o", "json"]);
         let rows = if done.code == 0 { done.json() } else { Value::Null };
@@ -143,7 +143,7 @@ fn judge(dev: &DevFleet, acknowledged: &BTreeMap<String, String>) {
     }
     let twice: Vec<_> = keys.iter().filter(|(_, count)| **count > 1).collect();
     assert!(twice.is_empty(), "twice: {twice:?}");
-    let end = Instant::now() + Duration::from_secs(60);
+    let end = Instant::now() + Duration::from_secs(180);
     while dev.json(&["status"])["global"]["digests_agree"] != true {
         assert!(Instant::now() < end, "the validators' states differ");
     }

@@ -56,9 +56,10 @@ pub enum DevCommand {
         /// Constants of time.
         #[arg(long, value_enum, default_value_t = Profile::Dev)]
         profile: Profile,
-        /// Seed of the relay, which decides which datagrams of an impaired link fare how.
-        #[arg(long, default_value_t = 0)]
-        relay_seed: u64,
+        /// Seed of the relay, which decides which datagrams of an impaired link fare how; 0 for a new fleet. A
+        /// fleet keeps the one it was made with.
+        #[arg(long)]
+        relay_seed: Option<u64>,
         /// No relay between the processes: for measurements. No link can be cut then.
         #[arg(long, conflicts_with = "relay_seed")]
         no_relay: bool,
@@ -134,9 +135,9 @@ pub async fn run(command: DevCommand, dir: &Path, printer: &Printer) -> Outcome 
             if no_relay {
                 plan = plan.without_relay();
             } else if let Some(relay) = &mut plan.relay {
-                relay.seed = relay_seed;
+                relay.seed = relay_seed.unwrap_or_default();
             }
-            up(layout, plan, deadline, printer).await
+            up(layout, plan, relay_seed, deadline, printer).await
         }
         DevCommand::Down => {
             let mut fleet = DevFleet::open(layout, None)?;
@@ -200,9 +201,23 @@ fn meant(plan: &Plan, words: &[String]) -> Outcome<Vec<String>> {
     Ok(names)
 }
 
-async fn up(layout: Layout, plan: Plan, deadline: Duration, printer: &Printer) -> Outcome {
+/// Whether the relay of a fleet has the seed that was asked for.
+fn check_relay_seed(plan: &Plan, wanted: Option<u64>) -> Outcome {
+    let Some(wanted) = wanted else { return Ok(()) };
+    let problem = match plan.relay.as_ref().map(|relay| relay.seed) {
+        Some(seed) if seed == wanted => return Ok(()),
+        Some(seed) => format!("the relay of this fleet has seed {seed}, not {wanted}"),
+        None => format!("this fleet was made without a relay, so none has seed {wanted}"),
+    };
+    Err(Failure::new(Exit::Invalid, problem)
+        .means("nothing was started or changed")
+        .todo("leave --relay-seed out, or make another fleet in another --dir"))
+}
+
+async fn up(layout: Layout, plan: Plan, relay_seed: Option<u64>, deadline: Duration, printer: &Printer) -> Outcome {
     let mut interrupt = Interrupt::listen()?;
     let mut fleet = DevFleet::open(layout, Some(plan.clone()))?;
+    check_relay_seed(&fleet.plan, relay_seed)?;
     let differs = (
         fleet.plan.clusters,
         fleet.plan.agents,
@@ -371,4 +386,24 @@ async fn show(client: &Client, layout: &Layout, plan: &Plan, processes: &[Starte
         wide("LOG", "log"),
     ];
     printer.rows(&columns, &rows);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fleet_keeps_the_seed_of_its_relay_and_another_one_is_refused() {
+        let plan = |seed| {
+            let mut plan = Plan::new(1, 3, 4, Profile::Dev).unwrap();
+            plan.relay.as_mut().unwrap().seed = seed;
+            plan
+        };
+        assert_eq!(check_relay_seed(&plan(7), Some(7)), Ok(()));
+        assert_eq!(check_relay_seed(&plan(7), None), Ok(()));
+        for (plan, wanted) in [(plan(7), 8), (plan(0).without_relay(), 0)] {
+            let refused = check_relay_seed(&plan, Some(wanted)).unwrap_err();
+            assert_eq!(refused.exit, Exit::Invalid, "{refused}");
+        }
+    }
 }

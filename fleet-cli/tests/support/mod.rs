@@ -140,7 +140,8 @@ impl DevFleet {
             .tempdir()
             .expect("a directory for the fleet");
         let fleet = Self { home };
-        fleet.run(&[&["dev", "up"], arguments].concat()).ended_with(0);
+        let up = ["dev", "up", "--deadline", "180s"];
+        fleet.run(&[&up[..], arguments].concat()).ended_with(0);
         fleet
     }
 
