@@ -124,3 +124,93 @@ async fn lost_log_beside_its_marker_is_refused_untouched() {
     is_refused_untouched(&place, "c1-1", &data, "join again under a new raft id");
     assert!(!data.join("log").exists(), "a log was made");
 }
+
+/// The only segment of a small log.
+fn segment_of(data: &Path) -> PathBuf {
+    data.join("log/0000000000000001.seg")
+}
+
+/// End of what is written in a segment.
+fn used(segment: &[u8]) -> usize {
+    segment
+        .iter()
+        .rposition(|byte| *byte != 0)
+        .expect("something is written")
+        + 1
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bit_flipped_anywhere_in_the_log_is_refused_untouched() {
+    let place = used_place().await;
+    let data = place.path("c1-1/data");
+    let whole = fs::read(segment_of(&data)).unwrap();
+    // In the first group, in the middle, and in the last group, of which nothing follows.
+    for at in [100, used(&whole) / 2, used(&whole) - 600] {
+        let bytes = whole.clone();
+        let near = (at..).find(|at| bytes[*at] != 0 && bytes[*at] != 0xa5);
+        let mut bytes = bytes;
+        bytes[near.expect("something is written")] ^= 0x10;
+        fs::write(segment_of(&data), bytes).unwrap();
+        is_refused_untouched(&place, "c1-1", &data, "the log store is damaged");
+    }
+    // As it was, it is used.
+    fs::write(segment_of(&data), whole).unwrap();
+    let running = place.spawn("c1-1");
+    let operator = Operator::connect(&place);
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while operator.status("c1-1").await.is_none() {
+        assert!(tokio::time::Instant::now() < deadline, "{}", place.log("c1-1"));
+    }
+    assert_eq!(running.terminate().await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn acknowledged_end_of_the_log_that_is_gone_is_refused_untouched() {
+    let place = used_place().await;
+    let data = place.path("c1-1/data");
+    let mut bytes = fs::read(segment_of(&data)).unwrap();
+    let used = used(&bytes);
+    bytes[used - used % 512 - 512..].fill(0);
+    fs::write(segment_of(&data), &bytes).unwrap();
+    is_refused_untouched(&place, "c1-1", &data, "the log was acknowledged up to group");
+    // A file that is shorter than it was made is no power cut's work either.
+    fs::write(segment_of(&data), &bytes[..used / 2]).unwrap();
+    is_refused_untouched(&place, "c1-1", &data, "the log store is damaged");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn torn_last_group_is_cut_with_a_warning_and_the_agent_goes_on() {
+    let place = used_place().await;
+    let data = place.path("c1-1/data");
+    let mark = fs::read(data.join("log/END")).unwrap();
+    // It writes more, and is killed.
+    let running: Vec<Process> = AGENTS.iter().map(|label| place.spawn(label)).collect();
+    let operator = Operator::connect(&place);
+    operator.leader().await;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while fs::read(data.join("log/END")).unwrap() == mark {
+        assert!(tokio::time::Instant::now() < deadline, "{}", place.log("c1-1"));
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    running.into_iter().for_each(Process::kill);
+    // As a power cut may leave it: an old mark, and of the last write only the begin.
+    fs::write(data.join("log/END"), mark).unwrap();
+    let mut bytes = fs::read(segment_of(&data)).unwrap();
+    let mut sectors = bytes.chunks(512);
+    let last = sectors.rposition(|sector| sector.starts_with(b"MLOG"));
+    let from = last.expect("groups begin with sectors") * 512 + 80;
+    bytes[from..].fill(0);
+    fs::write(segment_of(&data), bytes).unwrap();
+    let running: Vec<Process> = AGENTS.iter().map(|label| place.spawn(label)).collect();
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while operator.status("c1-1").await.is_none() {
+        assert!(tokio::time::Instant::now() < deadline, "{}", place.log("c1-1"));
+    }
+    let log = place.log("c1-1");
+    let says = "was not written to its end and was not acknowledged: it is cut off";
+    assert!(log.contains(says), "{log}");
+    operator.leader().await;
+    for process in running {
+        assert_eq!(process.terminate().await.code(), Some(0));
+    }
+}
