@@ -15,7 +15,7 @@ use common::{
     },
 };
 use powercut::{Fault, Faults};
-use processes::{AGENTS, Operator, PATIENCE, Place, Process};
+use processes::{AGENTS, Operator, PATIENCE, Place, Process, Shape};
 
 /// `EX_IOERR`: the disk failed; a restart goes on once it does not.
 const DISK: i32 = 74;
@@ -29,9 +29,17 @@ struct Cluster {
 }
 
 impl Cluster {
-    /// Three agents, `victim` on a disk with faults.
-    async fn start(victim: &str) -> (Self, Faults) {
-        let place = Place::new();
+    /// Three agents whose log is of this kind, `victim` on a disk with faults.
+    async fn start(victim: &str, log: &str) -> (Self, Faults) {
+        let place = Place::of(&Shape {
+            agents: 3,
+            relay: None,
+            has_ground: false,
+            config: match log {
+                "sled" => "\n[link]\nprofile = \"dev\"\n\n[disk]\nlog = \"sled\"\n",
+                _ => "\n[link]\nprofile = \"dev\"\n",
+            },
+        });
         let faults = place.faults(victim);
         let running = AGENTS.map(|label| match label == victim {
             true => (label, place.spawn_on(label, &faults)),
@@ -115,9 +123,9 @@ impl Cluster {
 }
 
 /// The disk of `c1-1` fails where a path has `part` in it, while the cluster works.
-async fn fails_at_work(fault: Fault, part: &str, wanted: &[&str]) {
+async fn fails_at_work(log: &str, fault: Fault, part: &str, wanted: &[&str]) {
     const VICTIM: &str = "c1-1";
-    let (mut cluster, faults) = Cluster::start(VICTIM).await;
+    let (mut cluster, faults) = Cluster::start(VICTIM, log).await;
     for _ in 0..5 {
         cluster.submit().await;
     }
@@ -145,12 +153,23 @@ async fn fails_at_work(fault: Fault, part: &str, wanted: &[&str]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn agent_on_a_full_disk_stops_and_goes_on_when_there_is_room() {
-    fails_at_work(Fault::Full, "/data", &["data/", "no space", "make room"]).await;
+    fails_at_work("segments", Fault::Full, "/data", &["data/", "no space", "make room"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failed_sync_of_the_log_is_final_until_a_restart() {
-    fails_at_work(Fault::SyncOnce, ".seg", &["data/log/", ".seg", "start again"]).await;
+    fails_at_work(
+        "segments",
+        Fault::SyncOnce,
+        ".seg",
+        &["data/log/", ".seg", "start again"],
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failed_sync_of_a_log_in_sled_is_final_until_a_restart() {
+    fails_at_work("sled", Fault::SyncOnce, "/log/db", &["data/log/db", "start again"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
