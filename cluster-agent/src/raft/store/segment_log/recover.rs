@@ -238,14 +238,7 @@ impl Replay {
 /// # Errors
 /// [`StoreError::Corrupt`] for what no power cut leaves; see the table of [`super`].
 pub(super) fn recover(dir: &Path, end: &End, segment_bytes: u32) -> Result<Found, StoreError> {
-    let numbers = files::list(dir)?;
-    let (Some(&oldest), Some(&newest)) = (numbers.first(), numbers.last()) else {
-        return Err(StoreError::Corrupt(format!("{}: no segment", dir.display())));
-    };
-    if let Some(pair) = numbers.windows(2).find(|pair| pair[1] != pair[0] + 1) {
-        let lost = files::path_of(dir, pair[0] + 1);
-        return Err(StoreError::Corrupt(format!("{}: the segment is gone", lost.display())));
-    }
+    let (oldest, newest) = without_gap(dir)?;
     let mut replay = Replay {
         directory: end.directory,
         index: Index::default(),
@@ -264,13 +257,11 @@ pub(super) fn recover(dir: &Path, end: &End, segment_bytes: u32) -> Result<Found
         has_next: false,
         repairs: Vec::new(),
     };
-    let mut reading = oldest;
-    while reading <= newest {
-        let segment = Segment::read(dir, reading)?;
-        let is_first = reading == oldest;
+    for number in oldest..=newest {
+        let segment = Segment::read(dir, number)?;
         let (at, stop, made_len) = replay.take(&segment)?;
         check_stop(&segment, at, stop, &replay)?;
-        if made_len.is_none() && !(is_first && oldest == 1) {
+        if made_len.is_none() && number > 1 {
             // No whole group: nothing of the log is here or behind.
             break;
         }
@@ -278,19 +269,38 @@ pub(super) fn recover(dir: &Path, end: &End, segment_bytes: u32) -> Result<Found
             let offset = u32::try_from(at).expect("files are shorter");
             found.last_frame = Some((offset, segment.bytes[at..at + len].to_vec()));
         }
-        found.repairs.clear();
-        found.repairs.extend(repairs_of(&segment, at, stop, made_len)?);
-        found.segment = reading;
+        // What an earlier segment has behind its end does no harm: this one goes on where it ends.
+        found.repairs = repairs_of(&segment, at, stop, made_len)?;
+        found.segment = number;
         found.offset = u32::try_from(at).expect("files are shorter");
         found.segment_bytes = made_len.unwrap_or(u32::try_from(segment.file_len).expect("checked when it was read"));
-        reading += 1;
-    }
-    if replay.group.is_none() && oldest > 1 {
-        let path = files::path_of(dir, oldest);
-        return Err(StoreError::Corrupt(format!("{}: no group is in it", path.display())));
     }
     unused_segments(dir, newest, segment_bytes, &replay, &mut found)?;
     found.group = replay.group.unwrap_or(0);
+    check_all_is_there(dir, end, &replay, &found)?;
+    found.index = replay.index;
+    Ok(found)
+}
+
+/// The oldest and the newest segment; all between them are there.
+fn without_gap(dir: &Path) -> Result<(u64, u64), StoreError> {
+    let numbers = files::list(dir)?;
+    let (Some(&oldest), Some(&newest)) = (numbers.first(), numbers.last()) else {
+        return Err(StoreError::Corrupt(format!("{}: no segment", dir.display())));
+    };
+    if let Some(pair) = numbers.windows(2).find(|pair| pair[1] != pair[0] + 1) {
+        let lost = files::path_of(dir, pair[0] + 1);
+        return Err(StoreError::Corrupt(format!("{}: the segment is gone", lost.display())));
+    }
+    Ok((oldest, newest))
+}
+
+/// Whether everything that was acknowledged was read.
+fn check_all_is_there(dir: &Path, end: &End, replay: &Replay, found: &Found) -> Result<(), StoreError> {
+    if replay.group.is_none() && replay.oldest > 1 {
+        let path = files::path_of(dir, replay.oldest);
+        return Err(StoreError::Corrupt(format!("{}: no group is in it", path.display())));
+    }
     if end.group > found.group {
         return Err(StoreError::Corrupt(format!(
             "{}: the log was acknowledged up to group {}, and ends with group {} in {}",
@@ -304,8 +314,7 @@ pub(super) fn recover(dir: &Path, end: &End, segment_bytes: u32) -> Result<Found
         let text = format!("{}: entries {from} to {to} are missing", dir.display());
         return Err(StoreError::Corrupt(text));
     }
-    found.index = replay.index;
-    Ok(found)
+    Ok(())
 }
 
 /// Refuses an end that no power cut leaves.
@@ -326,7 +335,7 @@ fn repairs_of(
     at: usize,
     stop: Stop,
     made_len: Option<u32>,
-) -> Result<impl Iterator<Item = Repair>, StoreError> {
+) -> Result<Vec<Repair>, StoreError> {
     let made_len = made_len.map_or(segment.bytes.len(), |len| len as usize);
     // A place for the next frame that is in the file and empty shows that only zeros are gone.
     let has_place = stop == Stop::Nothing && at + SECTOR_BYTES <= segment.file_len;
@@ -344,7 +353,7 @@ fn repairs_of(
         from: segment.file_len as u64,
         to: made_len as u64,
     });
-    Ok(cut.into_iter().chain(lengthen))
+    Ok(cut.into_iter().chain(lengthen).collect())
 }
 
 /// Looks at the segments behind the log's end: at most one is kept, empty.
