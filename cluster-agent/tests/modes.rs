@@ -59,7 +59,13 @@ async fn minority_is_read_only_within_two_elections_and_says_so_everywhere() {
     let mut net = Net::normal(5).await;
     let leader = net.leader().await;
     let lonely = net.follower().await;
-    net.submit(&lonely, Scope::Cluster).await;
+    let task = net.submit(&lonely, Scope::Cluster).await;
+    // A follower hears of a commit with what comes next, a heartbeat at the latest.
+    let deadline = Instant::now() + ms(60_000);
+    while net.task(&lonely, task, Consistency::Local).await.is_none() {
+        assert!(Instant::now() < deadline, "the follower never applies");
+        tokio::time::sleep(ms(1)).await;
+    }
     for label in [&lonely, &leader] {
         net.mode(label, Mode::Normal).await;
         let before = net.agent(label).mode().get();

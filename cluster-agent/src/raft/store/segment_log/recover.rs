@@ -330,12 +330,7 @@ fn check_stop(segment: &Segment, at: usize, stop: Stop, replay: &Replay) -> Resu
 }
 
 /// What has to be mended in the segment where the log ends, if it ends in this one.
-fn repairs_of(
-    segment: &Segment,
-    at: usize,
-    stop: Stop,
-    made_len: Option<u32>,
-) -> Result<Vec<Repair>, StoreError> {
+fn repairs_of(segment: &Segment, at: usize, stop: Stop, made_len: Option<u32>) -> Result<Vec<Repair>, StoreError> {
     let made_len = made_len.map_or(segment.bytes.len(), |len| len as usize);
     // A place for the next frame that is in the file and empty shows that only zeros are gone.
     let has_place = stop == Stop::Nothing && at + SECTOR_BYTES <= segment.file_len;
