@@ -67,8 +67,8 @@ impl Shell {
         let mut turn = 0;
         while !self.is_ending() {
             if !self.is_leader() {
-                let seen = self.raft.changes().version();
-                let _ = self.within(LOOK_INTERVAL, self.raft.changes().changed(seen)).await;
+                let seen = self.raft.leader_changes().version();
+                let _ = self.within(LOOK_INTERVAL, self.raft.leader_changes().changed(seen)).await;
                 continue;
             }
             let order = self.validators_by_distance();

@@ -62,6 +62,33 @@ pub struct Pulse {
     pub is_conflict: bool,
 }
 
+/// The part of the [`Pulse`] that most tasks wait for: entries that are applied in between do not wake them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Turn {
+    /// Newest closed batch.
+    pub closed: BatchSeq,
+    /// Newest final batch.
+    pub last_final: BatchSeq,
+    /// Nothing is in the open batch.
+    pub is_open_empty: bool,
+    /// Global height applied.
+    pub height: Height,
+    /// This log was forked: a finalized block names another batch.
+    pub is_conflict: bool,
+}
+
+impl From<Pulse> for Turn {
+    fn from(pulse: Pulse) -> Self {
+        Self {
+            closed: pulse.closed,
+            last_final: pulse.last_final,
+            is_open_empty: pulse.open_len == 0,
+            height: pulse.height,
+            is_conflict: pulse.is_conflict,
+        }
+    }
+}
+
 /// Everything under the machine's lock.
 pub struct State {
     /// The replicated state.
@@ -156,6 +183,7 @@ pub struct Machine {
     clock: Arc<dyn Clock>,
     state: Mutex<State>,
     pulse: Watch<Pulse>,
+    turn: Watch<Turn>,
 }
 
 impl Machine {
@@ -179,14 +207,15 @@ impl Machine {
             own_entries: BTreeMap::new(),
             own_order: VecDeque::new(),
         };
-        let pulse = Watch::new(state.pulse());
+        let pulse = state.pulse();
         Self {
             genesis,
             cluster,
             signatures,
             clock,
             state: Mutex::new(state),
-            pulse,
+            pulse: Watch::new(pulse),
+            turn: Watch::new(pulse.into()),
         }
     }
 
@@ -199,6 +228,17 @@ impl Machine {
     #[must_use]
     pub fn pulse(&self) -> &Watch<Pulse> {
         &self.pulse
+    }
+
+    /// What changes when batches close and become final, and with each block.
+    #[must_use]
+    pub fn turn(&self) -> &Watch<Turn> {
+        &self.turn
+    }
+
+    fn beat(&self, pulse: Pulse) {
+        self.pulse.set_if_changed(pulse);
+        self.turn.set_if_changed(pulse.into());
     }
 
     /// The check that a command must pass before it enters any log; members are looked up in `registry` as
@@ -244,7 +284,7 @@ impl ReplicatedMachine for Machine {
         };
         let pulse = state.pulse();
         drop(state);
-        self.pulse.set_if_changed(pulse);
+        self.beat(pulse);
         encode(&MachineAnswer(answer))
     }
 
@@ -255,7 +295,7 @@ impl ReplicatedMachine for Machine {
         state.moved_to(position, now_us);
         let pulse = state.pulse();
         drop(state);
-        self.pulse.set_if_changed(pulse);
+        self.beat(pulse);
     }
 
     fn snapshot(&self) -> SnapshotJob {
@@ -304,7 +344,7 @@ impl Machine {
         state.moved_to(position, now_us);
         let pulse = state.pulse();
         drop(state);
-        self.pulse.set_if_changed(pulse);
+        self.beat(pulse);
         // Not under the lock: it may be large.
         drop(before);
     }

@@ -98,7 +98,7 @@ impl Shell {
             let pause_us = next_us.map_or(u64::MAX, |at| at.saturating_sub(self.now_us()) + 1);
             let lapse = self.pause(Duration::from_micros(pause_us).min(LOOK_INTERVAL_MAX));
             let evidence = self.evidence.next(&mut seen_evidence);
-            let height = self.machine.pulse().wait_until(|pulse| pulse.height > seen_height);
+            let height = self.machine.turn().wait_until(|turn| turn.height > seen_height);
             let news = select(Box::pin(evidence), Box::pin(height));
             let _ = select(Box::pin(lapse), news).await;
             seen_height = self.machine.pulse().get().height;

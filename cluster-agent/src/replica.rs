@@ -39,7 +39,7 @@ pub trait Replica: Send + Sync + 'static {
     /// On the leader: hands over to `to`.
     fn transfer_leader(&self, to: RaftNodeId) -> BoxFuture<()>;
     /// Rises with every change of status or of the applied position.
-    fn changes(&self) -> Signal;
+    fn leader_changes(&self) -> Signal;
     /// Resolves when Raft ended by itself.
     fn fatal(&self) -> BoxFuture<FatalReason>;
     /// Stops as voter until the process restarts.
@@ -103,8 +103,8 @@ impl<R: AsyncRuntime> Replica for RaftHandle<R> {
         async move { RaftHandle::transfer_leader(&raft, to).await }.boxed()
     }
 
-    fn changes(&self) -> Signal {
-        RaftHandle::changes(self)
+    fn leader_changes(&self) -> Signal {
+        RaftHandle::leader_changes(self)
     }
 
     fn fatal(&self) -> BoxFuture<FatalReason> {

@@ -169,7 +169,7 @@ impl Shell {
         asked: RaftNodeId,
         answer: impl Future<Output = T>,
     ) -> Option<T> {
-        let changes = self.raft.changes();
+        let changes = self.raft.leader_changes();
         let another = async {
             loop {
                 let seen = changes.version();

@@ -241,7 +241,7 @@ impl Witness {
 
     async fn follow_elections(self, agent: AgentHandle, name: String) {
         let raft = agent.raft();
-        let changes = raft.changes();
+        let changes = raft.leader_changes();
         let cluster = agent.machine().with(|state| state.queue.cluster());
         let mut led = Term(0);
         loop {

@@ -84,7 +84,7 @@ impl Shell {
         let mut may_be_in_log = false;
         let refusal = loop {
             let now = tokio::time::Instant::now();
-            let changes = self.raft.changes();
+            let changes = self.raft.leader_changes();
             let seen = changes.version();
             if self.is_cut_off().await {
                 break self.no_quorum();

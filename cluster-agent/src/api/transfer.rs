@@ -59,7 +59,7 @@ impl Shell {
         if to != Some(self.me.raft) {
             let to = choose(&status, to, self.raft_config.election_timeout_ms_max)?;
             self.raft.transfer_leader(to).await;
-            let changes = self.raft.changes();
+            let changes = self.raft.leader_changes();
             let another = async {
                 loop {
                     let seen = changes.version();

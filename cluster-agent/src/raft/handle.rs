@@ -117,6 +117,12 @@ pub(super) struct Inner<R: AsyncRuntime> {
     pub config: RaftConfig,
     pub in_flight: Arc<InFlight>,
     pub changes: Signal,
+    /// Rises when another member leads, the term is another one or this member's role in it.
+    leader_changes: Signal,
+    /// Rises when openraft has ended.
+    ends: Signal,
+    /// openraft's core has gone without a word.
+    is_gone: AtomicBool,
     metrics: WatchReceiverOf<TypeConfig<R>, RaftMetrics<TypeConfig<R>>>,
 }
 
@@ -196,12 +202,15 @@ impl<R: AsyncRuntime> RaftHandle<R> {
             server,
             config,
             in_flight,
-            changes: changes.clone(),
+            changes,
+            leader_changes: Signal::default(),
+            ends: Signal::default(),
+            is_gone: AtomicBool::new(false),
             metrics: metrics.clone(),
         };
         let inner = Arc::new(inner);
         // Ends with openraft's core, whose sender it watches.
-        drop(R::spawn(forward_changes::<R>(metrics, changes, Arc::downgrade(&inner))));
+        drop(R::spawn(forward_changes::<R>(metrics, Arc::downgrade(&inner))));
         Ok(Self { inner })
     }
 
@@ -269,6 +278,13 @@ impl<R: AsyncRuntime> RaftHandle<R> {
         self.inner.changes.clone()
     }
 
+    /// Rises whenever another member leads, the term is another one, or this member's role in it: a small
+    /// part of [`changes`](Self::changes), which come with every entry.
+    #[must_use]
+    pub fn leader_changes(&self) -> Signal {
+        self.inner.leader_changes.clone()
+    }
+
     /// Position and chain of the last applied entry.
     #[must_use]
     pub fn applied(&self) -> (LogPosition, Digest) {
@@ -277,10 +293,9 @@ impl<R: AsyncRuntime> RaftHandle<R> {
 
     /// Resolves when Raft ended by itself: the process must exit with the reason's code.
     pub async fn fatal(&self) -> FatalReason {
-        let mut metrics = self.inner.metrics.clone();
-        // The sender is gone when openraft's core is: a core that panics says nothing else.
-        let mut is_gone = false;
         loop {
+            let seen = self.inner.ends.version();
+            let is_gone = self.inner.is_gone.load(Ordering::Acquire);
             let reason = self.inner.look(|metrics| match &metrics.running_state {
                 Err(fatal) => fatal_reason::<R>(fatal),
                 Ok(()) if is_gone => fatal_reason::<R>(&Fatal::Panicked),
@@ -289,7 +304,9 @@ impl<R: AsyncRuntime> RaftHandle<R> {
             match reason {
                 Some(reason) => return reason,
                 None if is_gone => return futures::future::pending().await,
-                None => is_gone = metrics.changed().await.is_err(),
+                None => {
+                    self.inner.ends.changed(seen).await;
+                }
             }
         }
     }
@@ -301,6 +318,7 @@ impl<R: AsyncRuntime> RaftHandle<R> {
         self.inner.raft.runtime_config().elect(false);
         self.inner.raft.runtime_config().heartbeat(false);
         self.inner.changes.notify();
+        self.inner.leader_changes.notify();
     }
 
     /// Lets this member campaign or not, for a choice of leader by link quality.
@@ -456,18 +474,33 @@ fn check_purged_part<R: AsyncRuntime>(log: &RaftLog<R>, machine: &MachineAdapter
     Ok(())
 }
 
+/// Tells who waits what has changed. Most changes are entries that came or were applied, and most waiters
+/// wait for something rarer: each has a signal of its own.
 async fn forward_changes<R: AsyncRuntime>(
     mut metrics: WatchReceiverOf<TypeConfig<R>, RaftMetrics<TypeConfig<R>>>,
-    changes: Signal,
     inner: Weak<Inner<R>>,
 ) {
-    while metrics.changed().await.is_ok() {
-        changes.notify();
-        if let Some(inner) = inner.upgrade() {
-            bound_log(&inner).await;
+    let mut led = None;
+    loop {
+        // The sender is gone when openraft's core is: a core that panics says nothing else.
+        let is_gone = metrics.changed().await.is_err();
+        let Some(inner) = inner.upgrade() else { return };
+        let now = inner.look(|metrics| (metrics.current_leader, metrics.current_term, metrics.state));
+        if led.replace(now) != Some(now) {
+            inner.leader_changes.notify();
         }
+        inner.changes.notify();
+        if is_gone {
+            inner.is_gone.store(true, Ordering::Release);
+        }
+        if is_gone || inner.is_ended() {
+            inner.ends.notify();
+        }
+        if is_gone {
+            return;
+        }
+        bound_log(&inner).await;
     }
-    changes.notify();
 }
 
 /// Asks for a snapshot when one is due, and for a purge when the log below it holds too many bytes.

@@ -157,8 +157,8 @@ impl Shell {
                 }
             }
             self.resend(&mut attester);
-            let waits_for_disk = synced < pulse.applied.index;
-            let closed = self.machine.pulse().wait_until(|now| {
+            let waits_for_disk = self.has_closed_above(&attester, synced);
+            let closed = self.machine.turn().wait_until(|now| {
                 (now.closed, now.last_final, now.is_conflict) != (pulse.closed, pulse.last_final, pulse.is_conflict)
             });
             let flushed = durable.wait_until(|now| waits_for_disk && *now != synced);
@@ -167,6 +167,16 @@ impl Shell {
                 .within(Duration::from_micros(self.usual_final_us().min(500_000)), news)
                 .await;
         }
+    }
+
+    /// Whether a batch that is not signed yet closes above `durable`.
+    fn has_closed_above(&self, attester: &Attester, durable: LogIndex) -> bool {
+        self.machine.with(|state| {
+            let newest_first = state.queue.batcher().outbox().rev();
+            newest_first
+                .take_while(|batch| !attester.sent.contains_key(&batch.header.seq))
+                .any(|batch| batch.header.cut.index > durable)
+        })
     }
 
     fn quarantine_for_conflict(&self) {

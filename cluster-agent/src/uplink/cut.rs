@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 
 use common::{entry::LogEntry, ids::BatchSeq};
 
-use crate::{machine::Pulse, raft::ProposeOutcome, shell::Shell};
+use crate::{raft::ProposeOutcome, shell::Shell};
 
 impl Shell {
     /// Runs as long as the agent.
@@ -50,8 +50,7 @@ impl Shell {
                 None => {
                     let next = cut_at.or(beat_at).map_or(beat_after_us, |at| at.saturating_sub(now_us));
                     let wait = Duration::from_micros(next.clamp(1_000, 1_000_000));
-                    let of = |pulse: &Pulse| (pulse.closed, pulse.last_final, pulse.open_len == 0);
-                    let changed = self.machine.pulse().wait_until(|now| of(now) != of(&pulse));
+                    let changed = self.machine.turn().wait_until(|now| *now != pulse.into());
                     let _ = self.within(wait, changed).await;
                 }
             }

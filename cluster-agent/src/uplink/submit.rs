@@ -137,7 +137,7 @@ impl Shell {
             let wait = Duration::from_micros(next_us.saturating_sub(now_us).clamp(1_000, 1_000_000));
             let closed = self
                 .machine
-                .pulse()
+                .turn()
                 .wait_until(|now| (now.closed, now.last_final) != (pulse.closed, pulse.last_final));
             let certified = self.certified.wait_until(|now| *now != certified_seen);
             let any = futures::future::select(Box::pin(closed), Box::pin(certified));
