@@ -17,6 +17,7 @@ use common::{
         op::{Alarm, Consistency, Mode, OpAnswer, OpRequest, WriteRefusal},
     },
 };
+use futures::future::{Either, select};
 use support::{C1, Net};
 use tokio::time::Instant;
 use transport::{
@@ -478,8 +479,22 @@ async fn leader_that_cannot_confirm_itself_refuses_nothing_by_a_rule() {
     );
 }
 
+/// Returns in the moment in which `label` is elected.
+async fn elected(net: &Net, label: &str) {
+    let raft = net.agent(label).raft();
+    let changes = raft.changes();
+    loop {
+        let seen = changes.version();
+        if raft.is_leader() {
+            return;
+        }
+        changes.changed(seen).await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn new_leader_refuses_nothing_that_rests_on_what_the_old_one_acknowledged() {
+    let mut had_not_applied_it = 0;
     for _ in 0..6 {
         let mut net = Net::normal(3).await;
         let old = net.leader().await;
@@ -489,17 +504,31 @@ async fn new_leader_refuses_nothing_that_rests_on_what_the_old_one_acknowledged(
         let cancel = Action::Cancel { task };
         let entry = net.fleet.entry("op1", C1, net.numbers, Scope::Cluster, cancel);
         let others: Vec<String> = net.running.keys().cloned().collect();
-        let entered = others.iter().map(|label| net.agent(label).enter(entry.clone()));
-        for outcome in futures::future::join_all(entered).await {
-            match outcome {
-                WriteOutcome::Committed(answer) => assert_eq!(answer.verdict, Verdict::Granted),
-                outcome => assert!(
-                    outcome == WriteOutcome::Unknown || is_no_quorum(&outcome),
-                    "{outcome:?}"
-                ),
+        let (one, other) = (elected(&net, &others[0]), elected(&net, &others[1]));
+        let is_one = matches!(select(Box::pin(one), Box::pin(other)).await, Either::Left(_));
+        let new = if is_one { &others[0] } else { &others[1] };
+        // It has all that was acknowledged in its log, and cannot know of it until its own first entry is committed.
+        net.set_silent(&[new], true);
+        let knows = |state: &mut cluster_agent::machine::State| state.queue.task_row(&task).is_some();
+        had_not_applied_it += u32::from(!net.agent(new).machine().with(knows));
+        match net.agent(new).enter(entry.clone()).await {
+            WriteOutcome::Committed(answer) => assert_eq!(answer.verdict, Verdict::Granted),
+            outcome => assert!(
+                outcome == WriteOutcome::Unknown || is_no_quorum(&outcome),
+                "{outcome:?}"
+            ),
+        }
+        net.set_silent(&[new], false);
+        let begun = Instant::now();
+        loop {
+            match net.agent(new).enter(entry.clone()).await {
+                WriteOutcome::Committed(answer) => break assert_eq!(answer.verdict, Verdict::Granted),
+                outcome => assert!(begun.elapsed() < support::PATIENCE, "{outcome:?}"),
             }
+            tokio::time::sleep(ms(50)).await;
         }
     }
+    assert!(had_not_applied_it > 0, "asked before its first entry was committed");
 }
 
 #[tokio::test(start_paused = true)]

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     client::{Client, Peer},
-    dev::{Interrupt, create::Plan},
+    dev::{Interrupt, plan::Plan},
     draft::Profile,
     exit::{Exit, Failure, Outcome},
     printer::{Printer, column},

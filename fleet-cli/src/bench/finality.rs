@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     client::{Client, Peer},
-    dev::{Interrupt, create::Plan},
+    dev::{Interrupt, plan::Plan},
     draft::Profile,
     exit::Outcome,
     printer::{Printer, column},

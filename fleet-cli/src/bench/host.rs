@@ -16,7 +16,7 @@ use super::Target;
 use crate::{
     client::{AskError, Client, Peer, connect},
     clock,
-    dev::{create::Plan, fleet::DevFleet, layout::Layout},
+    dev::{fleet::DevFleet, layout::Layout, plan::Plan},
     exit::{Exit, Failure, Outcome},
     files,
 };

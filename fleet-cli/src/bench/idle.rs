@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     client::Client,
-    dev::{Interrupt, create::Plan},
+    dev::{Interrupt, plan::Plan},
     draft::Profile,
     exit::Outcome,
     printer::{Printer, column},

@@ -12,7 +12,7 @@ use super::{
     load::{closed_loop, rounded},
 };
 use crate::{
-    dev::{Interrupt, create::Plan},
+    dev::{Interrupt, plan::Plan},
     exit::Outcome,
     printer::{Printer, column, wide},
 };

@@ -2,7 +2,7 @@
 //!
 //! * [`context`], [`connect`]: whom for, whom to, and the connection.
 //! * [`numbers`]: numbers of the operator's entries.
-//! * [`author`]: signs entries and brings them in.
+//! * [`author`]: signs entries and brings them in; `tries`: what their answers say together.
 //! * [`tasks`]: finds tasks over all clusters.
 //! * [`aged`]: how old an answer is when it is shown.
 //!
@@ -18,6 +18,7 @@ pub mod numbers;
 pub mod tasks;
 #[cfg(test)]
 pub(crate) mod testing;
+mod tries;
 
 use std::{sync::Arc, time::Duration};
 

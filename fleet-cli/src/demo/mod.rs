@@ -45,7 +45,7 @@ use self::{
 use crate::{
     client::{Client, connect},
     clock,
-    dev::{Interrupt, create::Plan, fleet::DevFleet, layout::Layout},
+    dev::{Interrupt, fleet::DevFleet, layout::Layout, plan::Plan},
     draft::Profile,
     exit::{Exit, Failure, Outcome},
     files,

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use transport::relay::{DELAY_US_MAX, PPM, Rule, RuledLink};
 
 use super::{
-    create::Plan,
     layout::{Layout, is_validator},
+    plan::Plan,
     relay::{self, Request, Shown},
 };
 use crate::{

@@ -7,8 +7,9 @@ use rustix::process::Signal;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    create::{self, Plan},
+    create,
     layout::Layout,
+    plan::Plan,
     process::{self, Siblings, Started},
 };
 use crate::{

@@ -9,6 +9,7 @@ pub mod create;
 pub mod cut;
 pub mod fleet;
 pub mod layout;
+pub mod plan;
 pub mod process;
 pub mod relay;
 
@@ -24,10 +25,10 @@ use serde_json::{Value, json};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::{
-    create::Plan,
     cut::{Impairment, OneWay, Target},
     fleet::DevFleet,
     layout::{Layout, RELAY},
+    plan::Plan,
     process::Started,
     relay::{Request, Shown},
 };

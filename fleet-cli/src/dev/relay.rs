@@ -20,9 +20,9 @@ use transport::{
 };
 
 use super::{
-    Interrupt,
-    create::{self, Plan},
+    Interrupt, create,
     layout::{Layout, RELAY},
+    plan::Plan,
 };
 use crate::exit::{Exit, Failure, Outcome};
 
@@ -203,7 +203,7 @@ pub fn is_relay(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{dev::create::Plan, draft::Profile, files};
+    use crate::{dev::plan::Plan, draft::Profile, files};
 
     /// A relay of a fleet of 1 agent and 1 validator, and who asks it.
     async fn serving() -> (tempfile::TempDir, Layout, Plan) {

@@ -131,6 +131,37 @@ async fn replaced_leader_gives_no_position_below_what_the_others_committed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn acknowledgement_from_before_a_read_confirms_no_leader() {
+    let mut cluster = Cluster::in_memory(3, quick()).await;
+    let old = cluster.leader().await;
+    cluster.commit(old, b"before").await;
+    cluster.board.isolate(cluster.seats[old].id);
+    let begun = tokio::time::Instant::now();
+    // Voters that restart have forgotten whom they promised to wait for, so the others elect while the old leader still
+    // counts on the acknowledgements that it has.
+    let others: Vec<_> = (0..3).filter(|at| *at != old).collect();
+    for at in &others {
+        cluster.handles[*at].shutdown().await;
+        let seat = &mut cluster.seats[*at];
+        seat.machine = Arc::default();
+        cluster.handles[*at] = seat.open(quick(), &cluster.board).await;
+    }
+    cluster.handles[others[0]].campaign().await;
+    let new = cluster.leader_among(&others).await;
+    let written = cluster.commit(new, b"by the others").await;
+    let lease = Duration::from_millis(quick().election_timeout_ms_max);
+    assert!(
+        begun.elapsed() < lease,
+        "{:?}, too late to tell anything",
+        begun.elapsed()
+    );
+    let read = cluster.handles[old]
+        .linearizable_position(Duration::from_millis(500))
+        .await;
+    assert!(read.is_err(), "{read:?}, while {written:?} is committed");
+}
+
+#[tokio::test(start_paused = true)]
 async fn isolated_follower_does_not_disturb_the_term() {
     let cluster = Cluster::in_memory(3, quick()).await;
     let leader = cluster.leader().await;
