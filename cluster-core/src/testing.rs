@@ -31,6 +31,7 @@ pub(crate) struct TestCluster {
     pub oracle: VerifiedCache,
     pub log: Vec<(LogPosition, RaftNodeId, Digest, LogEntry)>,
     pub retention: Retention,
+    pub global_retention: common::global_queue::Retention,
     numbers: BTreeMap<String, u64>,
     counters: BTreeMap<String, u64>,
 }
@@ -52,6 +53,7 @@ impl TestCluster {
             oracle: VerifiedCache::new(100_000),
             log: Vec::new(),
             retention: RETENTION,
+            global_retention: common::global_queue::RETENTION,
             numbers: BTreeMap::new(),
             counters: BTreeMap::new(),
         }
@@ -86,13 +88,20 @@ impl TestCluster {
     }
 
     pub fn fresh(&self) -> ClusterQueue {
-        ClusterQueue::genesis(Arc::new(self.fleet.genesis.clone()), OWN).with_retention(self.retention)
+        ClusterQueue::genesis(Arc::new(self.fleet.genesis.clone()), OWN)
+            .with_retention(self.retention, self.global_retention)
     }
 
     /// Before the first entry: closed tasks leave after other bounds.
     pub fn retain(&mut self, retention: Retention) {
         self.retention = retention;
         self.queue = self.fresh();
+    }
+
+    /// The same, and the global queue drops them after other bounds too.
+    pub fn retain_globally(&mut self, retention: Retention, global: common::global_queue::Retention) {
+        self.global_retention = global;
+        self.retain(retention);
     }
 
     pub fn number(&mut self, author: &str) -> u64 {

@@ -59,6 +59,12 @@ impl NumberStream {
         self.highest
     }
 
+    /// How many answers are remembered.
+    #[must_use]
+    pub fn remembered(&self) -> usize {
+        self.recent.len()
+    }
+
     /// Looks a number up.
     #[must_use]
     pub fn lookup(&self, number: EntryNumber, content: ContentTag) -> Lookup {

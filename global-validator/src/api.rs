@@ -128,12 +128,15 @@ impl Api {
                 task,
                 consistency,
                 staleness_ms_max,
-            } => Ok(self
-                .refused(queue, consistency, staleness_ms_max)
-                .unwrap_or_else(|| OpAnswer::Task {
-                    task: queue.view(&task),
-                    context: self.context(queue),
-                })),
+            } => Ok(self.refused(queue, consistency, staleness_ms_max).unwrap_or_else(|| {
+                match (queue.view(&task), no_longer_kept(queue, &task)) {
+                    (None, Some(left)) => left,
+                    (task, _) => OpAnswer::Task {
+                        task,
+                        context: self.context(queue),
+                    },
+                }
+            })),
             OpRequest::Tasks {
                 states,
                 after,
@@ -202,7 +205,7 @@ impl Api {
     fn history(&self, queue: &GlobalQueue, task: &TaskId) -> OpAnswer {
         let events = queue.history(task);
         if events.is_empty() {
-            return OpAnswer::NotFound;
+            return no_longer_kept(queue, task).unwrap_or(OpAnswer::NotFound);
         }
         OpAnswer::History {
             events: events
@@ -260,7 +263,7 @@ impl Api {
             Ok(Ok(proof)) => Ok(OpAnswer::Proof(
                 encode(&proof).try_into().expect("a proof's bound is the answer's"),
             )),
-            Ok(Err(ProveError::UnknownTask(_))) => Ok(OpAnswer::NotFound),
+            Ok(Err(ProveError::UnknownTask(_))) => Ok(no_longer_kept(queue, task).unwrap_or(OpAnswer::NotFound)),
             Ok(Err(error)) => Err(Refusal::new(RefusalCode::NotNow, &error.to_string())),
             Err(stop) => Err(self.failed(stop)),
         }
@@ -312,4 +315,13 @@ impl Api {
 
 fn unsupported(why: &str) -> OpAnswer {
     OpAnswer::Unsupported(Label::new(why).expect("our words are short and plain"))
+}
+
+/// The answer about a task that ended and left.
+fn no_longer_kept(queue: &GlobalQueue, task: &TaskId) -> Option<OpAnswer> {
+    queue.retired(task).map(|line| OpAnswer::NoLongerKept {
+        state: line.state,
+        ended: line.ended,
+        height: queue.height(),
+    })
 }

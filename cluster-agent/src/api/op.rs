@@ -13,6 +13,7 @@ use bytes::Bytes;
 use common::{
     codec::{BoundedVec, Label, decode},
     genesis::RoleSet,
+    global_queue::GlobalQueue,
     ids::TaskId,
     task::TaskState,
     wire::{
@@ -104,15 +105,15 @@ impl Shell {
                     Consistency::Linearizable | Consistency::Final => None,
                 };
                 let look = move |state: &State, context| {
-                    let task = match consistency {
-                        Consistency::Final => state.queue.global().view(&task),
-                        _ => state
-                            .queue
-                            .task_view(&task)
-                            .or_else(|| state.queue.global().view(&task))
-                            .or(kept),
+                    let global = state.queue.global();
+                    let found = match consistency {
+                        Consistency::Final => global.view(&task),
+                        _ => state.queue.task_view(&task).or_else(|| global.view(&task)).or(kept),
                     };
-                    OpAnswer::Task { task, context }
+                    match (found, no_longer_kept(global, &task)) {
+                        (None, Some(left)) => left,
+                        (task, _) => OpAnswer::Task { task, context },
+                    }
                 };
                 self.read(consistency, staleness_ms_max, look).await
             }
@@ -140,7 +141,7 @@ impl Shell {
                 let look = move |state: &State, context| {
                     let mut events = state.queue.history(&task);
                     if events.is_empty() {
-                        return OpAnswer::NotFound;
+                        return no_longer_kept(state.queue.global(), &task).unwrap_or(OpAnswer::NotFound);
                     }
                     events.truncate(1_024);
                     let events = BoundedVec::try_from(events).expect("it was cut at the bound");
@@ -208,6 +209,15 @@ impl Shell {
             look(state, context)
         })
     }
+}
+
+/// The answer about a task that ended and left.
+fn no_longer_kept(global: &GlobalQueue, task: &TaskId) -> Option<OpAnswer> {
+    global.retired(task).map(|line| OpAnswer::NoLongerKept {
+        state: line.state,
+        ended: line.ended,
+        height: global.height(),
+    })
 }
 
 /// A page of tasks together with those that wait in the buffer and that the queue does not have.

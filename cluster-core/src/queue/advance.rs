@@ -15,16 +15,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use common::{
+    batch::BatchItem,
     block::AdvancePart,
     entry::{SignatureOracle, transition::Event},
     global_queue::{BlockOutcome, MachineEvent, OrderedBatch, Outcome, Row},
     ids::{Height, LogIndex, LogPosition, TaskId},
-    task::Scope,
+    task::{Scope, TaskState},
     verdict::Verdict,
     wire::op::Finality,
 };
 
-use super::{Applied, ClusterQueue, QueueEvent, TaskRow};
+use super::{Applied, ClusterQueue, QueueEvent, TaskRow, event_bytes};
 use crate::{
     Shared,
     batcher::{Conflict, OutboxBatch},
@@ -88,6 +89,7 @@ impl ClusterQueue {
         events.extend(closed.map(QueueEvent::BatchClosed));
         let own_cut = self.take_final(outcome.height, events);
         self.follow(&outcome, &own, events);
+        self.follow_dropped(&outcome.dropped);
         self.end_marked(position.index, events);
         self.retire();
         events.push(QueueEvent::BlockApplied {
@@ -140,7 +142,7 @@ impl ClusterQueue {
     /// Events of a final batch stand in the global queue now.
     fn forget_pending(&mut self, batch: &OutboxBatch) {
         for row in &batch.entries {
-            let common::batch::BatchItem::Author(entry) = &row.item else {
+            let BatchItem::Author(entry) = &row.item else {
                 continue;
             };
             let task = match entry.header.action.task() {
@@ -149,7 +151,9 @@ impl ClusterQueue {
             };
             if let Some(events) = self.state.pending.get_mut(&task) {
                 let events = events.make_mut();
+                self.derived.pending_bytes -= events.iter().map(event_bytes).sum::<u64>();
                 events.retain(|event| event.index.is_some_and(|index| index > batch.header.cut.index));
+                self.derived.pending_bytes += events.iter().map(event_bytes).sum::<u64>();
                 if events.is_empty() {
                     self.state.pending.remove(&task);
                 }
@@ -165,38 +169,49 @@ impl ClusterQueue {
         events: &mut Vec<QueueEvent>,
     ) {
         let height = outcome.height;
-        let mut touched: BTreeMap<TaskId, Verdict> = BTreeMap::new();
+        let mut touched: BTreeMap<TaskId, (Verdict, Option<TaskState>)> = BTreeMap::new();
         let mut entries = Vec::new();
         for outcome in &outcome.outcomes {
             match *outcome {
                 Outcome::Batch { .. } => {}
                 Outcome::Entry {
                     reference,
+                    row,
                     id,
                     task,
                     verdict,
+                    state,
                     ..
                 } => {
-                    if own.contains_key(&(reference as usize)) {
+                    let mut about = task;
+                    if let Some(batch) = own.get(&(reference as usize)) {
                         entries.push((id, verdict));
+                        about = about.or_else(|| task_of(batch, row));
                     }
                     // A rejected `Submit` made no task; its row here bears its id.
-                    touched.insert(task.unwrap_or(TaskId::from(id)), verdict);
+                    touched.insert(about.unwrap_or(TaskId::from(id)), (verdict, state));
                 }
-                Outcome::Machine { task, .. } => {
-                    touched.insert(task, Verdict::Granted);
+                Outcome::Machine { task, state, .. } => {
+                    touched.insert(task, (Verdict::Granted, Some(state)));
                 }
             }
         }
         if !entries.is_empty() {
             events.push(QueueEvent::EntriesFinal { height, entries });
         }
-        for (task, verdict) in touched {
-            self.follow_task(task, Finality::Final { height, verdict }, events);
+        for (task, (verdict, state)) in touched {
+            self.follow_task(task, Finality::Final { height, verdict }, state, events);
         }
     }
 
-    fn follow_task(&mut self, task: TaskId, finality: Finality, events: &mut Vec<QueueEvent>) {
+    /// `state`: after the block, if there is such a task.
+    fn follow_task(
+        &mut self,
+        task: TaskId,
+        finality: Finality,
+        state: Option<TaskState>,
+        events: &mut Vec<QueueEvent>,
+    ) {
         let final_cut = self.state.batcher.last_final().cut;
         let row = self.state.rows.get(&task);
         let global = self.global.task(&task);
@@ -208,7 +223,7 @@ impl ClusterQueue {
                 }
                 new
             }
-            (Some(row), None) => rejected(row, finality),
+            (Some(row), None) => without_global(row, finality, state, final_cut),
             (Some(row), Some(global)) => {
                 let is_pending = row.changed_at > final_cut;
                 let is_behind = row.assignment != global.standing.assignment
@@ -315,13 +330,29 @@ fn place(row: &mut TaskRow, global: &Row) {
     }
 }
 
-/// The row of a fleet-scope `Submit` that the global tier rejected.
-fn rejected(row: &TaskRow, finality: Finality) -> Option<TaskRow> {
-    if row.scope != Scope::Fleet {
-        return None;
+/// The task that an entry of a batch names.
+fn task_of(batch: &OutboxBatch, row: u32) -> Option<TaskId> {
+    match &batch.entries.get(row as usize)?.item {
+        BatchItem::Author(entry) => entry.header.action.task(),
+        BatchItem::Roster(_) => None,
     }
+}
+
+/// What becomes of a row that the global state does not have: a fleet-scope `Submit` that it rejected,
+/// or a closed task that it has dropped, with this block perhaps.
+fn without_global(row: &TaskRow, finality: Finality, state: Option<TaskState>, final_cut: LogIndex) -> Option<TaskRow> {
     let mut row = row.clone();
-    row.life.happen(Event::Cancel).ok()?;
-    row.finality = finality;
+    if row.state().is_open() {
+        if row.scope != Scope::Fleet {
+            return None;
+        }
+        match state.filter(|state| !state.is_open()) {
+            Some(state) => row.life.state = state,
+            None => row.life.happen(Event::Cancel).ok()?,
+        }
+        (row.cluster, row.finality) = (None, finality);
+    } else if row.changed_at <= final_cut {
+        row.finality = finality;
+    }
     Some(row)
 }

@@ -7,7 +7,7 @@ use common::{
     task::{Scope, TaskState},
 };
 
-use super::{ClusterQueue, QueueEvent, TaskRow};
+use super::{ClusterQueue, KeyRow, QueueEvent, TaskRow, derived::key_bytes};
 use crate::Shared;
 
 impl ClusterQueue {
@@ -47,10 +47,27 @@ impl ClusterQueue {
         if let Some(before) = &before {
             self.derived.remove(&task, before);
         } else if row.scope == Scope::Cluster {
-            self.state.keys.insert((row.author, row.task.key.clone()), task);
+            self.put_key(task, &row);
         }
         self.derived.add(&task, &row);
         self.state.rows.insert(task, Shared::new(row));
+    }
+
+    /// The key of a row of cluster scope that is new, or back.
+    fn put_key(&mut self, task: TaskId, row: &TaskRow) {
+        let key = (row.author, row.task.key.clone());
+        match self.state.keys.get(&key).and_then(|known| known.left) {
+            Some(left) => {
+                self.derived.left_keys.remove(&(left, task));
+            }
+            None => self.derived.key_bytes += key_bytes(&key),
+        }
+        let row = KeyRow {
+            task,
+            content: row.content,
+            left: None,
+        };
+        self.state.keys.insert(key, row);
     }
 
     /// Lets links follow after something happened to `task`. Tasks of this cluster's own queue that
@@ -79,9 +96,9 @@ impl ClusterQueue {
 
     /// Whether a task of this cluster's own queue ended otherwise than completed.
     pub(super) fn has_ended_badly(&self, task: &TaskId) -> bool {
-        let (scope, state) = match (self.state.rows.get(task), self.global.task(task)) {
+        let (scope, state) = match (self.state.rows.get(task), self.global.state_of(task)) {
             (Some(row), _) => (row.scope, row.state()),
-            (None, Some(row)) if row.submitted.through == self.state.cluster => (row.scope(), row.state()),
+            (None, Some((state, scope, through))) if through == self.state.cluster => (scope, state),
             (None, _) => return false,
         };
         scope == Scope::Cluster && !state.is_open() && state != TaskState::Completed
@@ -91,7 +108,15 @@ impl ClusterQueue {
     pub(super) fn task_state(&self, task: &TaskId) -> Option<TaskState> {
         match self.state.rows.get(task) {
             Some(row) => Some(row.state()),
-            None => self.global.task(task).map(common::global_queue::Row::state),
+            None => self.global.state_of(task).map(|(state, _, _)| state),
         }
+    }
+
+    /// Whether all tasks are completed that `task` waits for. What the global queue saw completed counts
+    /// when nothing is kept of it any more.
+    pub(super) fn links_are_completed(&self, task: &TaskId, row: &TaskRow) -> bool {
+        let is_completed = |other: &TaskId| self.task_state(other) == Some(TaskState::Completed);
+        let global = || self.global.task(task);
+        row.task.after.iter().all(is_completed) || global().is_some_and(|row| row.links_open() == 0)
     }
 }

@@ -144,8 +144,23 @@ impl ClusterQueue {
 
     /// The row of a task, in the scope that the author signed.
     fn row(&self, task: &TaskId, scope: Scope) -> Result<Cow<'_, TaskRow>, Reason> {
-        let row = self.known_row(task).filter(|row| row.scope == scope);
-        row.ok_or(Reason::UnknownTask)
+        let row = self.known_row(task).ok_or_else(|| self.missing(task))?;
+        if row.scope != scope {
+            return Err(Reason::UnknownTask);
+        }
+        if self.is_settled(task, &row) {
+            return Err(Reason::WrongState(row.state()));
+        }
+        Ok(row)
+    }
+
+    /// What is said of a task without a row: it ended long ago, or is none of this cluster's.
+    fn missing(&self, task: &TaskId) -> Reason {
+        match self.global.state_of(task) {
+            Some((state, Scope::Fleet, _)) if !state.is_open() => Reason::WrongState(state),
+            Some((state, _, through)) if !state.is_open() && through == self.cluster() => Reason::WrongState(state),
+            _ => Reason::UnknownTask,
+        }
     }
 
     fn submit(&self, entry: &SignedEntry, id: EntryId, index: LogIndex, author: &Member) -> Decision {
@@ -156,13 +171,10 @@ impl ClusterQueue {
         let scope = entry.header.scope;
         if scope == Scope::Cluster {
             if let Some(known) = self.state.keys.get(&(author.id, task.key.clone())) {
-                let retired = || self.global.task(known).map(|row| row.submitted.content);
-                let content = self.state.rows.get(known).map(|row| row.content).or_else(retired);
-                let is_same = content == Some(entry.header.payload_hash);
-                return Err(if is_same {
-                    Reason::DuplicateOf(*known)
+                return Err(if known.content == entry.header.payload_hash {
+                    Reason::DuplicateOf(known.task)
                 } else {
-                    Reason::KeyConflict(*known)
+                    Reason::KeyConflict(known.task)
                 });
             }
             if task.constraints.cluster.is_some_and(|only| only != self.cluster()) {
@@ -209,8 +221,7 @@ impl ClusterQueue {
         let mut row = row.into_owned();
         self.grant(&mut row, entry, index, author)?;
         self.check_constraints(&row)?;
-        let is_completed = |other: &TaskId| self.task_state(other) == Some(TaskState::Completed);
-        if !row.task.after.iter().all(is_completed) {
+        if !self.links_are_completed(&task, &row) {
             return Err(Reason::Blocked);
         }
         let held = self
@@ -341,11 +352,14 @@ impl ClusterQueue {
         let scope = known.as_ref().map_or(entry.header.scope, |row| row.scope);
         let Some(row) = known else {
             // The global tier may know the task, or come to know it before it decides.
-            return match scope {
-                Scope::Fleet => Ok((Verdict::Granted, Change::Nothing)),
-                Scope::Cluster => Err(Reason::UnknownTask),
+            return match (scope, self.missing(&task)) {
+                (Scope::Fleet, Reason::UnknownTask) => Ok((Verdict::Granted, Change::Nothing)),
+                (_, reason) => Err(reason),
             };
         };
+        if self.is_settled(&task, &row) {
+            return Err(Reason::WrongState(row.state()));
+        }
         if author.id != row.author && !author.may(RoleSet::OP_TASK) {
             return Err(Reason::Denied);
         }

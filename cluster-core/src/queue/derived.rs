@@ -7,13 +7,12 @@ use std::{
 };
 
 use common::{
-    ids::{BlockTime, ClusterId, Height, TaskId},
-    task::{Scope, TaskState},
-    wire::op::Finality,
+    ids::{BlockTime, ClusterId, DeviceId, Digest, Height, TaskId},
+    task::{Scope, TaskKey, TaskState},
+    wire::op::{EventView, Finality},
 };
 
-use super::{TaskRow, snapshot::row_digest};
-use crate::{Shared, SharedMap};
+use super::{State, TaskRow, snapshot::row_digest};
 
 /// What follows from the rows, and from what is kept of those that have left, and is rebuilt instead of stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,8 +32,16 @@ pub(super) struct Derived {
     pub(super) retired: [u32; 10],
     /// Closed rows whose end is final, by the height that made it so: they leave in this order.
     pub(super) closed: BTreeSet<(Height, TaskId)>,
+    /// Keys of cluster scope whose rows have left, by height and task: they are forgotten in this order.
+    pub(super) left_keys: BTreeMap<(Height, TaskId), (DeviceId, TaskKey)>,
     /// Encoded bytes of all rows.
     pub(super) bytes: u64,
+    /// The same of all task keys, about.
+    pub(super) key_bytes: u64,
+    /// The same of all events that are not final, about.
+    pub(super) pending_bytes: u64,
+    /// Answers that the number streams remember.
+    pub(super) answers: u64,
     /// Sum of the digests of all rows: equal states have equal sums, whatever the order of changes.
     pub(super) sum: [u64; 4],
 }
@@ -53,23 +60,32 @@ impl Derived {
             counts: [0; 10],
             retired: [0; 10],
             closed: BTreeSet::new(),
+            left_keys: BTreeMap::new(),
             bytes: 0,
+            key_bytes: 0,
+            pending_bytes: 0,
+            answers: 0,
             sum: [0; 4],
         }
     }
 
-    pub(super) fn of(
-        cluster: ClusterId,
-        rows: &SharedMap<TaskId, Shared<TaskRow>>,
-        retired: &SharedMap<TaskId, TaskState>,
-    ) -> Self {
-        let mut derived = Self::new(cluster);
-        for state in retired.values() {
+    pub(super) fn of(state: &State) -> Self {
+        let mut derived = Self::new(state.cluster);
+        for state in state.retired.values() {
             derived.retired[*state as usize] += 1;
         }
-        for (task, row) in rows.iter() {
+        for (task, row) in state.rows.iter() {
             derived.add(task, row);
         }
+        for (key, row) in state.keys.iter() {
+            derived.key_bytes += key_bytes(key);
+            if let Some(left) = row.left {
+                derived.left_keys.insert((left, row.task), key.clone());
+            }
+        }
+        let pending = state.pending.values().flat_map(|events| events.iter());
+        derived.pending_bytes = pending.map(event_bytes).sum();
+        derived.answers = state.streams.values().map(|stream| stream.remembered() as u64).sum();
         derived
     }
 
@@ -138,6 +154,17 @@ impl Derived {
             }
         }
     }
+}
+
+/// Encoded bytes of a task key with its row, about.
+pub(super) fn key_bytes(key: &(DeviceId, TaskKey)) -> u64 {
+    let (author, text) = key;
+    (size_of_val(author) + text.len() + size_of::<TaskId>() + size_of::<Digest>()) as u64 + 8
+}
+
+/// Encoded bytes of an event, about.
+pub(super) fn event_bytes(event: &EventView) -> u64 {
+    128 + event.note.len() as u64
 }
 
 fn closed_key(task: &TaskId, row: &TaskRow) -> Option<(Height, TaskId)> {

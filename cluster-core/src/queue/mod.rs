@@ -13,7 +13,7 @@
 //!   of fleet scope are accepted for ordering here and take effect at their `GlobalAdvance`.
 //! * `not_after_height` is judged against this log's own global height.
 //! * A closed task whose end is final leaves its row after a retention (`retention.rs`): from then on the
-//!   global queue, which keeps it, stands for the row.
+//!   global queue stands for the row, as long as it keeps the task.
 //! * A claimed task becomes claimable only by its holder, the end of its lease, or an operator's
 //!   `ForceRequeue`.
 //!
@@ -64,6 +64,7 @@ use common::{
 };
 pub use event::{Applied, QueueEvent};
 pub use retention::{RETENTION, Retention};
+use row::KeyRow;
 pub use row::{Held, HolderRow, TaskRow};
 pub use snapshot::{QueueRestoring, QueueView, SECTIONS_MAX, SnapshotError};
 
@@ -73,7 +74,7 @@ use crate::{
     global_view::Collected,
 };
 use decide::Change;
-use derived::Derived;
+use derived::{Derived, event_bytes};
 
 /// Tasks that one drone may hold.
 pub const CLAIMS_PER_DEVICE_MAX: usize = 64;
@@ -91,12 +92,14 @@ struct State {
     rows: SharedMap<TaskId, Shared<TaskRow>>,
     /// Events of this log that are not final; the final ones stand in the global queue.
     pending: SharedMap<TaskId, Shared<Vec<EventView>>>,
-    /// Of cluster scope; permanent, also when the row has left.
-    keys: SharedMap<(DeviceId, TaskKey), TaskId>,
+    /// Of cluster scope; they outlive their rows by a retention of their own.
+    keys: SharedMap<(DeviceId, TaskKey), KeyRow>,
     streams: SharedMap<(DeviceId, KeyVersion), Shared<NumberStream>>,
     holders: SharedMap<DeviceId, HolderRow>,
-    /// Tasks whose rows have left, with the state that they would show.
+    /// Tasks whose rows have left and that the global queue keeps, with the state that they would show.
     retired: SharedMap<TaskId, TaskState>,
+    /// Tasks by state whose rows have left and that the global queue has dropped.
+    gone: [u64; 10],
     batcher: Batcher,
     collected: Collected,
     conflict: Option<Conflict>,
@@ -139,6 +142,7 @@ impl ClusterQueue {
                 streams: SharedMap::default(),
                 holders: SharedMap::default(),
                 retired: SharedMap::default(),
+                gone: [0; 10],
                 batcher: Batcher::new(cluster, founding, roster),
                 collected: Collected::default(),
                 conflict: None,
@@ -338,11 +342,10 @@ impl ClusterQueue {
         applied.answer = Some(answer(verdict));
         if !is_renewal {
             let stream = (entry.header.author, entry.header.key_version);
-            self.state.streams.or_default(&stream).make_mut().record(
-                entry.header.number,
-                content_tag(&Digest(id.0)),
-                answer(verdict),
-            );
+            let stream = self.state.streams.or_default(&stream).make_mut();
+            self.derived.answers -= stream.remembered() as u64;
+            stream.record(entry.header.number, content_tag(&Digest(id.0)), answer(verdict));
+            self.derived.answers += stream.remembered() as u64;
         }
         self.perform(&entry, id, position.index, verdict, change, &mut applied.events);
         if !is_renewal {
@@ -423,8 +426,9 @@ impl ClusterQueue {
     fn remember(&mut self, task: TaskId, event: EventView) {
         let events = self.state.pending.or_default(&task).make_mut();
         if events.len() == PENDING_EVENTS_MAX {
-            events.remove(0);
+            self.derived.pending_bytes -= event_bytes(&events.remove(0));
         }
+        self.derived.pending_bytes += event_bytes(&event);
         events.push(event);
     }
 

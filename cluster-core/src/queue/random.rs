@@ -332,11 +332,15 @@ impl Run {
         }
         assert_eq!(self.c.queue.batcher().outbox().len(), 0);
         for (task, row) in self.c.queue.task_rows() {
-            let Some(global) = self.c.queue.global().task(task) else {
-                assert_eq!(
-                    row.scope,
-                    Scope::Fleet,
-                    "only a rejected fleet submission has no global row"
+            let global = self.c.queue.global();
+            if let Some((state, _, _)) = global.state_of(task) {
+                assert_eq!(state, row.state(), "{task} of {:?}", row.scope);
+            }
+            let Some(global) = global.task(task) else {
+                let has_left = !row.state().is_open() && global.left() > 0;
+                assert!(
+                    row.scope == Scope::Fleet || has_left,
+                    "only a rejected fleet submission and who left has no global row"
                 );
                 continue;
             };
@@ -354,7 +358,10 @@ fn seen(queue: &ClusterQueue, task: &TaskId) -> Option<common::wire::op::TaskVie
 /// as long as nobody speaks of a submission that the global tier rejected. Returns how many rows had left.
 fn compare_with_all_rows_kept(run: &mut Run) -> Result<usize, TestCaseError> {
     let log = run.c.log.clone();
-    let (mut dropping, mut keeping) = (run.c.fresh(), run.c.fresh().with_retention(RETENTION));
+    let (mut dropping, mut keeping) = (
+        run.c.fresh(),
+        run.c.fresh().with_retention(RETENTION, run.c.global_retention),
+    );
     for (position, leader, chain, entry) in log {
         if let LogEntry::Author(author) = &entry
             && let Some(task) = author.header.action.task()
@@ -394,13 +401,29 @@ fn closed_tasks_leave_in_many_random_logs() {
     for _ in 0..20 {
         let steps = prop::collection::vec(step(), 100..160).new_tree(&mut runner).unwrap();
         let mut run = Run::new();
-        run.c.retain(Retention { blocks: 1, rows: 2 });
+        run.c.retain(Retention {
+            blocks: 1,
+            rows: 2,
+            ..RETENTION
+        });
         for step in &steps.current() {
             run.step(step);
         }
         left += compare_with_all_rows_kept(&mut run).unwrap();
     }
     assert!(left > 20, "{left} rows left");
+}
+
+/// Bounds that a short log meets, of a queue and of its global queue.
+fn retentions() -> impl Strategy<Value = (Retention, common::global_queue::Retention)> {
+    let own = (0u64..4, 0usize..8, 0usize..4).prop_map(|(blocks, rows, keys)| Retention { blocks, rows, keys });
+    let global = (1u64..8, 0usize..6, 0usize..6).prop_map(|(blocks, rows, lines)| common::global_queue::Retention {
+        blocks,
+        rows,
+        lines,
+        ..common::global_queue::RETENTION
+    });
+    (own, global)
 }
 
 proptest! {
@@ -410,11 +433,10 @@ proptest! {
     fn members_agree_and_snapshots_equal_replay(
         steps in prop::collection::vec(step(), 1..120),
         snapshot_at in any::<prop::sample::Index>(),
-        blocks in 0u64..4,
-        rows in 0usize..8,
+        (retention, global) in retentions(),
     ) {
         let mut run = Run::new();
-        run.c.retain(Retention { blocks, rows });
+        run.c.retain_globally(retention, global);
         for step in &steps {
             run.step(step);
         }
@@ -425,7 +447,7 @@ proptest! {
         let early = run.c.replay(fresh, &log[..at]);
         let bytes = early.to_bytes();
         let genesis = early.genesis_file().clone();
-        let restored = ClusterQueue::from_bytes(genesis, OWN, &bytes).unwrap().with_retention(run.c.retention);
+        let restored = ClusterQueue::from_bytes(genesis, OWN, &bytes).unwrap().with_retention(retention, global);
         prop_assert_eq!(&restored.to_bytes(), &bytes);
         prop_assert_eq!(restored.digest(), early.digest());
         prop_assert_eq!(restored.counts(), early.counts());
@@ -438,10 +460,22 @@ proptest! {
     }
 
     #[test]
-    fn each_entry_is_in_one_batch_and_both_tiers_agree_in_the_end(steps in prop::collection::vec(step(), 1..160)) {
+    fn each_entry_is_in_one_batch_and_both_tiers_agree_in_the_end(
+        steps in prop::collection::vec(step(), 1..160),
+        (retention, global) in retentions(),
+        is_short in any::<bool>(),
+    ) {
         let mut run = Run::new();
+        if is_short {
+            run.c.retain_globally(retention, global);
+        }
         for step in &steps {
             run.step(step);
+            let (counted, encoded) = (run.c.queue.state_bytes(), run.c.queue.to_bytes().len() as u64);
+            prop_assert!(
+                counted <= 2 * encoded + 4_096 && encoded <= 2 * counted + 4_096,
+                "{} counted, {} encoded", counted, encoded
+            );
         }
         let seq = run.c.queue.batcher().open_seq();
         run.apply(LogEntry::Cut { seq });
@@ -456,7 +490,7 @@ proptest! {
         rows in 0usize..4,
     ) {
         let mut run = Run::new();
-        run.c.retain(Retention { blocks, rows });
+        run.c.retain(Retention { blocks, rows, ..RETENTION });
         for step in &steps {
             run.step(step);
         }

@@ -7,18 +7,27 @@
 //! * It leaves with the block that is [`Retention::blocks`] above its end, or earlier, the oldest end
 //!   first, while more than [`Retention::rows`] closed rows are kept. Heights stand in the log, so all
 //!   members drop the same rows at the same position.
-//! * Task keys stay for ever, and number streams know nothing of rows. So a repeated submission gets
-//!   the answer it got, and another one under the key is the duplicate that it was.
+//! * A task key stays with the row, and with the [`Retention::keys`] rows that left last. Until then
+//!   another submission under the key is the duplicate that it was; afterwards the key is free. Number
+//!   streams know nothing of rows: a signed entry that took effect once never does again.
 //! * Every decision about a task whose row has left is taken on the row that the global queue gives. If
 //!   it changes the row, the row is back.
-//! * Of a task whose row has left, its state is kept: a block may change it further, and counts of tasks by
-//!   state are the same as if all rows were kept.
+//! * Of a task whose row has left, its state is kept as long as the global queue keeps the task: a block may
+//!   change it further. Counts of tasks by state are the same as if all rows were kept.
+//! * The global queue drops closed tasks after a retention of its own. Nothing opens a task again, or
+//!   changes its row, that the global queue has dropped or has marked as leaving: it is refused because
+//!   of the task's state, in both tiers.
 
 use std::borrow::Cow;
 
-use common::{global_queue::Row, ids::TaskId, task::TaskState, wire::op::Finality};
+use common::{
+    global_queue::Row,
+    ids::{Height, TaskId},
+    task::{Scope, TaskState},
+    wire::op::Finality,
+};
 
-use super::{ClusterQueue, QueueEvent, TaskRow};
+use super::{ClusterQueue, QueueEvent, TaskRow, derived::key_bytes};
 
 /// How long a closed task keeps its row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +36,8 @@ pub struct Retention {
     pub blocks: u64,
     /// Closed rows kept at most.
     pub rows: usize,
+    /// Task keys of cluster scope kept at most of rows that left.
+    pub keys: usize,
 }
 
 /// What every member of every cluster uses: part of the replicated machine, like its rules. With a block
@@ -35,6 +46,7 @@ pub struct Retention {
 pub const RETENTION: Retention = Retention {
     blocks: 32_768,
     rows: 65_536,
+    keys: 131_072,
 };
 
 impl ClusterQueue {
@@ -54,6 +66,11 @@ impl ClusterQueue {
         if !is_ours || global.state().is_open() {
             return None;
         }
+        if global.scope() == Scope::Cluster {
+            // Its key may be another task's by now: then it stays as it ended.
+            let key = (global.submitted.author, global.task().key.clone());
+            self.state.keys.get(&key).filter(|known| known.task == *task)?;
+        }
         Some(self.row_from(global, self.global.finality_of(global)))
     }
 
@@ -72,7 +89,24 @@ impl ClusterQueue {
             let row = self.state.rows.get(&task).expect("closed rows are rows").clone();
             self.derived.remove(&task, &row);
             self.state.rows.remove(&task);
-            self.set_retired(&task, Some(row.state()));
+            if self.global.task(&task).is_some() {
+                self.set_retired(&task, Some(row.state()));
+            } else {
+                self.state.gone[row.state() as usize] += 1;
+            }
+            if row.scope == Scope::Cluster {
+                self.keep_key(task, &row, height);
+            }
+        }
+        self.forget_keys();
+    }
+
+    /// Counts the tasks that the global queue has just dropped, and whose rows left before.
+    pub(super) fn follow_dropped(&mut self, dropped: &[TaskId]) {
+        for task in dropped {
+            if let Some(state) = self.set_retired(task, None) {
+                self.state.gone[state as usize] += 1;
+            }
         }
     }
 
@@ -106,7 +140,39 @@ impl ClusterQueue {
         }
     }
 
-    fn is_above(height: common::ids::Height, ended: common::ids::Height, blocks: u64) -> bool {
+    /// The key of a row that leaves stays for a while.
+    fn keep_key(&mut self, task: TaskId, row: &TaskRow, height: Height) {
+        let key = (row.author, row.task.key.clone());
+        let known = self
+            .state
+            .keys
+            .get_mut(&key)
+            .expect("a row of cluster scope has its key");
+        known.left = Some(height);
+        self.derived.left_keys.insert((height, task), key);
+    }
+
+    fn forget_keys(&mut self) {
+        while self.derived.left_keys.len() > self.retention.keys {
+            if let Some((_, key)) = self.derived.left_keys.pop_first() {
+                self.state.keys.remove(&key);
+                self.derived.key_bytes -= key_bytes(&key);
+            }
+        }
+    }
+
+    /// Whether nothing opens or changes a closed task any more: the global queue has dropped it, or says
+    /// that it will.
+    pub(super) fn is_settled(&self, task: &TaskId, row: &TaskRow) -> bool {
+        let is_dropped = || self.global.retired(task).is_some() || matches!(row.finality, Finality::Final { .. });
+        let is_leaving = match self.global.task(task) {
+            Some(global) => global.standing.leaving.is_some(),
+            None => is_dropped(),
+        };
+        !row.state().is_open() && is_leaving
+    }
+
+    fn is_above(height: Height, ended: Height, blocks: u64) -> bool {
         height.0 >= ended.0.saturating_add(blocks)
     }
 
@@ -132,9 +198,10 @@ impl ClusterQueue {
 
 #[cfg(test)]
 impl ClusterQueue {
-    /// Other bounds, for tests that must reach them.
-    pub(crate) fn with_retention(mut self, retention: Retention) -> Self {
+    /// Other bounds, for tests that must reach them: of this queue, and of the global one.
+    pub(crate) fn with_retention(mut self, retention: Retention, global: common::global_queue::Retention) -> Self {
         self.retention = retention;
+        self.global = self.global.with_retention(global);
         self
     }
 }

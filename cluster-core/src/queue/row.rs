@@ -7,7 +7,7 @@ use common::{
         Fence,
         life::{Holder, Life},
     },
-    ids::{Assignment, ClusterId, DeviceId, Digest, HolderCounter, LogIndex, TaskId},
+    ids::{Assignment, ClusterId, DeviceId, Digest, Height, HolderCounter, LogIndex, TaskId},
     lease_terms::LeaseTerms,
     task::{Scope, Task, TaskState},
     wire::op::Finality,
@@ -55,6 +55,17 @@ impl TaskRow {
     pub fn holder(&self) -> Option<Holder> {
         self.life.holder.filter(|_| self.life.state.is_held())
     }
+}
+
+/// The one task of a task key of cluster scope.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct KeyRow {
+    /// The task.
+    pub(super) task: TaskId,
+    /// Digest of its content: tells a repeated key from a conflict.
+    pub(super) content: Digest,
+    /// Height at which its row left; `None` while it is here.
+    pub(super) left: Option<Height>,
 }
 
 /// What is kept of a drone as a holder.

@@ -24,7 +24,7 @@ use common::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{CLAIMS_PER_DEVICE_MAX, ClusterQueue, Derived, HolderRow, RETENTION, State, TaskRow};
+use super::{CLAIMS_PER_DEVICE_MAX, ClusterQueue, Derived, HolderRow, KeyRow, RETENTION, State, TaskRow};
 use crate::{
     Shared, SharedMap,
     batcher::{Batcher, Conflict, Cursor, OutboxBatch},
@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// Version of the snapshot format that this build reads and writes.
-const SNAPSHOT_VERSION: u16 = 3;
+const SNAPSHOT_VERSION: u16 = 4;
 
 /// Everything of the state but its rows: the first record of a snapshot.
 #[derive(Serialize, Deserialize)]
@@ -46,6 +46,7 @@ struct Small {
     batcher: Batcher,
     collected: Collected,
     conflict: Option<Conflict>,
+    gone: [u64; 10],
     /// Records of each section, the global queue's apart.
     counts: [u64; 8],
     /// What [`ClusterQueue::digest`] must give at the end.
@@ -61,15 +62,16 @@ const STREAMS: u8 = 5;
 const HOLDERS: u8 = 6;
 const OUTBOX: u8 = 7;
 const PARTS: u8 = 8;
-const GLOBAL: [(u8, Section); 4] = [
+const GLOBAL: [(u8, Section); 5] = [
     (9, Section::Small),
     (10, Section::Tasks),
-    (11, Section::TaskKeys),
-    (12, Section::Streams),
+    (11, Section::Retired),
+    (12, Section::TaskKeys),
+    (13, Section::Streams),
 ];
-const RETIRED: u8 = 13;
+const RETIRED: u8 = 14;
 /// Sections of a snapshot are numbered from 1 to this.
-pub const SECTIONS_MAX: u8 = 13;
+pub const SECTIONS_MAX: u8 = 14;
 
 impl Wire for TaskRow {
     const BYTES_MAX: usize = 16 * 1024;
@@ -134,7 +136,7 @@ impl Wire for Summary {
     const BYTES_MAX: usize = 512 * 1024 * 1024;
 }
 
-/// Digest of a row in four words, to be added up over all rows, and the row's encoded length.
+/// Digest of a row in four words, to be added up over all rows, and the encoded length of row and id.
 pub(super) fn row_digest(task: &TaskId, row: &TaskRow) -> ([u64; 4], u64) {
     let encoded = encode(row);
     let digest = sha256(&[&task.0, &encoded]).0;
@@ -142,7 +144,7 @@ pub(super) fn row_digest(task: &TaskId, row: &TaskRow) -> ([u64; 4], u64) {
     for (word, bytes) in words.iter_mut().zip(digest.chunks_exact(8)) {
         *word = u64::from_be_bytes(bytes.try_into().expect("chunks of eight bytes"));
     }
-    (words, encoded.len() as u64)
+    (words, (task.0.len() + encoded.len()) as u64)
 }
 
 /// Gives all records of a section to `put`, in pieces.
@@ -164,7 +166,7 @@ pub struct QueueRestoring {
     small: Option<Small>,
     rows: SharedMap<TaskId, Shared<TaskRow>>,
     pending: SharedMap<TaskId, Shared<Vec<EventView>>>,
-    keys: SharedMap<(DeviceId, TaskKey), TaskId>,
+    keys: SharedMap<(DeviceId, TaskKey), KeyRow>,
     streams: SharedMap<(DeviceId, KeyVersion), Shared<NumberStream>>,
     holders: SharedMap<DeviceId, HolderRow>,
     retired: SharedMap<TaskId, TaskState>,
@@ -239,8 +241,8 @@ impl QueueRestoring {
                 push(&mut self.pending, task, Shared::new(events))
             }
             KEYS => {
-                let (key, task): ((DeviceId, TaskKey), TaskId) = take(bytes)?;
-                push(&mut self.keys, key, task)
+                let (key, row): ((DeviceId, TaskKey), KeyRow) = take(bytes)?;
+                push(&mut self.keys, key, row)
             }
             STREAMS => {
                 let (key, stream): ((DeviceId, KeyVersion), NumberStream) = take(bytes)?;
@@ -332,13 +334,14 @@ impl QueueRestoring {
             batcher: small.batcher,
             collected: small.collected,
             conflict: small.conflict,
+            gone: small.gone,
         };
         if state.section_counts() != counts {
             return Err(SnapshotError::Invariant("records are missing"));
         }
         let queue = ClusterQueue {
             set: Arc::new(ValidatorSet::from_genesis(&self.genesis)),
-            derived: Derived::of(state.cluster, &state.rows, &state.retired),
+            derived: Derived::of(&state),
             state,
             global: self.global.finish().map_err(|_| SnapshotError::Global)?,
             retention: RETENTION,
@@ -395,6 +398,7 @@ impl QueueView {
             batcher: state.batcher.clone(),
             collected: state.collected.clone(),
             conflict: state.conflict,
+            gone: state.gone,
             counts: state.section_counts(),
             digest: self.digest(),
         };
@@ -502,12 +506,16 @@ impl ClusterQueue {
         state.batcher.check_invariants(&state.chain_id)?;
         self.check_cursors()?;
         check(
-            self.derived == Derived::of(state.cluster, &state.rows, &state.retired),
+            self.derived == Derived::of(state),
             "what is derived from the rows differs from them",
         )?;
         check(
             state.retired.iter().all(|(task, _)| !state.rows.contains_key(task)),
             "a row has left and is here",
+        )?;
+        check(
+            state.retired.iter().all(|(task, _)| self.global.task(task).is_some()),
+            "the state is kept of a task that the global queue has dropped",
         )?;
         let mut held = 0;
         for (task, row) in state.rows.iter() {
@@ -518,7 +526,13 @@ impl ClusterQueue {
                 "a cluster-scope task is elsewhere",
             )?;
             check(
-                !is_cluster || state.keys.get(&(row.author, row.task.key.clone())) == Some(task),
+                !is_cluster
+                    || state.keys.get(&(row.author, row.task.key.clone()))
+                        == Some(&KeyRow {
+                            task: *task,
+                            content: row.content,
+                            left: None,
+                        }),
                 "a cluster-scope task is missing among the keys",
             )?;
             if row.state().is_held() {
@@ -546,12 +560,11 @@ impl ClusterQueue {
                 .all(|holder| holder.claims.len() <= CLAIMS_PER_DEVICE_MAX),
             "a device holds too many tasks",
         )?;
-        let waits: usize = state
-            .keys
-            .values()
-            .filter(|task| !state.rows.contains_key(*task) && self.global.task(task).is_none())
-            .count();
-        check(waits == 0, "a task key names no task")
+        let mut keys = state.keys.values();
+        check(
+            keys.all(|key| key.left.is_none() == state.rows.contains_key(&key.task)),
+            "a task key does not know whether its row has left",
+        )
     }
 
     /// The outbox begins where the global queue ends.

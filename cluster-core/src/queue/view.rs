@@ -10,6 +10,17 @@ use common::{
 
 use super::{ClusterQueue, Held, TaskRow};
 
+/// Encoded bytes of an answer that a number stream remembers, about.
+const ANSWER_BYTES: u64 = 16;
+/// The same of a number stream without its answers, and of a holder without its claims.
+const STREAM_BYTES: u64 = 40;
+/// The same of a claim in its holder's row.
+const HELD_BYTES: u64 = 32;
+/// The same of the state of a task whose row has left.
+const RETIRED_BYTES: u64 = 33;
+/// The same of a batch in the outbox without its rows: header, digest and roster.
+const BATCH_BYTES: u64 = 320;
+
 impl ClusterQueue {
     /// The row of a task: of this cluster's own tasks, and of fleet-scope tasks submitted through it
     /// or assigned to it.
@@ -79,14 +90,13 @@ impl ClusterQueue {
     /// earliest deadline, then id. What on-board software looks through for work.
     #[must_use]
     pub fn claimable(&self, limit: usize) -> Vec<TaskId> {
-        let is_completed = |other: &TaskId| self.task_state(other) == Some(TaskState::Completed);
         let unclaimed = self.derived.unclaimed.iter().map(|(_, _, task)| *task);
         unclaimed
             .filter(|task| {
                 self.state
                     .rows
                     .get(task)
-                    .is_some_and(|row| row.task.after.iter().all(is_completed))
+                    .is_some_and(|row| self.links_are_completed(task, row))
             })
             .take(limit)
             .collect()
@@ -125,8 +135,9 @@ impl ClusterQueue {
     #[must_use]
     pub fn counts(&self) -> [u32; 10] {
         let mut counts = self.derived.counts;
-        for (count, retired) in counts.iter_mut().zip(self.derived.retired) {
-            *count = count.saturating_add(retired);
+        for ((count, retired), gone) in counts.iter_mut().zip(self.derived.retired).zip(self.state.gone) {
+            let gone = u32::try_from(gone).unwrap_or(u32::MAX);
+            *count = count.saturating_add(retired).saturating_add(gone);
         }
         counts
     }
@@ -140,11 +151,30 @@ impl ClusterQueue {
             .sum()
     }
 
-    /// Encoded bytes of what a snapshot carries for this cluster alone: rows, open batch, outbox. What
-    /// this log's own entries make grow; the global queue comes on top.
+    /// Encoded bytes of everything that a snapshot carries and that grows: rows, events that are not
+    /// final, task keys, number streams, holders, open batch, outbox, collected parts, and the global
+    /// queue. Not far from a snapshot's length: half of it at least and twice at most, but for some
+    /// kilobytes of what is small.
     #[must_use]
     pub fn state_bytes(&self) -> u64 {
-        self.derived.bytes + self.state.batcher.pending_bytes()
+        let (state, derived) = (&self.state, &self.derived);
+        let held = self.derived.counts.iter().zip(TaskState::ALL);
+        let held: u64 = held
+            .filter(|(_, state)| state.is_held())
+            .map(|(count, _)| u64::from(*count))
+            .sum();
+        let collected: u64 = state.collected.bytes().map(|part| part.len() as u64).sum();
+        derived.bytes
+            + derived.pending_bytes
+            + derived.key_bytes
+            + derived.answers * ANSWER_BYTES
+            + (state.streams.len() + state.holders.len()) as u64 * STREAM_BYTES
+            + held * HELD_BYTES
+            + state.retired.len() as u64 * RETIRED_BYTES
+            + state.batcher.pending_bytes()
+            + state.batcher.outbox().len() as u64 * BATCH_BYTES
+            + collected
+            + self.global.state_bytes()
     }
 
     /// The claim that holds `task` in this cluster.

@@ -1,4 +1,4 @@
-//! What is judged after a block's references: deadlines, custody, assignment.
+//! What is judged after a block's references: deadlines, custody, assignment, and who leaves.
 //!
 //! # The custody clock
 //! Custody of a task lasts until block time T. Contact of the cluster at block time t sets T to t + C.
@@ -23,6 +23,7 @@ impl Execution<'_> {
         // It will end custody by `Event::CustodyEnded`, count `assignment` up, and leave alone every
         // task whose vehicle cannot stop by itself.
         self.assign();
+        self.dropped = self.queue.retire();
     }
 
     /// Ends waiting tasks whose deadline is below block time. Those of a cluster's own queue are only

@@ -26,6 +26,7 @@ pub(super) struct Execution<'q> {
     pub(super) time: BlockTime,
     outcomes: Vec<Outcome>,
     evidence: Vec<Evidence>,
+    pub(super) dropped: Vec<TaskId>,
 }
 
 /// A row of a batch, with where it stands.
@@ -53,6 +54,7 @@ impl<'q> Execution<'q> {
             time,
             outcomes: Vec::new(),
             evidence: Vec::new(),
+            dropped: Vec::new(),
         }
     }
 
@@ -193,7 +195,7 @@ impl<'q> Execution<'q> {
     fn event(&mut self, at: At<'_>, entry: &SignedEntry, about: TaskId, verdict: Verdict) {
         let outcome = self.entry_outcome(at, Some(about), verdict);
         let height = self.height;
-        let Some(row) = self.queue.tasks.get_mut(&about) else {
+        let Some(state) = self.queue.tasks.get(&about).map(Row::state) else {
             return;
         };
         let header = &entry.header;
@@ -201,8 +203,7 @@ impl<'q> Execution<'q> {
             Action::Submit => 0,
             _ => entry.payload.len().min(NOTE_BYTES_MAX),
         };
-        let state = row.state();
-        row.record(HistoryEvent {
+        let event = HistoryEvent {
             height,
             outcome,
             what: What::of(&header.action).expect("a renewal is no event"),
@@ -218,12 +219,13 @@ impl<'q> Execution<'q> {
             verdict,
             state,
             note: Blob::try_from(entry.payload[..note_len].to_vec()).expect("cut at the bound"),
-        });
+        };
+        self.queue.update(&about, |row| row.record(event));
     }
 
     fn entry_outcome(&mut self, at: At<'_>, about: Option<TaskId>, verdict: Verdict) -> u32 {
-        let row = about.and_then(|id| self.queue.tasks.get(&id));
-        let (task, state) = (row.map(|row| row.id), row.map(Row::state));
+        let task = about.filter(|id| self.queue.state_of(id).is_some());
+        let state = task.and_then(|id| self.queue.state_of(&id)).map(|(state, _, _)| state);
         self.push(Outcome::Entry {
             reference: at.reference,
             row: at.row,
@@ -240,8 +242,7 @@ impl<'q> Execution<'q> {
         let state: TaskState = row.state();
         let outcome = self.push(Outcome::Machine { task, what, state });
         let height = self.height;
-        let row = self.queue.tasks.get_mut(&task).expect("just read");
-        row.record(HistoryEvent {
+        let event = HistoryEvent {
             height,
             outcome,
             what: What::Machine(what),
@@ -249,7 +250,8 @@ impl<'q> Execution<'q> {
             verdict: Verdict::Granted,
             state,
             note: Blob::new(),
-        });
+        };
+        self.queue.update(&task, |row| row.record(event));
     }
 
     fn push(&mut self, outcome: Outcome) -> u32 {
@@ -275,6 +277,7 @@ impl<'q> Execution<'q> {
             outcomes: self.outcomes,
             state_root: self.queue.state_root(),
             evidence: self.evidence,
+            dropped: self.dropped,
         }
     }
 }

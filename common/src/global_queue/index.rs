@@ -28,6 +28,14 @@ pub(super) struct Index {
     open_count: Arc<Vec<u32>>,
     /// Tasks by state, in the order of [`TaskState::ALL`].
     counts: [u32; 10],
+    /// Closed tasks, by the height that closed them.
+    closed: ChunkedSet<u64, (Height, TaskId)>,
+    closed_len: usize,
+    closed_weight: usize,
+    /// Closed tasks that leave when their cluster's log is known to have applied a height.
+    leaving: ChunkedSet<ClusterId, (ClusterId, Height, TaskId)>,
+    /// Tasks that left, in that order.
+    retired: ChunkedSet<u64, (u64, TaskId)>,
 }
 
 impl Index {
@@ -40,6 +48,11 @@ impl Index {
             open: ChunkedSet::default(),
             open_count: Arc::new(vec![0; clusters]),
             counts: [0; 10],
+            closed: ChunkedSet::default(),
+            closed_len: 0,
+            closed_weight: 0,
+            leaving: ChunkedSet::default(),
+            retired: ChunkedSet::default(),
         }
     }
 
@@ -62,6 +75,13 @@ impl Index {
             self.open.insert((cluster, id.0[0]), (cluster, id));
             Arc::make_mut(&mut self.open_count)[cluster.0 as usize] += 1;
         }
+        if let Some(leaving) = leaving_key(row) {
+            self.leaving.insert(leaving.0, leaving);
+        } else if let Some(ended) = row.standing.ended {
+            self.closed.insert(ended.0 >> 8, (ended, id));
+            self.closed_len += 1;
+            self.closed_weight += row.weight();
+        }
     }
 
     pub(super) fn remove(&mut self, row: &Row) {
@@ -83,6 +103,45 @@ impl Index {
             self.open.remove((cluster, id.0[0]), &(cluster, id));
             Arc::make_mut(&mut self.open_count)[cluster.0 as usize] -= 1;
         }
+        if let Some(leaving) = leaving_key(row) {
+            self.leaving.remove(leaving.0, &leaving);
+        } else if let Some(ended) = row.standing.ended {
+            self.closed.remove(ended.0 >> 8, &(ended, id));
+            self.closed_len -= 1;
+            self.closed_weight -= row.weight();
+        }
+    }
+
+    /// Closed tasks with the height that closed them, the oldest first.
+    pub(super) fn closed(&self) -> impl Iterator<Item = &(Height, TaskId)> {
+        self.closed.iter()
+    }
+
+    /// How many closed tasks there are, and their weight.
+    pub(super) fn closed_size(&self) -> (usize, usize) {
+        (self.closed_len, self.closed_weight)
+    }
+
+    /// Closed tasks of a cluster that leave when its log has applied `height`.
+    pub(super) fn leaving(&self, cluster: ClusterId, height: Height) -> Vec<TaskId> {
+        self.leaving
+            .chunks(cluster..=cluster)
+            .take_while(|(_, since, _)| *since <= height)
+            .map(|(_, _, id)| *id)
+            .collect()
+    }
+
+    pub(super) fn insert_retired(&mut self, order: u64, id: TaskId) {
+        self.retired.insert(order >> 8, (order, id));
+    }
+
+    pub(super) fn remove_retired(&mut self, order: u64, id: TaskId) {
+        self.retired.remove(order >> 8, &(order, id));
+    }
+
+    /// Tasks that left, the first first.
+    pub(super) fn retired(&self) -> impl Iterator<Item = TaskId> {
+        self.retired.iter().map(|(_, id)| *id)
     }
 
     /// Tasks that wait to be assigned, in the order in which they are.
@@ -149,7 +208,7 @@ fn ending_key(row: &Row) -> Option<(ClusterId, Height)> {
 }
 
 fn waits_for(row: &Row) -> &[TaskId] {
-    if row.state().is_open() && row.standing.links_open > 0 {
+    if row.state().is_open() && row.links_open() > 0 {
         &row.task().after
     } else {
         &[]
@@ -161,4 +220,9 @@ fn open_key(row: &Row) -> Option<ClusterId> {
     row.standing
         .cluster
         .filter(|_| is_the_clusters && row.state().is_open())
+}
+
+fn leaving_key(row: &Row) -> Option<(ClusterId, Height, TaskId)> {
+    let since = row.standing.leaving?;
+    Some((row.submitted.through, since, row.id))
 }

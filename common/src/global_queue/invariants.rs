@@ -24,8 +24,19 @@ impl GlobalQueue {
             self.check_row(row);
             assert!(arrivals.insert(row.standing.arrival), "tasks arrive one by one");
         }
+        for (id, line) in self.retired.iter() {
+            assert_eq!(*id, line.id, "a line stands under its id");
+            assert!(self.tasks.get(id).is_none(), "{id} has left");
+            assert!(!line.state.is_open(), "{id} had ended when it left");
+            index.insert_retired(line.order, *id);
+        }
         assert_eq!(index, self.index, "every index follows from the rows");
-        assert_eq!(arrivals.len() as u64, self.arrivals, "every arrival is a row");
+        assert_eq!(
+            arrivals.len() as u64 + self.left(),
+            self.arrivals,
+            "every arrival is a row or left"
+        );
+        self.check_retention();
         self.check_task_keys();
         self.check_cursors();
     }
@@ -75,18 +86,17 @@ impl GlobalQueue {
                 "{id}: the holder's token is the newest"
             );
         }
-        if row.state().is_open() {
-            let open = row.task().after.iter().filter(|linked| {
-                self.tasks
-                    .get(linked)
-                    .is_none_or(|other| other.state() != TaskState::Completed)
-            });
-            assert_eq!(
-                open.count(),
-                usize::from(standing.links_open),
-                "{id} knows its open links"
-            );
+        for (at, linked) in row.task().after.iter().enumerate().filter(|_| row.state().is_open()) {
+            let is_done = standing.links_done & (1 << at) != 0;
+            if let Some((state, _, _)) = self.state_of(linked) {
+                assert_eq!(is_done, state == TaskState::Completed, "{id} knows its open links");
+            }
         }
+        assert_eq!(
+            standing.ended.is_some(),
+            !row.state().is_open(),
+            "{id} knows whether it ended"
+        );
         assert!(
             standing.events.len() <= EVENTS_PER_TASK_MAX,
             "{id}: its history is bounded"
@@ -102,6 +112,13 @@ impl GlobalQueue {
     fn check_task_keys(&self) {
         let fleet = self.tasks.iter().filter(|(_, row)| row.scope() == Scope::Fleet);
         let mut count = 0;
+        for (id, line) in self.retired.iter() {
+            if let Some(key) = line.key() {
+                let known = self.task_keys.get(&key).expect("a fleet-scope task has its key");
+                assert_eq!(known.task, *id, "one task key is one task");
+                count += 1;
+            }
+        }
         for (id, row) in fleet {
             let key = TaskKeyId::of(&row.submitted.author, row.task());
             let known = self.task_keys.get(&key).expect("a fleet-scope task has its key");

@@ -26,9 +26,10 @@ impl Execution<'_> {
         }
         let task = header.action.task().expect("only Submit and Renew name no task");
         let Some(row) = self.queue.tasks.get(&task) else {
-            return match at.entry.verdict {
-                Verdict::Rejected(reason) => Verdict::Rejected(reason),
-                Verdict::Granted | Verdict::Late => Verdict::Rejected(Reason::UnknownTask),
+            return match (at.entry.verdict, self.queue.retired(&task)) {
+                (Verdict::Rejected(reason), _) => Verdict::Rejected(reason),
+                (Verdict::Granted | Verdict::Late, Some(line)) => Verdict::Rejected(Reason::WrongState(line.state)),
+                (Verdict::Granted | Verdict::Late, None) => Verdict::Rejected(Reason::UnknownTask),
             };
         };
         match row.scope() {
@@ -182,16 +183,15 @@ impl Execution<'_> {
             return Err(Reason::Constrained);
         }
         let key = TaskKeyId::of(&header.author, &task);
-        if let Some(known) = self.queue.task_keys.get(&key).map(|row| row.task) {
-            let row = self.queue.tasks.get(&known).expect("every task key names a row");
-            return Err(if row.submitted.content == header.payload_hash {
-                Reason::DuplicateOf(known)
+        if let Some(known) = self.queue.task_keys.get(&key) {
+            return Err(if known.content == header.payload_hash {
+                Reason::DuplicateOf(known.task)
             } else {
-                Reason::KeyConflict(known)
+                Reason::KeyConflict(known.task)
             });
         }
-        let id = self.create(at, entry);
-        self.queue.task_keys.insert(key, TaskKeyRow { key, task: id });
+        let (task, content) = (self.create(at, entry), header.payload_hash);
+        self.queue.task_keys.insert(key, TaskKeyRow { key, task, content });
         Ok(())
     }
 
@@ -213,7 +213,9 @@ impl Execution<'_> {
             custody: None,
             assignment: Assignment(0),
             terms: (!is_fleet).then_some(self.queue.genesis.timing.lease),
-            links_open: 0,
+            links_done: 0,
+            ended: None,
+            leaving: None,
             ends_at: None,
             events: Vec::new(),
             events_dropped: 0,

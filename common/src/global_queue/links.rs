@@ -4,13 +4,16 @@ use super::{MachineEvent, execute::Execution};
 use crate::{
     entry::transition::Event,
     ids::TaskId,
+    limits::AFTER_PER_TASK_MAX,
     task::{Scope, TaskState},
 };
 
+const _: () = assert!(AFTER_PER_TASK_MAX <= u8::BITS as usize);
+
 /// What the links of a task say.
 struct Links {
-    /// Not completed, or not known yet.
-    open: u8,
+    /// Those that are completed: bit i for link i.
+    done: u8,
     /// One ended otherwise than completed, where the task's own queue sees it at once.
     ended_here: bool,
     /// One did so elsewhere: the task's cluster sees it with the block.
@@ -41,7 +44,7 @@ impl Execution<'_> {
         let links = self.links(&id);
         let height = self.height;
         let ended = self.queue.update(&id, |row| {
-            row.standing.links_open = links.open;
+            row.standing.links_done = links.done;
             let ends = links.ended_here && row.is_waiting();
             if ends {
                 row.standing
@@ -63,22 +66,20 @@ impl Execution<'_> {
     fn links(&self, id: &TaskId) -> Links {
         let row = self.queue.tasks.get(id).expect("the caller found the row");
         let mut links = Links {
-            open: 0,
+            done: row.standing.links_done,
             ended_here: false,
             ended_elsewhere: false,
         };
-        for linked in &row.task().after {
-            let Some(other) = self.queue.tasks.get(linked) else {
-                links.open += 1;
+        for (at, linked) in row.task().after.iter().enumerate() {
+            // Not known yet, or no longer: then it counts as what it was when it was last seen.
+            let Some((state, scope, through)) = self.queue.state_of(linked) else {
                 continue;
             };
-            if other.state() == TaskState::Completed {
-                continue;
-            }
-            links.open += 1;
-            if !other.state().is_open() {
-                let sees_it_at_once = row.scope() == Scope::Fleet
-                    || (other.scope() == Scope::Cluster && other.submitted.through == row.submitted.through);
+            if state == TaskState::Completed {
+                links.done |= 1 << at;
+            } else if !state.is_open() {
+                let sees_it_at_once =
+                    row.scope() == Scope::Fleet || (scope == Scope::Cluster && through == row.submitted.through);
                 links.ended_here |= sees_it_at_once;
                 links.ended_elsewhere |= !sees_it_at_once;
             }

@@ -19,7 +19,8 @@
 //! * A cluster ends its own tasks (deadline, link to a task elsewhere) when its log applies the block
 //!   that shows the reason. So this state ends them just before the first batch that stood at that height.
 //! * After the references: deadlines, then (not yet: take-back of custody), then assignment, by
-//!   priority and arrival, to a cluster in contact.
+//!   priority and arrival, to a cluster in contact. At the very end closed tasks leave whose time has
+//!   come (`retention.rs`), by height and count alone.
 //!
 //! # Invariants
 //! * `exactly-once-upward`: a cluster's executed batches are a gap-free prefix, each once.
@@ -37,6 +38,7 @@ mod judge;
 mod links;
 mod outcome;
 mod plan;
+mod retention;
 mod row;
 mod sections;
 mod shared_map;
@@ -49,6 +51,7 @@ use std::sync::Arc;
 
 pub use outcome::{BlockOutcome, Evidence, MachineEvent, Outcome, RowFault, StaleReason, outcome_root};
 pub use plan::{ApplyError, OrderedBatch};
+pub use retention::{RETENTION, Retention, Retired};
 pub use row::{
     Cursor, Custody, EVENTS_PER_TASK_MAX, EventEntry, HistoryEvent, NOTE_BYTES_MAX, Row, Standing, Submitted, What,
 };
@@ -82,11 +85,15 @@ pub struct GlobalQueue {
     stretch_us: u64,
     /// Tasks that ever arrived.
     arrivals: u64,
+    /// Of these, tasks that left, by the state in which they did.
+    left: [u64; 10],
     cursors: Arc<Vec<Cursor>>,
     tasks: HashedMap<TaskId, Row>,
+    retired: HashedMap<TaskId, Retired>,
     task_keys: HashedMap<TaskKeyId, TaskKeyRow>,
     streams: HashedMap<StreamKey, StreamRow>,
     index: Index,
+    retention: Retention,
     root: Digest,
 }
 
@@ -123,11 +130,14 @@ impl GlobalQueue {
             time: genesis.genesis_time,
             stretch_us: 0,
             arrivals: 0,
+            left: [0; 10],
             cursors: Arc::new(cursors),
             tasks: HashedMap::new(),
+            retired: HashedMap::new(),
             task_keys: HashedMap::new(),
             streams: HashedMap::new(),
             index: Index::new(genesis.clusters.len()),
+            retention: RETENTION,
             genesis: Arc::new(genesis.clone()),
             root: Digest::default(),
         };
@@ -159,13 +169,19 @@ impl GlobalQueue {
     /// Brings digests and root up to date after a change.
     fn refresh(&mut self) {
         self.tasks.refresh();
+        self.retired.refresh();
         self.task_keys.refresh();
         self.streams.refresh();
-        self.root = self.root_over([self.tasks.root(), self.task_keys.root(), self.streams.root()]);
+        self.root = self.root_over([
+            self.tasks.root(),
+            self.retired.root(),
+            self.task_keys.root(),
+            self.streams.root(),
+        ]);
     }
 
     /// The root from those of the maps and everything that is small.
-    fn root_over(&self, maps: [Digest; 3]) -> Digest {
+    fn root_over(&self, maps: [Digest; 4]) -> Digest {
         let cursors: Vec<u8> = self
             .cursors
             .iter()
@@ -189,6 +205,7 @@ impl GlobalQueue {
             self.tip,
             self.stretch_us,
             self.arrivals,
+            self.left,
             section(b"muster/v1/cursors", &cursors),
             maps,
         ));
@@ -201,16 +218,22 @@ impl GlobalQueue {
     pub fn state_root_from_scratch(&self) -> Digest {
         self.root_over([
             self.tasks.root_from_scratch(),
+            self.retired.root_from_scratch(),
             self.task_keys.root_from_scratch(),
             self.streams.root_from_scratch(),
         ])
     }
 
-    /// Changes a row and keeps every index true.
+    /// Changes a row and keeps every index true, and the height that closed it.
     fn update<R>(&mut self, id: &TaskId, change: impl FnOnce(&mut Row) -> R) -> R {
         let row = self.tasks.get_mut(id).expect("the caller found the row");
         self.index.remove(row);
         let result = change(row);
+        if row.state().is_open() {
+            (row.standing.ended, row.standing.leaving) = (None, None);
+        } else {
+            row.standing.ended.get_or_insert(self.height);
+        }
         self.index.insert(row);
         result
     }

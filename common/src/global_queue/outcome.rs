@@ -172,4 +172,6 @@ pub struct BlockOutcome {
     pub state_root: Digest,
     /// Faults found in executed batches.
     pub evidence: Vec<Evidence>,
+    /// Tasks that left the state with this block; in no digest of its own, the state's root says it.
+    pub dropped: Vec<TaskId>,
 }

@@ -27,6 +27,10 @@ use crate::{
 
 /// Events kept of one task; beyond it the least telling are dropped and counted.
 pub const EVENTS_PER_TASK_MAX: usize = 512;
+/// Weight of a row without its submission and events: not less than its encoded length.
+const ROW_WEIGHT: usize = 256;
+/// Weight of an event without its note: not less than its encoded length.
+const EVENT_WEIGHT: usize = 192;
 /// Bytes kept of an author's note.
 pub const NOTE_BYTES_MAX: usize = 256;
 
@@ -173,8 +177,14 @@ pub struct Standing {
     pub assignment: Assignment,
     /// C, L, G and t_stop: written at the assignment, for cluster scope at the submission.
     pub terms: Option<LeaseTerms>,
-    /// Linked tasks that are not completed.
-    pub links_open: u8,
+    /// Which of the linked tasks are completed: bit i for link i. A link that was seen completed stays
+    /// so, when nothing is kept of it any more too.
+    pub links_done: u8,
+    /// Height that closed the task; `None` while it is open.
+    pub ended: Option<Height>,
+    /// Height since which a closed task's cluster takes no entry that opens it again: it leaves once a
+    /// batch that stood there was executed.
+    pub leaving: Option<Height>,
     /// Cluster scope: the height whose `GlobalAdvance` ends the task in its cluster's log, and why.
     pub ends_at: Option<(Height, MachineEvent)>,
     /// In order; at most [`EVENTS_PER_TASK_MAX`].
@@ -185,8 +195,7 @@ pub struct Standing {
 
 /// A task in the global queue.
 ///
-/// Closed tasks stay, with their history: there is no retention yet, so memory grows with every task
-/// ever submitted. A row that leaves must leave its task key behind, which is permanent.
+/// A closed task leaves after a retention; a [`Retired`](super::Retired) line stands for it afterwards.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     /// Identity.
@@ -197,13 +206,17 @@ pub struct Row {
     pub standing: Standing,
     /// Digest of what never changes, so that a change does not hash it again.
     submitted_digest: Digest,
+    /// Its encoded length.
+    submitted_bytes: usize,
 }
 
 impl Row {
     pub(super) fn new(id: TaskId, submitted: Submitted, standing: Standing) -> Self {
+        let encoded = to_bytes(&submitted);
         Self {
             id,
-            submitted_digest: section(b"muster/v1/task-submitted", &to_bytes(&submitted)),
+            submitted_digest: section(b"muster/v1/task-submitted", &encoded),
+            submitted_bytes: encoded.len(),
             submitted: Arc::new(submitted),
             standing,
         }
@@ -239,7 +252,19 @@ impl Row {
         self.scope() == Scope::Fleet
             && self.state() == TaskState::Queued
             && self.standing.custody.is_none()
-            && self.standing.links_open == 0
+            && self.links_open() == 0
+    }
+
+    /// Linked tasks that are not completed.
+    #[must_use]
+    pub fn links_open(&self) -> u8 {
+        self.task().after.len() as u8 - self.standing.links_done.count_ones() as u8
+    }
+
+    /// What the row counts for in the bound on closed rows: not less than its encoded length.
+    pub(super) fn weight(&self) -> usize {
+        let notes: usize = self.standing.events.iter().map(|event| event.note.len()).sum();
+        self.submitted_bytes + ROW_WEIGHT + EVENT_WEIGHT * self.standing.events.len() + notes
     }
 
     /// Whether nobody has begun it, so that a deadline or an ended link may end it.
@@ -264,11 +289,10 @@ impl Row {
 }
 
 impl Digested for Row {
-    fn digest(&self) -> Digest {
-        section(
-            b"muster/v1/task-row",
-            &to_bytes(&(self.id, self.submitted_digest, &self.standing)),
-        )
+    fn digest(&self) -> (Digest, usize) {
+        let encoded = to_bytes(&(self.id, self.submitted_digest, &self.standing));
+        let bytes = encoded.len() - self.submitted_digest.0.len() + self.submitted_bytes;
+        (section(b"muster/v1/task-row", &encoded), bytes)
     }
 }
 
@@ -300,8 +324,9 @@ pub(super) struct StreamRow {
 }
 
 impl Digested for StreamRow {
-    fn digest(&self) -> Digest {
-        section(b"muster/v1/stream-row", &to_bytes(self))
+    fn digest(&self) -> (Digest, usize) {
+        let encoded = to_bytes(self);
+        (section(b"muster/v1/stream-row", &encoded), encoded.len())
     }
 }
 
@@ -321,16 +346,19 @@ impl BucketKey for TaskKeyId {
     }
 }
 
-/// The one task of a task key. Permanent.
+/// The one task of a task key, for as long as anything is kept of that task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct TaskKeyRow {
     pub(super) key: TaskKeyId,
     pub(super) task: TaskId,
+    /// Digest of the encoded task: tells a repeated key from a conflict.
+    pub(super) content: Digest,
 }
 
 impl Digested for TaskKeyRow {
-    fn digest(&self) -> Digest {
-        section(b"muster/v1/task-key-row", &to_bytes(self))
+    fn digest(&self) -> (Digest, usize) {
+        let encoded = to_bytes(self);
+        (section(b"muster/v1/task-key-row", &encoded), encoded.len())
     }
 }
 

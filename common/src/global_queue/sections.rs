@@ -7,7 +7,7 @@
 //! * Restoring adds rows as they come and checks the whole at the end, with the root.
 
 use super::{
-    GlobalQueue, RestoreError, Standing, Submitted,
+    GlobalQueue, RestoreError, Retired, Standing, Submitted,
     row::{StreamRow, TaskKeyRow},
     snapshot::{Builder, Small},
 };
@@ -27,6 +27,8 @@ pub enum Section {
     Small,
     /// Tasks.
     Tasks,
+    /// Tasks that left.
+    Retired,
     /// Task keys of fleet scope.
     TaskKeys,
     /// Number streams.
@@ -92,6 +94,12 @@ impl GlobalQueue {
             pieces.add(&(id, &*row.submitted, &row.standing))?;
         }
         pieces.finish()?;
+        let mut put_retired = |bytes: &[u8]| put(Section::Retired, bytes);
+        let mut pieces = Pieces::new(&mut put_retired);
+        for (_, line) in self.retired.iter() {
+            pieces.add(line)?;
+        }
+        pieces.finish()?;
         let mut put_keys = |bytes: &[u8]| put(Section::TaskKeys, bytes);
         let mut pieces = Pieces::new(&mut put_keys);
         for (_, row) in self.task_keys.iter() {
@@ -148,6 +156,7 @@ impl Restoring {
                     let (id, submitted, standing): (TaskId, Submitted, Standing) = take(bytes)?;
                     self.builder.task(id, submitted, standing)?;
                 }
+                Section::Retired => self.builder.retired(take::<Retired>(bytes)?)?,
                 Section::TaskKeys => self.builder.task_key(take::<TaskKeyRow>(bytes)?)?,
                 Section::Streams => self.builder.stream(take::<StreamRow>(bytes)?)?,
             }

@@ -25,20 +25,28 @@ pub(super) trait BucketKey: Copy + Ord {
 
 /// A value with a digest over everything that two machines must agree on.
 pub(super) trait Digested {
-    /// Digest of the value under its key.
-    fn digest(&self) -> Digest;
+    /// Digest of the value under its key, and its encoded length in a snapshot.
+    fn digest(&self) -> (Digest, usize);
+}
+
+/// A value with what is known of it since the last refresh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Slot<V> {
+    value: Arc<V>,
+    digest: Digest,
+    bytes: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Bucket<K, V> {
-    rows: BTreeMap<K, (Arc<V>, Digest)>,
+    rows: BTreeMap<K, Slot<V>>,
 }
 
 impl<K: BucketKey, V> Bucket<K, V> {
     fn digest(&self) -> Digest {
         let mut bytes = Vec::with_capacity(self.rows.len() * 32);
-        for (_, digest) in self.rows.values() {
-            bytes.extend_from_slice(&digest.0);
+        for slot in self.rows.values() {
+            bytes.extend_from_slice(&slot.digest.0);
         }
         merkle::leaf(&bytes)
     }
@@ -56,6 +64,7 @@ pub(super) struct HashedMap<K, V> {
     root: Digest,
     dirty: BTreeSet<K>,
     len: usize,
+    bytes: usize,
 }
 
 impl<K: BucketKey, V: Clone + Digested> HashedMap<K, V> {
@@ -71,7 +80,13 @@ impl<K: BucketKey, V: Clone + Digested> HashedMap<K, V> {
             groups,
             dirty: BTreeSet::new(),
             len: 0,
+            bytes: 0,
         }
+    }
+
+    /// Encoded bytes of all values in a snapshot, as of the last refresh.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     pub(super) fn len(&self) -> usize {
@@ -79,7 +94,7 @@ impl<K: BucketKey, V: Clone + Digested> HashedMap<K, V> {
     }
 
     pub(super) fn get(&self, key: &K) -> Option<&V> {
-        self.buckets[key.bucket()].rows.get(key).map(|(value, _)| &**value)
+        self.buckets[key.bucket()].rows.get(key).map(|slot| &*slot.value)
     }
 
     /// The value for change; its digest is stale until the next refresh.
@@ -89,22 +104,41 @@ impl<K: BucketKey, V: Clone + Digested> HashedMap<K, V> {
         }
         self.dirty.insert(*key);
         let bucket = Arc::make_mut(&mut Arc::make_mut(&mut self.buckets)[key.bucket()]);
-        bucket.rows.get_mut(key).map(|(value, _)| Arc::make_mut(value))
+        bucket.rows.get_mut(key).map(|slot| Arc::make_mut(&mut slot.value))
     }
 
     /// Adds or replaces a value.
     pub(super) fn insert(&mut self, key: K, value: V) {
         self.dirty.insert(key);
         let bucket = Arc::make_mut(&mut Arc::make_mut(&mut self.buckets)[key.bucket()]);
-        let before = bucket.rows.insert(key, (Arc::new(value), Digest::default()));
+        let slot = Slot {
+            value: Arc::new(value),
+            digest: Digest::default(),
+            bytes: 0,
+        };
+        let before = bucket.rows.insert(key, slot);
         self.len += usize::from(before.is_none());
+        self.bytes -= before.map_or(0, |slot| slot.bytes);
+    }
+
+    /// Takes a value out.
+    pub(super) fn remove(&mut self, key: &K) -> Option<Arc<V>> {
+        if !self.buckets[key.bucket()].rows.contains_key(key) {
+            return None;
+        }
+        self.dirty.insert(*key);
+        let bucket = Arc::make_mut(&mut Arc::make_mut(&mut self.buckets)[key.bucket()]);
+        let slot = bucket.rows.remove(key)?;
+        self.len -= 1;
+        self.bytes -= slot.bytes;
+        Some(slot.value)
     }
 
     /// All values in key order.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
         self.buckets
             .iter()
-            .flat_map(|bucket| bucket.rows.iter().map(|(key, (value, _))| (key, &**value)))
+            .flat_map(|bucket| bucket.rows.iter().map(|(key, slot)| (key, &*slot.value)))
     }
 
     /// Values above `after` in key order.
@@ -112,7 +146,7 @@ impl<K: BucketKey, V: Clone + Digested> HashedMap<K, V> {
         let first = after.map_or(0, |key| key.bucket());
         self.buckets[first..]
             .iter()
-            .flat_map(|bucket| bucket.rows.iter().map(|(key, (value, _))| (key, &**value)))
+            .flat_map(|bucket| bucket.rows.iter().map(|(key, slot)| (key, &*slot.value)))
             .skip_while(move |(key, _)| after.is_some_and(|after| **key <= after))
     }
 
@@ -125,8 +159,11 @@ impl<K: BucketKey, V: Clone + Digested> HashedMap<K, V> {
         let mut touched = BTreeSet::new();
         for key in core::mem::take(&mut self.dirty) {
             let bucket = Arc::make_mut(&mut buckets[key.bucket()]);
-            let row = bucket.rows.get_mut(&key).expect("rows are never taken out");
-            row.1 = row.0.digest();
+            if let Some(slot) = bucket.rows.get_mut(&key) {
+                let (digest, bytes) = slot.value.digest();
+                self.bytes = self.bytes - slot.bytes + bytes;
+                (slot.digest, slot.bytes) = (digest, bytes);
+            }
             touched.insert(key.bucket());
         }
         let digests = Arc::make_mut(&mut self.digests);
@@ -153,10 +190,11 @@ impl<K: BucketKey, V: Clone + Digested> HashedMap<K, V> {
             .buckets
             .iter()
             .map(|bucket| {
-                let rows = bucket
-                    .rows
-                    .iter()
-                    .map(|(key, (value, _))| (*key, (value.clone(), value.digest())));
+                let rows = bucket.rows.iter().map(|(key, slot)| {
+                    let (digest, bytes) = slot.value.digest();
+                    let value = slot.value.clone();
+                    (*key, Slot { value, digest, bytes })
+                });
                 Bucket { rows: rows.collect() }.digest()
             })
             .collect();

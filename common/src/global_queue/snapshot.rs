@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Cursor, EVENTS_PER_TASK_MAX, GlobalQueue, Row, Standing, Submitted,
+    Cursor, EVENTS_PER_TASK_MAX, GlobalQueue, RETENTION, Retired, Row, Standing, Submitted,
     index::Index,
     row::{StreamKey, StreamRow, TaskKeyId, TaskKeyRow},
     shared_map::HashedMap,
@@ -20,10 +20,11 @@ use crate::{
     ids::{BatchSeq, BlockTime, ChainId, Digest, Founding, Height, LogPosition, TaskId},
     registry::Registry,
     roster::Roster,
+    task::Scope,
 };
 
 /// Version of the format.
-const SNAPSHOT_VERSION: u16 = 1;
+const SNAPSHOT_VERSION: u16 = 2;
 
 /// Why bytes are no state of this fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -79,8 +80,10 @@ struct Snapshot {
     tip: Digest,
     stretch_us: u64,
     arrivals: u64,
+    left: [u64; 10],
     cursors: Vec<CursorBytes>,
     tasks: Vec<(TaskId, Submitted, Standing)>,
+    retired: Vec<Retired>,
     task_keys: Vec<TaskKeyRow>,
     streams: Vec<StreamRow>,
     root: Digest,
@@ -98,12 +101,14 @@ impl GlobalQueue {
             tip: self.tip,
             stretch_us: self.stretch_us,
             arrivals: self.arrivals,
+            left: self.left,
             cursors: self.cursors.iter().map(cursor_bytes).collect(),
             tasks: self
                 .tasks
                 .iter()
                 .map(|(id, row)| (*id, Submitted::clone(&row.submitted), row.standing.clone()))
                 .collect(),
+            retired: self.retired.iter().map(|(_, line)| line.clone()).collect(),
             task_keys: self.task_keys.iter().map(|(_, row)| *row).collect(),
             streams: self.streams.iter().map(|(_, row)| row.clone()).collect(),
             root: self.root,
@@ -132,6 +137,9 @@ impl GlobalQueue {
         for (id, submitted, standing) in snapshot.tasks {
             builder.task(id, submitted, standing)?;
         }
+        for line in snapshot.retired {
+            builder.retired(line)?;
+        }
         for row in snapshot.task_keys {
             builder.task_key(row)?;
         }
@@ -146,6 +154,7 @@ impl GlobalQueue {
             tip: snapshot.tip,
             stretch_us: snapshot.stretch_us,
             arrivals: snapshot.arrivals,
+            left: snapshot.left,
             cursors: snapshot.cursors,
             root: snapshot.root,
         })
@@ -157,10 +166,11 @@ pub(super) struct Builder {
     genesis: Arc<Genesis>,
     registry: Registry,
     tasks: HashedMap<TaskId, Row>,
+    retired: HashedMap<TaskId, Retired>,
     task_keys: HashedMap<TaskKeyId, TaskKeyRow>,
     streams: HashedMap<StreamKey, StreamRow>,
     index: Index,
-    last: (Option<TaskId>, Option<TaskKeyId>, Option<StreamKey>),
+    last: (Option<TaskId>, Option<TaskId>, Option<TaskKeyId>, Option<StreamKey>),
 }
 
 /// Everything of a state but its rows.
@@ -173,6 +183,7 @@ pub(super) struct Small {
     tip: Digest,
     stretch_us: u64,
     arrivals: u64,
+    left: [u64; 10],
     cursors: Vec<CursorBytes>,
     root: Digest,
 }
@@ -187,6 +198,7 @@ impl Small {
             tip: queue.tip,
             stretch_us: queue.stretch_us,
             arrivals: queue.arrivals,
+            left: queue.left,
             cursors: queue.cursors.iter().map(cursor_bytes).collect(),
             root: queue.root,
         }
@@ -207,10 +219,11 @@ impl Builder {
             genesis: Arc::new(genesis.clone()),
             registry: Registry::from_genesis(genesis),
             tasks: HashedMap::new(),
+            retired: HashedMap::new(),
             task_keys: HashedMap::new(),
             streams: HashedMap::new(),
             index: Index::new(genesis.clusters.len()),
-            last: (None, None, None),
+            last: (None, None, None, None),
         }
     }
 
@@ -240,25 +253,49 @@ impl Builder {
             submitted.task.validate().is_ok() && standing.events.len() <= EVENTS_PER_TASK_MAX,
             "a task that could not have been submitted, or with too many events",
         )?;
+        let is_closed = !standing.life.state.is_open();
+        check(
+            standing.ended.is_some() == is_closed
+                && standing
+                    .leaving
+                    .is_none_or(|_| is_closed && submitted.scope == Scope::Cluster)
+                && u32::from(standing.links_done) >> submitted.task.after.len() == 0,
+            "a task that has ended and has not, or with links that it does not have",
+        )?;
         let row = Row::new(id, submitted, standing);
         self.index.insert(&row);
         self.tasks.insert(id, row);
         Ok(())
     }
 
+    pub(super) fn retired(&mut self, line: Retired) -> Result<(), RestoreError> {
+        check(
+            self.last.1.replace(line.id).is_none_or(|last| last < line.id),
+            "tasks that left are not in order of their ids",
+        )?;
+        check(
+            self.tasks.get(&line.id).is_none() && !line.state.is_open(),
+            "a task that left and did not",
+        )?;
+        self.index.insert_retired(line.order, line.id);
+        self.retired.insert(line.id, line);
+        Ok(())
+    }
+
     pub(super) fn task_key(&mut self, row: TaskKeyRow) -> Result<(), RestoreError> {
         check(
-            self.last.1.replace(row.key).is_none_or(|last| last < row.key),
+            self.last.2.replace(row.key).is_none_or(|last| last < row.key),
             "task keys are not in order",
         )?;
-        check(self.tasks.get(&row.task).is_some(), "a task key without its task")?;
+        let is_known = self.tasks.get(&row.task).is_some() || self.retired.get(&row.task).is_some();
+        check(is_known, "a task key without its task")?;
         self.task_keys.insert(row.key, row);
         Ok(())
     }
 
     pub(super) fn stream(&mut self, row: StreamRow) -> Result<(), RestoreError> {
         check(
-            self.last.2.replace(row.key).is_none_or(|last| last < row.key),
+            self.last.3.replace(row.key).is_none_or(|last| last < row.key),
             "number streams are not in order",
         )?;
         self.streams.insert(row.key, row);
@@ -284,6 +321,9 @@ impl Builder {
             tip: small.tip,
             stretch_us: small.stretch_us,
             arrivals: small.arrivals,
+            left: small.left,
+            retention: RETENTION,
+            retired: self.retired,
             cursors: Arc::new(small.cursors.into_iter().map(cursor_from).collect()),
             tasks: self.tasks,
             task_keys: self.task_keys,

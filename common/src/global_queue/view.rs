@@ -79,16 +79,20 @@ impl GlobalQueue {
         self.tasks.iter_after(after).map(|(_, row)| row).take(limit)
     }
 
-    /// How many tasks there are.
+    /// How many tasks are kept.
     #[must_use]
     pub fn task_count(&self) -> usize {
         self.tasks.len()
     }
 
-    /// Tasks by state, in the order of [`TaskState::ALL`].
+    /// Tasks by state, in the order of [`TaskState::ALL`], those that left included.
     #[must_use]
     pub fn counts_by_state(&self) -> [u32; 10] {
-        self.index.counts()
+        let mut counts = self.index.counts();
+        for (count, left) in counts.iter_mut().zip(self.left) {
+            *count = count.saturating_add(u32::try_from(left).unwrap_or(u32::MAX));
+        }
+        counts
     }
 
     /// Open tasks in a cluster's custody or of its own, in order of their ids.

@@ -545,6 +545,15 @@ pub enum OpAnswer {
     Unsupported(Label),
     /// To `Telemetry`.
     Telemetry(Telemetry),
+    /// To `Task`, `History` and `Prove`: the task was here, it ended, and it is no longer kept.
+    NoLongerKept {
+        /// The state in which it ended.
+        state: TaskState,
+        /// The height that closed it.
+        ended: Height,
+        /// Height of the state that says so.
+        height: Height,
+    },
 }
 
 impl Wire for OpAnswer {

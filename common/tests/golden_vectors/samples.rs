@@ -761,6 +761,14 @@ fn operators_answers(all: &mut impl Samples, fleet: &Fleet) {
         },
     );
     all.add("answer_not_found", OpAnswer::NotFound);
+    all.add(
+        "answer_no_longer_kept",
+        OpAnswer::NoLongerKept {
+            state: TaskState::Failed,
+            ended: Height(300),
+            height: Height(70_000),
+        },
+    );
     all.add("answer_unsupported", OpAnswer::Unsupported(label("ask a validator")));
     let sent = Sent {
         datagrams: 3,

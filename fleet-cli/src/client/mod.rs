@@ -278,6 +278,19 @@ pub fn failure_of_answer(label: &str, answer: &OpAnswer) -> Option<Failure> {
         OpAnswer::NotFound => {
             Some(Failure::new(Exit::Invalid, format!("{label}: not known here")).means("nothing changed"))
         }
+        OpAnswer::NoLongerKept { state, ended, height } => {
+            let (word, ended, height) = (state.word(), ended.0, height.0);
+            let what = format!("{label}: the task is no longer kept: it ended as {word} at height {ended}");
+            Some(
+                Failure::new(Exit::Invalid, what)
+                    .means(format!(
+                        "ended tasks leave the queue after a while; the chain is at height {height}"
+                    ))
+                    .todo(format!(
+                        "its history stands in the validators' blocks: `fleet block get {ended}`"
+                    )),
+            )
+        }
         OpAnswer::Unsupported(what) => {
             Some(Failure::new(Exit::Invalid, format!("{label} does not answer this: {what}")).means("nothing changed"))
         }

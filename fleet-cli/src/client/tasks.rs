@@ -201,12 +201,13 @@ impl Client {
         }))
         .await;
         let mut merge = Merge { rows: BTreeMap::new() };
-        let mut failures = BTreeMap::new();
+        let (mut failures, mut left) = (BTreeMap::new(), None);
         for (cluster, answer) in clusters.iter().zip(asked) {
             match answer {
                 Ok((peer, Some(view), read)) => merge.take(&peer, view, &read),
                 Ok((_, None, _)) => {}
-                Err(e) if e.exit == Exit::Invalid => {}
+                // It ended there and left.
+                Err(e) if e.exit == Exit::Invalid => left = Some(e),
                 Err(e) => {
                     failures.insert(*cluster, e);
                 }
@@ -224,9 +225,9 @@ impl Client {
                     Ok(found)
                 }
             },
-            None => Err(failures.into_values().next_back().unwrap_or_else(|| {
+            None => Err(failures.into_values().next_back().or(left).unwrap_or_else(|| {
                 Failure::new(Exit::Invalid, format!("no cluster knows a task {}", id.to_hex()))
-                    .means("it was never committed, or is not final yet where you asked")
+                    .means("it was never committed, or is not final yet where you asked, or ended so long ago that nothing is kept of it")
                     .todo("look at `fleet task list`")
             })),
         }

@@ -217,7 +217,11 @@ fn own_task_fails_with_a_linked_fleet_task_at_the_block_that_shows_it() {
 #[test]
 fn tasks_are_counted_right_however_often_they_are_queued_again_after_their_rows_left() {
     let mut c = TestCluster::new();
-    c.retain(Retention { blocks: 1, rows: 0 });
+    c.retain(Retention {
+        blocks: 1,
+        rows: 0,
+        ..RETENTION
+    });
     let requeue = |task| Action::Requeue {
         task,
         cause: Cause::Operator,
@@ -253,7 +257,7 @@ fn tasks_are_counted_right_however_often_they_are_queued_again_after_their_rows_
     assert_eq!(counted(TaskState::Canceled), 1);
     assert_eq!(counted(TaskState::Assigned), 1);
     assert_eq!(c.queue.counts().iter().sum::<u32>(), 3);
-    let keeping = c.fresh().with_retention(RETENTION);
+    let keeping = c.fresh().with_retention(RETENTION, common::global_queue::RETENTION);
     let log = c.log.clone();
     assert_eq!(c.replay(keeping, &log).counts(), c.queue.counts());
 }

@@ -4,6 +4,7 @@ mod batches;
 mod entries;
 mod fleet;
 mod lives;
+mod retention;
 mod views;
 
 use common::{

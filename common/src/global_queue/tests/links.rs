@@ -28,7 +28,7 @@ fn drop_off_is_assigned_only_after_its_pickup_is_completed() {
     let dropoff = submit(&mut ledger, C1, Scope::Fleet, &after("dropoff", &[pickup, other]));
     assert_eq!(state(&ledger, &dropoff), TaskState::Queued);
     end(&mut ledger, pickup, complete);
-    assert_eq!(row(&ledger, &dropoff).standing.links_open, 1);
+    assert_eq!(row(&ledger, &dropoff).links_open(), 1);
     assert_eq!(state(&ledger, &dropoff), TaskState::Queued);
     end(&mut ledger, other, complete);
     assert_eq!(state(&ledger, &dropoff), TaskState::Assigned);
@@ -43,7 +43,7 @@ fn late_word_about_a_completed_link_does_not_count_twice() {
     end(&mut ledger, pickup, complete);
     let cancel = ledger.entry("op1", C1, Scope::Fleet, Action::Cancel { task: pickup });
     assert_ne!(enter_one(&mut ledger, C1, cancel), Verdict::Granted);
-    assert_eq!(row(&ledger, &dropoff).standing.links_open, 1);
+    assert_eq!(row(&ledger, &dropoff).links_open(), 1);
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod entries;
 mod links;
 mod properties;
 mod references;
+mod retention;
 mod snapshots;
 
 use super::*;

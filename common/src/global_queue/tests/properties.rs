@@ -62,9 +62,11 @@ struct World {
 }
 
 impl World {
-    fn new() -> Self {
+    fn new(retention: Retention) -> Self {
+        let mut ledger = Ledger::new(Fleet::new(3, 1, 1));
+        ledger.queue = ledger.queue.with_retention(retention);
         Self {
-            ledger: Ledger::new(Fleet::new(3, 1, 1)),
+            ledger,
             tasks: Vec::new(),
             sent: Vec::new(),
             count: 0,
@@ -207,19 +209,33 @@ impl World {
     }
 }
 
+/// The one in use, or one that is met at once.
+fn retention() -> impl Strategy<Value = Retention> {
+    let short = (1..12u64, 0..4usize, 0..4_000usize, 0..4usize).prop_map(|(blocks, rows, bytes, lines)| Retention {
+        blocks,
+        rows,
+        bytes,
+        lines,
+    });
+    prop_oneof![1 => Just(RETENTION), 3 => short]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn random_histories_keep_every_invariant_and_snapshots_replay(steps in prop::collection::vec(step(), 1..20)) {
-        let mut world = World::new();
+    fn random_histories_keep_every_invariant_and_snapshots_replay(
+        steps in prop::collection::vec(step(), 1..20),
+        retention in retention(),
+    ) {
+        let mut world = World::new(retention);
         let genesis = world.ledger.fleet.genesis.clone();
         let mut twin = GlobalQueue::genesis(&genesis);
         for step in &steps {
             let outcome = world.run(step);
             let block = &world.ledger.blocks[&outcome.height];
             // A copy that went through bytes before every block ends the same.
-            twin = GlobalQueue::from_bytes(&twin.to_bytes(), &genesis).unwrap();
+            twin = GlobalQueue::from_bytes(&twin.to_bytes(), &genesis).unwrap().with_retention(retention);
             let finalized = block.clone().verify(&world.ledger.fleet.chain, &world.ledger.fleet.set).unwrap();
             let bodies: Vec<Option<OrderedBatch<'_>>> = block
                 .block
@@ -234,6 +250,8 @@ proptest! {
             let again = twin.apply(&block.block, &bodies, &mut VerifyEach).unwrap();
             prop_assert_eq!(&again, &outcome);
             prop_assert_eq!(&twin, &world.ledger.queue);
+            let (counted, encoded) = (twin.state_bytes(), twin.to_bytes().len() as u64);
+            prop_assert!(counted <= encoded && encoded <= counted + 4_096, "{} of {}", counted, encoded);
         }
     }
 
@@ -242,7 +260,7 @@ proptest! {
         steps in prop::collection::vec(step(), 1..8),
         shuffle in any::<u8>(),
     ) {
-        let mut world = World::new();
+        let mut world = World::new(RETENTION);
         for step in &steps {
             world.run(step);
         }

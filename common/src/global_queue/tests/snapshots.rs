@@ -13,6 +13,20 @@ fn busy() -> Ledger {
     linked.after = vec![id].try_into().unwrap();
     linked.deadline = Some(ledger.queue.time().plus_ms(60_000));
     submit(&mut ledger, C3, Scope::Fleet, &linked);
+    // One that left, of each scope.
+    let gone = [
+        assigned(&mut ledger, "gone"),
+        submit(&mut ledger, C2, Scope::Cluster, &task("gone")),
+    ];
+    for id in gone {
+        let entry = ledger.entry("op1", C2, row(&ledger, &id).scope(), Action::Cancel { task: id });
+        assert_eq!(enter_one(&mut ledger, C2, entry), Verdict::Granted);
+    }
+    let short = Retention { rows: 0, ..RETENTION };
+    ledger.queue = ledger.queue.clone().with_retention(short);
+    ledger.block(vec![], 100);
+    ledger.queue = ledger.queue.clone().with_retention(RETENTION);
+    assert!(gone.iter().all(|id| ledger.queue.retired(id).is_some()));
     ledger
 }
 
@@ -63,10 +77,10 @@ fn state_of_another_fleet_or_version_is_refused() {
         GlobalQueue::from_bytes(&bytes, &other.genesis),
         Err(RestoreError::WrongFleet { .. })
     ));
-    bytes[0] = 2;
+    bytes[0] = 3;
     assert_eq!(
         GlobalQueue::from_bytes(&bytes, &ledger.fleet.genesis),
-        Err(RestoreError::Version { got: 2 })
+        Err(RestoreError::Version { got: 3 })
     );
 }
 

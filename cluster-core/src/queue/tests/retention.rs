@@ -1,0 +1,159 @@
+//! Closed tasks leave the rows here, and the global queue.
+
+use common::{
+    entry::{Action, Cause},
+    global_queue,
+    ids::TaskId,
+    task::{Scope, TaskState},
+    testing::task,
+    verdict::{Reason, Verdict},
+    wire::op::Finality,
+};
+
+use super::rejected;
+use crate::{
+    queue::{RETENTION, Retention},
+    testing::TestCluster,
+};
+
+/// The global queue drops what is four blocks old; rows here stay much longer.
+fn forgetful_fleet() -> TestCluster {
+    let mut c = TestCluster::new();
+    let global = global_queue::Retention {
+        blocks: 4,
+        ..global_queue::RETENTION
+    };
+    c.retain_globally(RETENTION, global);
+    c
+}
+
+fn operators_requeue(c: &mut TestCluster, task: TaskId) -> Verdict {
+    let scope = c.scope(&task);
+    let cause = Cause::Operator;
+    c.author("op1", scope, Action::Requeue { task, cause })
+}
+
+fn failed(c: &mut TestCluster, key: &str) -> TaskId {
+    let id = c.submit("op1", Scope::Cluster, &task(key));
+    let fence = c.hold("c1-1", id);
+    assert_eq!(c.fail("c1-1", id, fence, false), Verdict::Granted);
+    c.finalize(1);
+    assert_eq!(c.state(&id), TaskState::Failed);
+    id
+}
+
+#[test]
+fn failed_task_is_queued_again_until_the_global_queue_says_that_it_leaves() {
+    let mut c = forgetful_fleet();
+    let (early, late) = (failed(&mut c, "early"), failed(&mut c, "late"));
+    assert_eq!(operators_requeue(&mut c, early), Verdict::Granted);
+    c.finalize(1);
+    while c.queue.global().task(&late).unwrap().standing.leaving.is_none() {
+        c.block(&[], 1);
+    }
+    assert_eq!(c.state(&late), TaskState::Failed, "its row is here");
+    let refused = rejected(Reason::WrongState(TaskState::Failed));
+    assert_eq!(operators_requeue(&mut c, late), refused, "marked");
+    c.finalize(1);
+    assert!(
+        c.queue.global().retired(&late).is_some(),
+        "that batch stood at the mark"
+    );
+    assert_eq!(operators_requeue(&mut c, late), refused, "dropped");
+    assert_eq!(c.state(&early), TaskState::Queued);
+    assert!(c.queue.global().task(&early).is_some());
+}
+
+#[test]
+fn entry_about_a_task_that_the_global_queue_dropped_ends_visibly_and_its_row_leaves_in_the_end() {
+    let mut c = forgetful_fleet();
+    let id = c.assigned("op1", &task("k"));
+    let fence = c.hold("c1-1", id);
+    c.finalize(1);
+    assert_eq!(c.cancel("op1", id), Verdict::Granted);
+    c.finalize(1);
+    assert_eq!(c.state(&id), TaskState::Canceled);
+    // A late result is under way while the global queue drops the task.
+    assert_eq!(c.complete("c1-1", id, fence), Verdict::Late);
+    for _ in 0..6 {
+        c.block(&[], 1);
+    }
+    assert!(c.queue.global().retired(&id).is_some());
+    assert!(matches!(
+        c.queue.task_view(&id).unwrap().finality,
+        Finality::ClusterCommitted
+    ));
+    c.finalize(1);
+    let refused = rejected(Reason::WrongState(TaskState::Canceled));
+    match c.queue.task_view(&id).unwrap().finality {
+        Finality::Final { verdict, .. } => assert_eq!(verdict, refused),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn key_of_a_row_that_left_is_its_own_for_a_while_and_then_free() {
+    let mut c = TestCluster::new();
+    let short = Retention {
+        blocks: 0,
+        rows: 0,
+        keys: 1,
+    };
+    c.retain(short);
+    let end = |c: &mut TestCluster, key: &str| {
+        let id = c.submit("op1", Scope::Cluster, &task(key));
+        assert_eq!(c.cancel("op1", id), Verdict::Granted);
+        c.finalize(1);
+        c.block(&[], 1);
+        assert!(c.queue.task_row(&id).is_none(), "its row has left");
+        id
+    };
+    let first = end(&mut c, "one");
+    let again = c.submit_entry("op1", Scope::Cluster, &task("one"));
+    let answer = c.apply(common::entry::LogEntry::Author(again)).answer.unwrap();
+    assert_eq!(answer.verdict, rejected(Reason::DuplicateOf(first)));
+    end(&mut c, "two");
+    let second = c.submit("op1", Scope::Cluster, &task("one"));
+    assert_ne!(first, second);
+    // The old task cannot come back under a key that is another's by now.
+    let refused = rejected(Reason::WrongState(TaskState::Canceled));
+    assert_eq!(operators_requeue_of_cluster_scope(&mut c, first), refused);
+    c.queue.check_invariants().unwrap();
+}
+
+fn operators_requeue_of_cluster_scope(c: &mut TestCluster, task: TaskId) -> Verdict {
+    let cause = Cause::Operator;
+    c.author("op1", Scope::Cluster, Action::Requeue { task, cause })
+}
+
+#[test]
+fn state_bytes_follow_a_snapshot_and_go_down_again() {
+    let mut c = TestCluster::new();
+    let own = Retention {
+        blocks: 0,
+        rows: 0,
+        keys: 2,
+    };
+    let global = global_queue::Retention {
+        blocks: 1,
+        rows: 0,
+        lines: 2,
+        ..global_queue::RETENTION
+    };
+    c.retain_globally(own, global);
+    let mut large = task("large");
+    large.payload = vec![7; 8_000].try_into().unwrap();
+    let empty = c.queue.state_bytes();
+    let id = c.submit("op1", Scope::Fleet, &large);
+    c.finalize(1);
+    let held = c.queue.state_bytes();
+    assert!(held > empty + 16_000, "a row here and one in the global queue: {held}");
+    assert_eq!(c.cancel("op1", id), Verdict::Granted);
+    c.finalize(1);
+    for _ in 0..3 {
+        c.finalize(1);
+        c.block(&[], 1);
+    }
+    let left = c.queue.state_bytes();
+    assert!(left < empty + 2_000, "{left} bytes are kept of a task that left");
+}
