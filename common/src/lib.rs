@@ -23,6 +23,7 @@ pub mod merkle;
 pub mod number_stream;
 pub mod proof;
 pub mod quorum;
+pub mod recall;
 pub mod registry;
 pub mod roster;
 pub mod task;

@@ -79,6 +79,8 @@ pub const DRIFT_PPM: u32 = 500;
 struct Machine {
     idx: NodeIdx,
     device: DeviceId,
+    /// Of an agent.
+    cluster: Option<ClusterId>,
     disk: SimDisk,
     clock: SimClock,
     process: Option<Process>,
@@ -153,6 +155,8 @@ pub struct SimFleet {
     /// Cut directions by the number of the fault that cuts them.
     cuts: BTreeMap<u64, BTreeSet<Direction>>,
     sides: BTreeMap<String, bool>,
+    /// Clusters in which something was cut, opened, started or killed since their sides were looked at.
+    sides_changed: BTreeSet<ClusterId>,
 }
 
 /// The timing of a development fleet, for links of up to 100 ms.
@@ -209,6 +213,7 @@ impl SimFleet {
             validators: BTreeMap::new(),
             cuts: BTreeMap::new(),
             sides: BTreeMap::new(),
+            sides_changed: BTreeSet::new(),
         };
         for member in sim.fleet.registry.members() {
             let cluster = member.cluster.map(|cluster| (cluster, Founding(0)));
@@ -242,6 +247,7 @@ impl SimFleet {
             let machine = Machine {
                 idx: member.idx,
                 device: member.id,
+                cluster: member.cluster,
                 disk,
                 clock,
                 process: None,
@@ -268,10 +274,14 @@ impl SimFleet {
     /// Names of the agents of each cluster.
     #[must_use]
     pub fn clusters(&self) -> Vec<Vec<String>> {
-        let members = |cluster: u32| (1..=self.population.agents).map(move |agent| format!("c{cluster}-{agent}"));
-        (1..=self.population.clusters)
-            .map(|cluster| members(cluster).collect())
+        (0..self.population.clusters)
+            .map(|cluster| self.members(ClusterId(cluster)))
             .collect()
+    }
+
+    fn members(&self, cluster: ClusterId) -> Vec<String> {
+        let name = |agent| format!("c{}-{agent}", cluster.0 + 1);
+        (1..=self.population.agents).map(name).collect()
     }
 
     /// A running agent.
@@ -345,6 +355,7 @@ impl SimFleet {
         self.cuts.insert(number, directions);
         self.cuts.retain(|_, directions| !directions.is_empty());
         self.network.set_cuts(&self.cuts.values().flatten().copied().collect());
+        self.sides_changed = (0..self.population.clusters).map(ClusterId).collect();
         self.note_sides();
     }
 
@@ -365,15 +376,11 @@ impl SimFleet {
     /// Starts every process that does not run and need not be down, and ends those that must not go on.
     pub async fn supervise(&mut self) {
         let now_us = self.trace.now_us();
-        let names: Vec<String> = self.machines.keys().cloned().collect();
-        for name in &names {
-            self.look_after(name, now_us);
-        }
-        for name in names {
-            let machine = self.machine(&name);
-            if machine.process.is_some() || machine.down_until_us > now_us {
-                continue;
-            }
+        self.look_after_all(now_us);
+        let is_due = |machine: &Machine| machine.process.is_none() && machine.down_until_us <= now_us;
+        let due = self.machines.iter().filter(|(_, machine)| is_due(machine));
+        let due: Vec<String> = due.map(|(name, _)| name.clone()).collect();
+        for name in due {
             let started = if self.agents.contains_key(&name) {
                 self.start_agent(&name).await
             } else {
@@ -391,24 +398,28 @@ impl SimFleet {
         self.note_sides();
     }
 
-    /// Ends a process that cannot go on, and tells the witness if it had no reason.
-    fn look_after(&mut self, name: &str, now_us: u64) {
-        let machine = self.machine(name);
-        let Some(process) = &machine.process else { return };
-        let may_end = machine.may_end;
-        if let Some(panic) = process.panicked() {
-            self.witness.violate("no-panic", format!("{name} panicked: {panic}"));
+    /// Ends processes that cannot go on, and tells the witness of those that had no reason.
+    fn look_after_all(&mut self, now_us: u64) {
+        let mut ended = Vec::new();
+        for (name, machine) in &self.machines {
+            let Some(process) = &machine.process else { continue };
+            if let Some(panic) = process.panicked() {
+                self.witness.violate("no-panic", format!("{name} panicked: {panic}"));
+            }
+            let Some((code, reason)) = self.ending(name) else {
+                continue;
+            };
+            if !(machine.may_end && code == EXIT_DISK) {
+                self.witness.violate(
+                    "restarts",
+                    format!("{name} ended by itself with exit code {code}: {reason}"),
+                );
+            }
+            ended.push(name.clone());
         }
-        let Some((code, reason)) = self.ending(name) else {
-            return;
-        };
-        if !(may_end && code == EXIT_DISK) {
-            self.witness.violate(
-                "restarts",
-                format!("{name} ended by itself with exit code {code}: {reason}"),
-            );
+        for name in ended {
+            self.kill(&name, now_us + RESTART_US);
         }
-        self.kill(name, now_us + RESTART_US);
     }
 
     fn ending(&self, name: &str) -> Option<(u8, String)> {
@@ -473,7 +484,10 @@ impl SimFleet {
         if let Some(slot) = self.agents.get_mut(name) {
             slot.handle = Some(agent);
         }
-        self.machine_mut(name).process = Some(process);
+        let machine = self.machine_mut(name);
+        machine.process = Some(process);
+        let cluster = machine.cluster;
+        self.sides_changed.extend(cluster);
         Ok(())
     }
 
@@ -508,6 +522,7 @@ impl SimFleet {
         self.witness.watch_validator(&process, &validator, name, idx);
         self.validators.insert(name.to_owned(), Some(validator));
         self.machine_mut(name).process = Some(process);
+        self.sides_changed = (0..self.population.clusters).map(ClusterId).collect();
         Ok(())
     }
 
@@ -525,6 +540,7 @@ impl SimFleet {
         let machine = self.machine_mut(name);
         machine.down_until_us = machine.down_until_us.max(until_us);
         let (process, disk, device) = (machine.process.take(), machine.disk.clone(), machine.device);
+        let cluster = machine.cluster;
         let Some(process) = process else { return false };
         process.kill();
         disk.crash();
@@ -538,6 +554,7 @@ impl SimFleet {
         self.network.disconnect(&device);
         let id = process.id().0;
         self.trace.record(Event::Killed, id, id, name.as_bytes());
+        self.sides_changed.extend(cluster);
         self.note_sides();
         true
     }
@@ -551,11 +568,12 @@ impl SimFleet {
 
     /// Which agents reach a majority of their cluster's members both ways, over others if need be.
     fn note_sides(&mut self) {
-        for (number, members) in (0..).zip(self.clusters()) {
+        for cluster in std::mem::take(&mut self.sides_changed) {
+            let members = self.members(cluster);
             for name in &members {
                 let has_majority = 2 * self.reached_from(name, &members) > members.len();
                 if self.sides.insert(name.clone(), has_majority) != Some(has_majority) {
-                    self.witness.side(name, ClusterId(number), has_majority);
+                    self.witness.side(name, cluster, has_majority);
                 }
             }
         }

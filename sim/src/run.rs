@@ -14,6 +14,7 @@ use cluster_agent::{
 use common::{
     codec::{decode, encode},
     ids::{ClusterId, Digest, Height, TaskId},
+    recall::Recall,
     wire::{
         frame::FrameKind,
         op::{OpAnswer, OpRequest},
@@ -185,6 +186,8 @@ pub fn run_scenario(scenario: &Scenario, seed: u64) -> Report {
 }
 
 fn run_with(plan: Plan, script: &[Scripted]) -> Report {
+    // All machines of the run check the same signatures and blocks.
+    let _recall = Recall::begin();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)

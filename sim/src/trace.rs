@@ -1,7 +1,7 @@
 //! The trace hash: one digest over everything that crossed a boundary in a run.
 //!
 //! # Rules
-//! It chains, in order: virtual time, kind, the two ends, length and digest of the bytes, for
+//! It chains, in order: virtual time, kind, the two ends, length and the bytes, for
 //! * every frame delivered and every frame dropped,
 //! * every disk sync,
 //! * every state digest after an apply,
@@ -50,6 +50,7 @@ impl Counts {
 struct Chain {
     hash: Digest,
     counts: Counts,
+    k: [(u64,u64);256],
 }
 
 /// Shared by all ports of one run.
@@ -66,6 +67,7 @@ impl Trace {
         let chain = Chain {
             hash: Digest([0; 32]),
             counts: Counts::default(),
+            k: [(0,0);256],
         };
         Self {
             chain: Arc::new(Mutex::new(chain)),
@@ -81,11 +83,11 @@ impl Trace {
 
     /// Chains one event between the processes `from` and `to` (numbers of the run; equal for local ones).
     pub fn record(&self, event: Event, from: u32, to: u32, bytes: &[u8]) {
-        let content = sha256(&[bytes]);
         let now = self.now_us().to_be_bytes();
         let length = (bytes.len() as u64).to_be_bytes();
         let mut chain = self.chain.lock().unwrap_or_else(PoisonError::into_inner);
         chain.counts.0[event as usize] += 1;
+        if bytes.len()>4 && matches!(event, Event::Delivered) { chain.k[bytes[4] as usize].0+=1; chain.k[bytes[4] as usize].1+=bytes.len() as u64; }
         chain.hash = sha256(&[
             &chain.hash.0,
             &now,
@@ -93,7 +95,7 @@ impl Trace {
             &from.to_be_bytes(),
             &to.to_be_bytes(),
             &length,
-            &content.0,
+            bytes,
         ]);
     }
 
@@ -101,6 +103,7 @@ impl Trace {
     #[must_use]
     pub fn summary(&self) -> (Digest, Counts) {
         let chain = self.chain.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::env::var("SIMK").is_ok() { for (i,(a,b)) in chain.k.iter().enumerate() { if *a>0 { eprintln!("{i:#x} {a} {b}"); } } }
         (chain.hash, chain.counts)
     }
 }

@@ -2,6 +2,9 @@
 //!
 //! A record holds its leader's term and its bytes, so equal records are equal entries.
 
+use bytes::Bytes;
+use common::ids::LogIndex;
+
 use super::{Checker, LogTail, Observation};
 
 /// Keeps nothing: each look at the disks is judged alone.
@@ -9,14 +12,16 @@ pub struct LogMatching;
 
 fn compare(a: &LogTail, b: &LogTail) -> Result<(), String> {
     let first = a.first.max(b.first);
-    let skip = |log: &LogTail| (first.0 - log.first.0) as usize;
-    let tail = |log: &LogTail| log.records.iter().skip(skip(log)).cloned().collect::<Vec<_>>();
-    let (of_a, of_b) = (tail(a), tail(b));
-    let equal: Vec<bool> = of_a.iter().zip(&of_b).map(|(a, b)| a == b).collect();
-    let Some(last_equal) = equal.iter().rposition(|is_equal| *is_equal) else {
+    let tail = |log: &LogTail| log.records.get((first.0 - log.first.0) as usize..).map_or(0, <[_]>::len);
+    let common = tail(a).min(tail(b));
+    fn at(log: &LogTail, first: LogIndex, at: usize) -> &Bytes {
+        &log.records[(first.0 - log.first.0) as usize + at]
+    }
+    let is_equal = |place: &usize| at(a, first, *place) == at(b, first, *place);
+    let Some(last_equal) = (0..common).rev().find(is_equal) else {
         return Ok(());
     };
-    match equal[..last_equal].iter().position(|is_equal| !is_equal) {
+    match (0..last_equal).find(|place| !is_equal(place)) {
         None => Ok(()),
         Some(differs) => Err(format!(
             "{} and {} hold the same record at index {} and different ones at index {}",
