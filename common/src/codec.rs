@@ -125,11 +125,13 @@ struct Room(Vec<u8>);
 impl Flavor for Room {
     type Output = Vec<u8>;
 
+    #[inline]
     fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
         self.0.push(byte);
         Ok(())
     }
 
+    #[inline]
     fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
         self.0.extend_from_slice(bytes);
         Ok(())
@@ -159,10 +161,17 @@ struct Expected<'a> {
 impl Flavor for Expected<'_> {
     type Output = bool;
 
+    #[inline]
     fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
-        self.try_extend(&[byte])
+        let (first, rest) = self.rest.split_first().ok_or(postcard::Error::SerializeBufferFull)?;
+        if *first != byte {
+            return Err(postcard::Error::SerializeBufferFull);
+        }
+        self.rest = rest;
+        Ok(())
     }
 
+    #[inline]
     fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
         self.rest = self
             .rest

@@ -24,6 +24,10 @@ pub enum Room {
     Signature,
     /// Whether 32 bytes are admitted as a key.
     Key,
+    /// Who is who in a genesis file.
+    Registry,
+    /// The global queue before the first block.
+    Genesis,
     /// What a block on its way down comes to, after all checks.
     Advance,
     /// What executing a block does to an agent's global view.
@@ -31,11 +35,7 @@ pub enum Room {
 }
 
 /// The answer of a pure function. `question` is a digest of all that it depends on.
-pub fn recalled<A: Clone + 'static>(
-    room: Room,
-    question: impl FnOnce() -> Digest,
-    function: impl FnOnce() -> A,
-) -> A {
+pub fn recalled<A: Clone + 'static>(room: Room, question: impl FnOnce() -> Digest, function: impl FnOnce() -> A) -> A {
     #[cfg(feature = "recall")]
     return memory::recalled(room, question, function);
     #[cfg(not(feature = "recall"))]
@@ -102,6 +102,7 @@ mod memory {
                 // More than a fleet makes within the time that a signature travels.
                 Self::Signature => 32_768,
                 Self::Key => 4_096,
+                Self::Registry | Self::Genesis => 4,
                 // A block is asked about while members of a cluster lag behind each other.
                 Self::Advance => 1_024,
                 Self::Execution => 128,
@@ -110,7 +111,7 @@ mod memory {
     }
 
     std::thread_local! {
-        static ROOMS: RefCell<Option<[Answers; 4]>> = const { RefCell::new(None) };
+        static ROOMS: RefCell<Option<[Answers; 6]>> = const { RefCell::new(None) };
     }
 
     /// While it lives, this thread recalls. Not to be sent to another thread.
@@ -180,12 +181,17 @@ mod memory {
             }
             Some(((_, before), _)) => {
                 let answer = change(state);
-                assert!(answer == before, "a change of {room:?} depends on more than its question");
+                assert!(
+                    answer == before,
+                    "a change of {room:?} depends on more than its question"
+                );
                 answer
             }
             None => {
                 let answer = change(state);
-                within(room, |answers| answers.keep(question, (state.clone(), answer.clone()), room.most()));
+                within(room, |answers| {
+                    answers.keep(question, (state.clone(), answer.clone()), room.most())
+                });
                 answer
             }
         }
@@ -206,12 +212,20 @@ mod memory {
         fn second_question_is_answered_from_memory_and_another_one_is_not() {
             let asked = Cell::new(0);
             let ask = |number: u64| {
-                recalled(Room::Key, || question(number), || {
-                    asked.set(asked.get() + 1);
-                    number * 2
-                })
+                recalled(
+                    Room::Key,
+                    || question(number),
+                    || {
+                        asked.set(asked.get() + 1);
+                        number * 2
+                    },
+                )
             };
-            assert_eq!((ask(1), ask(1), asked.get()), (2, 2, 2), "nothing is kept before a recall begins");
+            assert_eq!(
+                (ask(1), ask(1), asked.get()),
+                (2, 2, 2),
+                "nothing is kept before a recall begins"
+            );
             let recall = Recall::begin();
             assert_eq!((ask(1), ask(1), ask(2), asked.get()), (2, 2, 4, 4));
             let other = std::thread::scope(|scope| scope.spawn(is_on).join().unwrap());
@@ -237,11 +251,16 @@ mod memory {
             let carried_out = Cell::new(0);
             for _ in 0..40 {
                 let mut state = 5;
-                let answer = recalled_change(Room::Execution, &mut state, |state| question(*state), |state| {
-                    carried_out.set(carried_out.get() + 1);
-                    *state += 1;
-                    "done"
-                });
+                let answer = recalled_change(
+                    Room::Execution,
+                    &mut state,
+                    |state| question(*state),
+                    |state| {
+                        carried_out.set(carried_out.get() + 1);
+                        *state += 1;
+                        "done"
+                    },
+                );
                 assert_eq!((state, answer), (6, "done"));
             }
             assert_eq!(carried_out.get(), 3, "once, and each 16th time to compare");

@@ -3,13 +3,14 @@
 //!
 //! A certificate admits to a connection; this table decides what its holder may do.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
     codec::Label,
     crypto::AdmittedKey,
     genesis::{Genesis, Kind, RoleSet},
-    ids::{ChainId, ClusterId, DeviceId, Height, KeyVersion, NodeIdx},
+    ids::{ChainId, ClusterId, DeviceId, Digest, Height, KeyVersion, NodeIdx},
+    recall::{Room, recalled},
 };
 
 /// Whether a device's new entries and connections are accepted.
@@ -65,10 +66,15 @@ impl Member {
     }
 }
 
-/// All registered devices of one fleet.
+/// All registered devices of one fleet. Copies share the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registry {
     chain: ChainId,
+    table: Arc<Table>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Table {
     members: Vec<Member>,
     by_id: BTreeMap<DeviceId, NodeIdx>,
     by_key: BTreeMap<[u8; 32], NodeIdx>,
@@ -82,19 +88,18 @@ impl Registry {
     #[must_use]
     pub fn from_genesis(genesis: &Genesis) -> Self {
         let chain = genesis.chain_id();
-        let mut registry = Self {
-            chain,
-            members: Vec::new(),
-            by_id: BTreeMap::new(),
-            by_key: BTreeMap::new(),
-        };
+        recalled(Room::Registry, || Digest(chain.0), || Self::read(genesis, chain))
+    }
+
+    fn read(genesis: &Genesis, chain: ChainId) -> Self {
+        let mut table = Table::default();
         for (idx, device) in (0u32..).map(NodeIdx).zip(&genesis.devices) {
             let admit = |key| AdmittedKey::admit(key).expect("a decoded genesis file holds admitted keys");
             let consensus = genesis.validators.iter().find(|v| v.device == idx);
             let id = Genesis::device_id(&chain, &device.key);
-            registry.by_id.insert(id, idx);
-            registry.by_key.insert(device.key, idx);
-            registry.members.push(Member {
+            table.by_id.insert(id, idx);
+            table.by_key.insert(device.key, idx);
+            table.members.push(Member {
                 id,
                 idx,
                 kind: device.kind,
@@ -107,7 +112,10 @@ impl Registry {
                 stops_by_itself: device.stops_by_itself,
             });
         }
-        registry
+        Self {
+            chain,
+            table: Arc::new(table),
+        }
     }
 
     /// The registry after a change of one member, for tests of what later operations will do.
@@ -117,7 +125,7 @@ impl Registry {
     #[cfg(test)]
     #[must_use]
     pub(crate) fn with_change(mut self, idx: NodeIdx, change: impl FnOnce(&mut Member)) -> Self {
-        change(&mut self.members[idx.0 as usize]);
+        change(&mut Arc::make_mut(&mut self.table).members[idx.0 as usize]);
         self
     }
 
@@ -130,31 +138,31 @@ impl Registry {
     /// All members in order of their numbers.
     #[must_use]
     pub fn members(&self) -> &[Member] {
-        &self.members
+        &self.table.members
     }
 
     /// By small number.
     #[must_use]
     pub fn by_idx(&self, idx: NodeIdx) -> Option<&Member> {
-        self.members.get(idx.0 as usize)
+        self.table.members.get(idx.0 as usize)
     }
 
     /// By identity.
     #[must_use]
     pub fn by_id(&self, id: &DeviceId) -> Option<&Member> {
-        self.by_idx(*self.by_id.get(id)?)
+        self.by_idx(*self.table.by_id.get(id)?)
     }
 
     /// By the key a peer proved in TLS.
     #[must_use]
     pub fn by_tls_key(&self, key: &[u8; 32]) -> Option<&Member> {
-        self.by_idx(*self.by_key.get(key)?)
+        self.by_idx(*self.table.by_key.get(key)?)
     }
 
     /// By name for people.
     #[must_use]
     pub fn by_label(&self, label: &str) -> Option<&Member> {
-        self.members.iter().find(|member| member.label.as_str() == label)
+        self.members().iter().find(|member| member.label.as_str() == label)
     }
 
     /// The key that `author` had at `version`, whatever its status is now: history stays verifiable.

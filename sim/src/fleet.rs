@@ -7,7 +7,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -31,7 +34,10 @@ use futures::FutureExt;
 use global_validator::{Door as ValidatorDoor, Ports as ValidatorPorts, Setup, Validator, exit::Stop};
 
 use crate::{
-    ports::{Direction, DiskTiming, DiskTrouble, LinkConditions, SimClock, SimDisk, SimLog, SimNetwork, SimSnapshots},
+    ports::{
+        Direction, DiskTiming, DiskTrouble, LinkConditions, RecordPool, SimClock, SimDisk, SimLog, SimNetwork,
+        SimSnapshots,
+    },
     random::Stream,
     runtime::{Process, ProcessId, SimRuntime},
     trace::{Event, Trace},
@@ -84,9 +90,23 @@ struct Machine {
     disk: SimDisk,
     clock: SimClock,
     process: Option<Process>,
+    /// Its process dies behind the next entry that it applies.
+    crash_at_apply: CrashSwitch,
     down_until_us: u64,
-    /// In this life its disk was in trouble: it may end by itself.
-    may_end: bool,
+    /// Exit codes with which it may end by itself: in this life its disk was in trouble.
+    may_end: &'static [u8],
+}
+
+/// Set by a fault; the one who sees entries applied takes it.
+#[derive(Clone, Debug, Default)]
+pub struct CrashSwitch(Arc<AtomicBool>);
+
+impl CrashSwitch {
+    /// Whether the process is to die now; once.
+    #[must_use]
+    pub fn take(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
+    }
 }
 
 struct AgentSlot {
@@ -180,10 +200,21 @@ fn timing() -> Timing {
     }
 }
 
-/// Exit code of a process whose disk failed.
-const EXIT_DISK: u8 = 74;
+/// Exit codes of a process on such a disk: it failed or is full; or what it holds is damaged, which is refused for
+/// safety as well.
+fn exit_codes(trouble: DiskTrouble) -> &'static [u8] {
+    match trouble {
+        DiskTrouble::Healthy | DiskTrouble::Slow { .. } => &[],
+        DiskTrouble::Failing | DiskTrouble::Full => &[74],
+        DiskTrouble::Rotten { .. } => &[70, 74, 78],
+    }
+}
+
 /// Time after which a process that ended by itself is started again.
 const RESTART_US: u64 = 1_000_000;
+
+/// Small, so that logs are read from the disk too, and hundreds of agents fit in one process.
+const LOG_CACHE_BYTES: usize = 128 * 1024;
 
 impl SimFleet {
     /// A fleet of `population` with empty disks; nothing runs yet.
@@ -215,6 +246,7 @@ impl SimFleet {
             sides: BTreeMap::new(),
             sides_changed: BTreeSet::new(),
         };
+        let mut pools: BTreeMap<ClusterId, RecordPool> = BTreeMap::new();
         for member in sim.fleet.registry.members() {
             let cluster = member.cluster.map(|cluster| (cluster, Founding(0)));
             let hello = Hello {
@@ -228,8 +260,9 @@ impl SimFleet {
             let name = member.label.as_str().to_owned();
             let disk = SimDisk::new(member.idx.0, seed, conditions.disks, sim.trace.clone());
             if let Some(cluster) = member.cluster {
+                let pool = pools.entry(cluster).or_default();
                 let slot = AgentSlot {
-                    log: SimLog::new(disk.clone()),
+                    log: SimLog::sharing(disk.clone(), pool.clone()),
                     snapshots: SimSnapshots::new(disk.clone()),
                     handle: None,
                 };
@@ -251,8 +284,9 @@ impl SimFleet {
                 disk,
                 clock,
                 process: None,
+                crash_at_apply: CrashSwitch::default(),
                 down_until_us: 0,
-                may_end: false,
+                may_end: &[],
             };
             sim.machines.insert(name, machine);
         }
@@ -347,7 +381,27 @@ impl SimFleet {
     pub fn set_trouble(&mut self, name: &str, trouble: DiskTrouble) {
         let machine = self.machine_mut(name);
         machine.disk.set_trouble(trouble);
-        machine.may_end |= matches!(trouble, DiskTrouble::Failing | DiskTrouble::Full);
+        // What it may blame an older trouble for stays allowed.
+        if !exit_codes(trouble).is_empty() {
+            machine.may_end = exit_codes(trouble);
+        }
+    }
+
+    /// An agent's process dies behind the next entry that it applies; `false` takes that back.
+    pub fn set_crash_at_apply(&self, name: &str, is_set: bool) {
+        self.machine(name).crash_at_apply.0.store(is_set, Ordering::Relaxed);
+    }
+
+    /// Whether a process runs.
+    #[must_use]
+    pub fn is_running(&self, name: &str) -> bool {
+        self.machine(name).process.is_some()
+    }
+
+    /// Whether a process died in the midst of something, and its machine does not know yet.
+    #[must_use]
+    pub fn has_died(&self, name: &str) -> bool {
+        self.machine(name).process.as_ref().is_some_and(Process::is_killed)
     }
 
     /// Cuts exactly these directions in the name of the fault `number`, beside what others cut.
@@ -386,7 +440,7 @@ impl SimFleet {
             } else {
                 self.start_validator(&name).await
             };
-            let is_in_trouble = self.machine(&name).may_end;
+            let is_in_trouble = !self.machine(&name).may_end.is_empty();
             if let Err(reason) = started {
                 if !is_in_trouble {
                     self.witness
@@ -409,7 +463,7 @@ impl SimFleet {
             let Some((code, reason)) = self.ending(name) else {
                 continue;
             };
-            if !(machine.may_end && code == EXIT_DISK) {
+            if !machine.may_end.contains(&code) {
                 self.witness.violate(
                     "restarts",
                     format!("{name} ended by itself with exit code {code}: {reason}"),
@@ -454,6 +508,7 @@ impl SimFleet {
             cluster_name: name.to_owned(),
             snapshot_entries,
             snapshot_entries_kept,
+            log_cache_bytes: LOG_CACHE_BYTES,
             ..RaftConfig::for_profile(self.conditions.profile)
         };
         let settings = Settings {
@@ -475,7 +530,8 @@ impl SimFleet {
         };
         self.network.connect(device, process.clone(), Arc::new(door));
         self.trace.record(Event::Started, idx.0, idx.0, name.as_bytes());
-        self.witness.watch_agent(&process, &agent, name, idx);
+        let crash = self.machine(name).crash_at_apply.clone();
+        self.witness.watch_agent(&process, &agent, name, idx, crash);
         let open = OpenDoor {
             process: process.clone(),
             agent: agent.clone(),
@@ -530,7 +586,7 @@ impl SimFleet {
     fn life(&mut self, name: &str) -> Process {
         let seed = self.seeds.next_u64();
         let machine = self.machine_mut(name);
-        machine.may_end = matches!(machine.disk.trouble(), DiskTrouble::Failing | DiskTrouble::Full);
+        machine.may_end = exit_codes(machine.disk.trouble());
         Process::new(ProcessId(machine.idx.0), seed)
     }
 

@@ -4,6 +4,8 @@
 //! `sim soak --seeds A..B` runs many, and prints each that broke something with the command that shows it.
 #![forbid(unsafe_code)]
 
+mod machine;
+
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
@@ -12,6 +14,7 @@ use std::{
 };
 
 use clap::{Parser, Subcommand, ValueEnum};
+use common::wire::frame::{ANSWER_KIND, FrameKind};
 use serde_json::{Value, json};
 use sim::{
     faults::Family,
@@ -277,6 +280,26 @@ fn speed(report: &Report, wall: Duration) -> f64 {
     report.virtual_ms as f64 / 1e3 / wall.as_secs_f64().max(1e-9)
 }
 
+/// Frames and bytes of each kind; every answer and refusal is of a kind of its own.
+fn frames_by_kind(report: &Report) -> Value {
+    let word = |byte: u8| {
+        let kind = FrameKind::ALL.iter().find(|kind| kind.byte() == byte);
+        kind.map_or_else(
+            || {
+                if byte == ANSWER_KIND {
+                    "Answer".to_owned()
+                } else {
+                    "Refusal".to_owned()
+                }
+            },
+            |kind| format!("{kind:?}"),
+        )
+    };
+    let volumes = report.delivered.iter();
+    let of_kind = volumes.map(|(byte, volume)| (word(*byte), json!([volume.frames, volume.bytes])));
+    Value::Object(of_kind.collect())
+}
+
 fn as_json(report: &Report, wall: Duration) -> Value {
     let kinds: serde_json::Map<String, Value> = EVENTS
         .iter()
@@ -307,6 +330,9 @@ fn as_json(report: &Report, wall: Duration) -> Value {
         "events": EVENTS.iter().map(|(_, event)| report.counts.of(*event)).sum::<u64>(),
         "kinds": kinds,
         "frames": report.counts.of(Event::Delivered) + report.counts.of(Event::Dropped),
+        "frames_by_kind": frames_by_kind(report),
+        "rss_mib_peak": machine::rss_mib_peak(),
+        "cpu_seconds": machine::cpu_seconds(),
         "syncs": report.counts.of(Event::Synced),
         "applies": report.applies,
         "sim_seconds": report.virtual_ms as f64 / 1e3,

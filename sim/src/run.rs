@@ -5,7 +5,11 @@
 //!   asked for, and the fleet has a bounded time to settle.
 //! * A violation ends the run at once.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use cluster_agent::{
     config::Limits,
@@ -29,7 +33,7 @@ use crate::{
     ports::{DiskTiming, LinkConditions},
     random::Stream,
     scenario::{Scenario, Scripted},
-    trace::{Counts, Trace},
+    trace::{Counts, Trace, Volume},
     witness::{Violation, Witness},
     workload::{self, Desk, Load},
 };
@@ -96,6 +100,7 @@ impl Plan {
             load: Load {
                 write_every: Duration::from_millis(100),
                 read_every: Duration::from_millis(200),
+                look_us: (100_000, 400_000),
                 work_max: Duration::from_secs(3),
             },
             weather: Weather {
@@ -125,6 +130,7 @@ impl Plan {
             load: Load {
                 write_every: Duration::from_secs(1),
                 read_every: Duration::from_secs(5),
+                look_us: (1_000_000, 3_000_000),
                 ..small.load
             },
             ..small
@@ -141,6 +147,8 @@ pub struct Report {
     pub trace_hash: Digest,
     /// Events behind the hash.
     pub counts: Counts,
+    /// Frames delivered, by the kind byte of their header.
+    pub delivered: BTreeMap<u8, Volume>,
     /// State machines seen at a new position.
     pub applies: u64,
     /// Virtual time it took.
@@ -490,6 +498,7 @@ impl World {
             plan: self.plan,
             trace_hash,
             counts,
+            delivered: self.trace.delivered(),
             applies: self.fleet.witness.applies(),
             virtual_ms: self.trace.now_us() / 1_000,
             faults: self.nemesis.injected().to_vec(),

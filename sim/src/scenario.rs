@@ -7,21 +7,25 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use cluster_agent::raft::LinkProfile;
 use serde::Deserialize;
 
 use crate::{
     faults::{
         Family, Fault,
         clock::Clock,
-        disk::Disk,
-        partition::{Partition, between, one_way},
-        process::{Crash, Pause},
+        disk::{Disk, Rot},
+        partition::{Partition, between, one_way, ring, three_ways},
+        process::{Crash, CrashInApply, CrashInSnapshot, Pause},
         quality::Quality,
     },
     fleet::{Population, SimFleet},
     ports::{DiskTrouble, LinkConditions},
     run::Plan,
 };
+
+/// Where the rot of a scenario is, in thousandths of what a disk holds.
+const ROT_AT: u16 = 700;
 
 /// What a fault of a scenario does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -37,10 +41,18 @@ pub enum Kind {
     OneWayIn,
     /// No two of `who` reach each other.
     InPieces,
+    /// Each of `who` only reaches its two neighbours.
+    Ring,
+    /// `who` fall apart into three groups, none of which is a majority of five or more.
+    ThreeWays,
     /// Cuts `who` from all validators.
     FromValidators,
     /// Kills `who`; they are started again when the fault ends.
     Crash,
+    /// Kills `who` as soon as they have applied an entry; they are started again a second later.
+    CrashInApply,
+    /// Kills the first of `who` as soon as it writes a snapshot, its own or one that it was sent.
+    CrashInSnapshot,
     /// Stops every step of `who`.
     Pause,
     /// Every sync of the disks of `who` fails.
@@ -49,6 +61,8 @@ pub enum Kind {
     DiskFull,
     /// The disks of `who` are a hundred times as slow.
     DiskSlow,
+    /// A sector of the disks of `who` changed; they lose power, and refuse to start until the fault ends.
+    DiskRots,
     /// The wall clocks of `who` show 1970.
     ClockIn1970,
     /// A fifth of all frames is lost; `who` does not count.
@@ -87,6 +101,9 @@ pub struct Scenario {
     pub agents: u32,
     /// Validators.
     pub validators: u32,
+    /// What agents suppose of their links; `dev` if it is not said.
+    #[serde(default = "profile")]
+    pub profile: LinkProfile,
     /// How long the operators write and faults come, virtual seconds.
     pub secs: u64,
     /// Between two writes through one cluster.
@@ -95,6 +112,10 @@ pub struct Scenario {
     /// Ascending by `at_ms`.
     #[serde(default, rename = "fault")]
     pub faults: Vec<Scripted>,
+}
+
+fn profile() -> LinkProfile {
+    LinkProfile::Dev
 }
 
 fn write_every_ms() -> u64 {
@@ -130,6 +151,13 @@ impl Scenario {
         if !(1..=86_400).contains(&self.secs) || !(1..=60_000).contains(&self.write_every_ms) {
             return Err("secs must be 1 to 86400 and write_every_ms 1 to 60000".into());
         }
+        if self
+            .faults
+            .iter()
+            .any(|fault| fault.who.is_empty() && !matches!(fault.kind, Kind::Lossy | Kind::Thin))
+        {
+            return Err("every fault but lossy and thin must say who".into());
+        }
         if !self.faults.is_sorted_by_key(|fault| fault.at_ms) {
             return Err("faults must ascend by at_ms".into());
         }
@@ -159,7 +187,12 @@ impl Scenario {
     /// The plan of this story with the chance of `seed`.
     #[must_use]
     pub fn plan(&self, seed: u64) -> Plan {
-        let mut plan = Plan::small(seed);
+        let mut plan = if self.profile == LinkProfile::Dev {
+            Plan::small(seed)
+        } else {
+            Plan::fleet(seed)
+        };
+        plan.conditions.profile = self.profile;
         plan.population = Population {
             clusters: self.clusters,
             agents: self.agents,
@@ -206,16 +239,24 @@ impl Scripted {
             Kind::OneWayOut => cut("one way out", one_way(fleet, &who, &outside), 0),
             Kind::OneWayIn => cut("one way in", one_way(fleet, &outside, &who), 0),
             Kind::InPieces => cut("in pieces", between(fleet, &who, &who), 0),
+            Kind::Ring => cut("ring", ring(fleet, &who), 0),
+            Kind::ThreeWays => cut("in three", three_ways(fleet, &who), 0),
             Kind::FromValidators => cut("from validators", between(fleet, &who, &fleet.validator_names()), 0),
             Kind::Crash => {
                 let down_us = self.lasts_ms * 1_000;
                 let who = who.into_iter().map(|name| (name, down_us)).collect();
                 (Family::Process, Box::new(Crash { what: "crash", who }))
             }
+            Kind::CrashInApply => (Family::Process, Box::new(CrashInApply::new(who, 1_000_000))),
+            Kind::CrashInSnapshot => {
+                let first = who.first().cloned().expect("a scenario says who");
+                (Family::Process, Box::new(CrashInSnapshot::new(first, 1_000_000)))
+            }
             Kind::Pause => (Family::Process, Box::new(Pause { who })),
             Kind::DiskFails => disk(DiskTrouble::Failing),
             Kind::DiskFull => disk(DiskTrouble::Full),
             Kind::DiskSlow => disk(DiskTrouble::Slow { times: 100 }),
+            Kind::DiskRots => (Family::Disk, Box::new(Rot::new(who, ROT_AT))),
             Kind::ClockIn1970 => (Family::Clock, Box::new(Clock::in_1970(who))),
             Kind::Lossy => {
                 let conditions = LinkConditions {

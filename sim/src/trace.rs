@@ -10,11 +10,12 @@
 //! One byte flipped or one sync left out changes it. The counts behind it are printed beside it.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{Arc, Mutex, PoisonError},
 };
 
-use common::{crypto::sha256, ids::Digest};
+use common::{crypto::sha256, ids::Digest, wire::frame::FRAME_HEADER_BYTES};
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,10 +48,19 @@ impl Counts {
     }
 }
 
+/// How much of a kind was delivered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Volume {
+    /// Frames.
+    pub frames: u64,
+    /// Bytes in them, headers included.
+    pub bytes: u64,
+}
+
 struct Chain {
     hash: Digest,
     counts: Counts,
-    k: [(u64,u64);256],
+    delivered: BTreeMap<u8, Volume>,
 }
 
 /// Shared by all ports of one run.
@@ -67,7 +77,7 @@ impl Trace {
         let chain = Chain {
             hash: Digest([0; 32]),
             counts: Counts::default(),
-            k: [(0,0);256],
+            delivered: BTreeMap::new(),
         };
         Self {
             chain: Arc::new(Mutex::new(chain)),
@@ -87,7 +97,13 @@ impl Trace {
         let length = (bytes.len() as u64).to_be_bytes();
         let mut chain = self.chain.lock().unwrap_or_else(PoisonError::into_inner);
         chain.counts.0[event as usize] += 1;
-        if bytes.len()>4 && matches!(event, Event::Delivered) { chain.k[bytes[4] as usize].0+=1; chain.k[bytes[4] as usize].1+=bytes.len() as u64; }
+        if event == Event::Delivered
+            && let Some(kind) = bytes.get(FRAME_HEADER_BYTES - 1)
+        {
+            let of_kind = chain.delivered.entry(*kind).or_default();
+            of_kind.frames += 1;
+            of_kind.bytes += bytes.len() as u64;
+        }
         chain.hash = sha256(&[
             &chain.hash.0,
             &now,
@@ -103,8 +119,16 @@ impl Trace {
     #[must_use]
     pub fn summary(&self) -> (Digest, Counts) {
         let chain = self.chain.lock().unwrap_or_else(PoisonError::into_inner);
-        if std::env::var("SIMK").is_ok() { for (i,(a,b)) in chain.k.iter().enumerate() { if *a>0 { eprintln!("{i:#x} {a} {b}"); } } }
         (chain.hash, chain.counts)
+    }
+}
+
+impl Trace {
+    /// Frames delivered so far, by the kind byte of their header.
+    #[must_use]
+    pub fn delivered(&self) -> BTreeMap<u8, Volume> {
+        let chain = self.chain.lock().unwrap_or_else(PoisonError::into_inner);
+        chain.delivered.clone()
     }
 }
 

@@ -17,6 +17,7 @@ use global_validator::Validator;
 
 use crate::{
     checkers::{Checker, LogTail, Observation},
+    fleet::CrashSwitch,
     ports::{Kept, SimLog},
     runtime::Process,
     trace::{Event, Trace},
@@ -59,7 +60,7 @@ pub struct Witness {
 }
 
 /// Records at the end of each log that are compared.
-const TAIL: u64 = 96;
+const TAIL: usize = 96;
 
 impl Witness {
     /// A witness that asks `checkers`.
@@ -185,12 +186,13 @@ impl Witness {
     }
 
     /// Follows what an agent applies and when it leads, as part of its process.
-    pub fn watch_agent(&self, process: &Process, agent: &AgentHandle, name: &str, idx: NodeIdx) {
-        drop(process.spawn(self.clone().follow_applies(agent.clone(), name.to_owned(), idx)));
+    /// `crash` ends the process behind an entry, before anything else of it takes a step.
+    pub fn watch_agent(&self, process: &Process, agent: &AgentHandle, name: &str, idx: NodeIdx, crash: CrashSwitch) {
+        drop(process.spawn(self.clone().follow_applies(agent.clone(), name.to_owned(), idx, crash)));
         drop(process.spawn(self.clone().follow_elections(agent.clone(), name.to_owned())));
     }
 
-    async fn follow_applies(self, agent: AgentHandle, name: String, idx: NodeIdx) {
+    async fn follow_applies(self, agent: AgentHandle, name: String, idx: NodeIdx, crash: CrashSwitch) {
         let machine = agent.machine();
         let mut seen = 0;
         loop {
@@ -212,6 +214,9 @@ impl Witness {
             }
             self.lock().applies += 1;
             self.see(&applied);
+            if crash.take() {
+                Process::current().kill();
+            }
             for batch in &closed {
                 self.see(batch);
             }
@@ -246,15 +251,18 @@ impl Witness {
         let mut led = Term(0);
         loop {
             let seen = changes.version();
-            let status = raft.status();
-            if status.role == RaftRole::Leader && status.term > led {
-                led = status.term;
-                self.see(&Observation::Leads {
-                    agent: name.clone(),
-                    cluster,
-                    term: status.term,
-                    last_index: status.last_index,
-                });
+            // The whole status is dear, and most changes are heartbeats.
+            if raft.is_leader() {
+                let status = raft.status();
+                if status.role == RaftRole::Leader && status.term > led {
+                    led = status.term;
+                    self.see(&Observation::Leads {
+                        agent: name.clone(),
+                        cluster,
+                        term: status.term,
+                        last_index: status.last_index,
+                    });
+                }
             }
             changes.changed(seen).await;
         }
@@ -310,15 +318,6 @@ impl Witness {
 }
 
 fn tail(agent: String, log: &SimLog) -> Option<LogTail> {
-    let (first, last) = log.range()?;
-    let first = first.max(LogIndex((last.0 + 1).saturating_sub(TAIL)));
-    let records = (first.0..=last.0).map_while(|index| match log.kept(LogIndex(index)) {
-        Kept::Record(bytes) => Some(bytes),
-        Kept::Purged | Kept::Nothing => None,
-    });
-    Some(LogTail {
-        agent,
-        first,
-        records: records.collect(),
-    })
+    let (first, records) = log.tail(TAIL)?;
+    Some(LogTail { agent, first, records })
 }

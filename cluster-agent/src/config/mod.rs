@@ -418,6 +418,9 @@ impl Checker {
     }
 }
 
+/// Shortest time that a batch stays open for more to join it.
+const BATCH_INTERVAL_MS_MIN: u64 = 20;
+
 impl Limits {
     /// The defaults that fit the timing of `raft`.
     #[must_use]
@@ -435,7 +438,8 @@ impl Limits {
             // A leader may die once under a write, and its successor needs an election and a half.
             write_deadline: Duration::from_millis((5 * raft.election_timeout_ms_max).max(2_000))
                 .min(WRITE_DEADLINE_MAX),
-            batch_interval: Duration::from_millis(20),
+            // Each batch carries a certificate, so a slow link gets fewer of them: one per two round trips.
+            batch_interval: Duration::from_millis((2 * raft.rtt_ms_p999).max(BATCH_INTERVAL_MS_MIN)),
         }
     }
 }

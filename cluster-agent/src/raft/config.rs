@@ -50,6 +50,8 @@ pub struct RaftConfig {
     pub fsync_ms_p99: u64,
     /// A snapshot is made after this many entries.
     pub snapshot_entries: u64,
+    /// Durable entries of the log are kept in memory up to this many bytes.
+    pub log_cache_bytes: usize,
     /// A snapshot is made after this many bytes of entries, if they come first.
     pub snapshot_bytes: u64,
     /// Bytes of entries kept below a snapshot, at most.
@@ -112,6 +114,7 @@ impl RaftConfig {
             rtt_ms_p999,
             fsync_ms_p99,
             snapshot_entries: 10_000,
+            log_cache_bytes: 32 * 1024 * 1024,
             snapshot_bytes: 8 * 1024 * 1024,
             snapshot_bytes_kept: 32 * 1024 * 1024,
             snapshot_entries_kept: 5_000,

@@ -47,6 +47,9 @@ pub async fn check_stores<R: AsyncRuntime>(make: impl Fn() -> FreshStores + Send
     Suite::test_all(builder).await.map_err(|error| error.to_string())
 }
 
+/// Entries that a log under test keeps in memory, bytes.
+const CACHE_BYTES: usize = 1024 * 1024;
+
 struct Builder<R, F> {
     make: F,
     runtime: PhantomData<fn() -> R>,
@@ -59,7 +62,8 @@ impl<R: AsyncRuntime, F: Fn() -> FreshStores + Send + Sync>
         &self,
     ) -> Result<(Box<dyn Send + Sync>, RaftLog<R>, MachineAdapter<R>), StorageError<TypeConfig<R>>> {
         let stores = (self.make)();
-        let log = RaftLog::open(stores.log, Arc::new(|_| ())).map_err(|error| storage_error::<R>(&error))?;
+        let log = RaftLog::open_with(stores.log, Arc::new(|_| ()), CACHE_BYTES)
+            .map_err(|error| storage_error::<R>(&error))?;
         let machine = MachineAdapter::open(
             Arc::new(NoMachine),
             stores.snapshots,

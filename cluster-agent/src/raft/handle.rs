@@ -155,7 +155,7 @@ impl<R: AsyncRuntime> RaftHandle<R> {
             .validate()
             .map_err(|error| OpenError::Raft(error.to_string()))?;
         let changes = Signal::default();
-        let log = RaftLog::<R>::open(ports.log, ports.alarms.clone())?;
+        let log = RaftLog::<R>::open_with(ports.log, ports.alarms.clone(), config.log_cache_bytes)?;
         let snapshots = ports.snapshots.clone();
         let bounds = config.snapshot_bounds();
         let machine =

@@ -26,6 +26,7 @@ use common::{
     crypto::{Verified, sha256},
     ids::{ChainId, ClusterId, Digest, Height},
     limits::{ADVANCE_PART_BYTES_MAX, ADVANCE_PARTS_MAX},
+    recall::{Room, recalled},
     validator_set::ValidatorSet,
 };
 use serde::{Deserialize, Serialize};
@@ -190,10 +191,34 @@ pub fn check_advance(
     own: ClusterId,
     chain: &ChainId,
     set: &ValidatorSet,
-) -> Result<CheckedAdvance, AdvanceError> {
+) -> Result<Shared<CheckedAdvance>, AdvanceError> {
     if sha256(&[bytes]) != part.split {
         return Err(AdvanceError::Split);
     }
+    // A chain has one set of validators in an epoch.
+    let question = || {
+        let (height, own, epoch) = (part.height.0, own.0, set.epoch().0);
+        sha256(&[
+            &part.split.0,
+            &part.block.0,
+            &chain.0,
+            &height.to_be_bytes(),
+            &own.to_be_bytes(),
+            &epoch.to_be_bytes(),
+        ])
+    };
+    recalled(Room::Advance, question, || {
+        check_whole(bytes, part, own, chain, set).map(Shared::new)
+    })
+}
+
+fn check_whole(
+    bytes: &[u8],
+    part: &AdvancePart,
+    own: ClusterId,
+    chain: &ChainId,
+    set: &ValidatorSet,
+) -> Result<CheckedAdvance, AdvanceError> {
     let advance: Advance = decode(bytes)?;
     let block = &advance.finalized.block;
     if block.digest() != part.block || block.header.height != part.height {

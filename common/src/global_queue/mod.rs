@@ -69,6 +69,7 @@ use crate::{
     entry::SignatureOracle,
     genesis::{Genesis, padded},
     ids::{BatchSeq, BlockTime, ClusterId, Digest, Founding, Height, LogPosition, TaskId},
+    recall::{Room, recalled},
     registry::Registry,
 };
 
@@ -104,6 +105,10 @@ impl GlobalQueue {
     /// If `genesis` was not validated: decoding it does.
     #[must_use]
     pub fn genesis(genesis: &Genesis) -> Self {
+        recalled(Room::Genesis, || Digest(genesis.chain_id().0), || Self::begin(genesis))
+    }
+
+    fn begin(genesis: &Genesis) -> Self {
         let registry = Registry::from_genesis(genesis);
         let cursors = (0u32..)
             .map(ClusterId)

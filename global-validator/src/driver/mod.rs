@@ -340,8 +340,7 @@ impl Driver {
     /// Tells the core how far peers are, and follows the wall clock a little.
     fn look_around(&self, running: &mut Running) {
         for link in self.peers.iter() {
-            if let Some(rtt) = self.ports.transport.rtt(&link.device) {
-                let us = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
+            if let Some(us) = link.outgoing.round_trip_us() {
                 self.step(running, Input::RoundTrip { peer: link.idx, us });
             }
         }

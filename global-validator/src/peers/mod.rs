@@ -2,11 +2,13 @@
 //!
 //! * [`outgoing`]: a bounded queue and a sender per peer.
 //! * [`fetch`]: blocks and batches by digest, finalized blocks by height.
+//! * [`round_trip`]: how long that takes.
 //! * [`door`]: what comes in; signatures are checked here, off the driver's task.
 
 pub mod door;
 pub mod fetch;
 pub mod outgoing;
+pub mod round_trip;
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -23,8 +23,10 @@ use common::{
     wire::frame::{FrameKind, Protocol},
 };
 use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 use transport::ports::{CallError, Transport};
+
+use super::round_trip::RoundTrips;
 
 /// Messages that may wait for one peer.
 const WAITING_MAX: usize = 512;
@@ -46,6 +48,7 @@ pub struct Outbound {
 
 struct Shared {
     waiting: Mutex<VecDeque<Outbound>>,
+    round_trips: Mutex<RoundTrips>,
     more: Notify,
 }
 
@@ -57,6 +60,7 @@ impl Default for Outgoing {
     fn default() -> Self {
         Self(Arc::new(Shared {
             waiting: Mutex::new(VecDeque::new()),
+            round_trips: Mutex::default(),
             more: Notify::new(),
         }))
     }
@@ -81,6 +85,19 @@ impl Outgoing {
         is_full
     }
 
+    /// How long a message and its answer take, with allowance for what they vary by, microseconds; none before the
+    /// first answer.
+    #[must_use]
+    pub fn round_trip_us(&self) -> Option<u64> {
+        let round_trips = self.0.round_trips.lock().unwrap_or_else(PoisonError::into_inner);
+        round_trips.estimate_us()
+    }
+
+    fn answered(&self, took: Duration) {
+        let mut round_trips = self.0.round_trips.lock().unwrap_or_else(PoisonError::into_inner);
+        round_trips.measured(took);
+    }
+
     fn pop(&self) -> Option<Outbound> {
         self.waiting().pop_front()
     }
@@ -93,11 +110,13 @@ impl Outgoing {
             while in_flight.len() < IN_FLIGHT_MAX
                 && let Some(message) = self.pop()
             {
-                in_flight.push(transport.call(to, message.kind, message.body, SEND_DEADLINE));
+                let call = transport.call(to, message.kind, message.body, SEND_DEADLINE);
+                let sent_at = Instant::now();
+                in_flight.push(call.map(move |outcome| (outcome, sent_at.elapsed())));
             }
             let can_take = in_flight.len() < IN_FLIGHT_MAX;
             let look_again = tokio::time::sleep(LOOK_AGAIN);
-            let outcome: Option<Result<Bytes, CallError>> = futures::select_biased! {
+            let outcome: Option<(Result<Bytes, CallError>, Duration)> = futures::select_biased! {
                 outcome = in_flight.select_next_some() => Some(outcome),
                 () = wait(&self.0.more, can_take).fuse() => None,
                 () = look_again.fuse() => None,
@@ -105,8 +124,11 @@ impl Outgoing {
             let was_up = is_up;
             is_up = match outcome {
                 // A refusal is an answer: the peer is there.
-                Some(Ok(_) | Err(CallError::Refused(_))) => true,
-                Some(Err(error)) => {
+                Some((Ok(_) | Err(CallError::Refused(_)), took)) => {
+                    self.answered(took);
+                    true
+                }
+                Some((Err(error), _)) => {
                     tracing::debug!(peer = %to, "{error}");
                     false
                 }

@@ -1,4 +1,4 @@
-//! Disks in trouble: slow, failing, or full. The process on such a disk must stop, lose nothing that it
+//! Disks in trouble: slow, failing, full, or rotten. The process on such a disk must stop, lose nothing that it
 //! acknowledged, and go on when the disk is well again.
 
 use super::{Fault, all_names, pick};
@@ -10,14 +10,33 @@ pub struct Disk {
     trouble: DiskTrouble,
 }
 
+/// A sector under the journals and the log of a process changed. The process loses power, finds out when it reads
+/// them again, and refuses to start until the sector is mended from a copy: what stands there is never taken for less
+/// than it was.
+pub struct Rot {
+    who: Vec<String>,
+    at: u16,
+    /// Down when the sector was mended.
+    refused: usize,
+}
+
+impl Rot {
+    /// At `at` thousandths of the length of everything that the disks of `who` hold.
+    #[must_use]
+    pub fn new(who: Vec<String>, at: u16) -> Self {
+        Self { who, at, refused: 0 }
+    }
+}
+
 /// Draws whose disk, and what is wrong with it.
 pub fn draw(fleet: &SimFleet, random: &mut Stream) -> Box<dyn Fault> {
     let who = pick(random, &all_names(fleet));
-    let trouble = match random.between(0, 3) {
+    let trouble = match random.between(0, 4) {
         0 | 1 => DiskTrouble::Slow {
             times: random.between(10, 300),
         },
         2 => DiskTrouble::Failing,
+        3 => return Box::new(Rot::new(vec![who], random.between(0, 999) as u16)),
         _ => DiskTrouble::Full,
     };
     Box::new(Disk::new(vec![who], trouble))
@@ -28,6 +47,27 @@ impl Disk {
     #[must_use]
     pub fn new(who: Vec<String>, trouble: DiskTrouble) -> Self {
         Self { who, trouble }
+    }
+}
+
+impl Fault for Rot {
+    fn describe(&self) -> String {
+        let (at, who, refused) = (self.at, self.who.join(","), self.refused);
+        format!("bit rot at {at} of 1000 on the disk of {who} ({refused} refused to start)")
+    }
+
+    fn begin(&mut self, fleet: &mut SimFleet, now_us: u64) {
+        for name in &self.who {
+            fleet.set_trouble(name, DiskTrouble::Rotten { at: self.at });
+            fleet.kill(name, now_us);
+        }
+    }
+
+    fn end(&mut self, fleet: &mut SimFleet, _now_us: u64) {
+        self.refused = self.who.iter().filter(|name| !fleet.is_running(name)).count();
+        for name in &self.who {
+            fleet.set_trouble(name, DiskTrouble::Healthy);
+        }
     }
 }
 

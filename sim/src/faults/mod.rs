@@ -2,12 +2,13 @@
 //!
 //! * [`partition`]: cuts of every shape.
 //! * [`quality`]: links that are slow, lossy, narrow, or deliver twice.
-//! * [`disk`]: slow, failing and full disks.
+//! * [`disk`]: slow, failing, full and rotten disks.
 //! * [`clock`]: wall clocks that jump or begin in 1970.
-//! * [`process`]: crashes, pauses, crashes in the middle of a snapshot, power cycles.
+//! * [`process`]: crashes, pauses, crashes in the middle of a snapshot or behind an entry, power cycles.
 //!
 //! # Rules
-//! * Recovery stays possible: a disk never loses what was synced, and one disk at a time is in trouble;
+//! * Recovery stays possible: a disk never loses what was synced (a rotten sector is mended in the end), and one disk
+//!   at a time is in trouble;
 //!   one validator at a time has a wrong wall clock. Everything else may happen to everybody at once.
 //! * At the end everything heals and everything runs.
 

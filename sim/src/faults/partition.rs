@@ -41,8 +41,22 @@ fn others(fleet: &SimFleet, than: &[String]) -> Vec<String> {
     names
 }
 
+/// Three groups of `members` that do not reach each other.
+#[must_use]
+pub fn three_ways(fleet: &SimFleet, members: &[String]) -> BTreeSet<Direction> {
+    let groups: Vec<&[String]> = members.chunks(members.len().div_ceil(3).max(1)).collect();
+    let mut directions = BTreeSet::new();
+    for (at, a) in groups.iter().enumerate() {
+        for b in &groups[at + 1..] {
+            directions.extend(between(fleet, a, b));
+        }
+    }
+    directions
+}
+
 /// Every member only reaches its two neighbours in a ring.
-fn ring(fleet: &SimFleet, members: &[String]) -> BTreeSet<Direction> {
+#[must_use]
+pub fn ring(fleet: &SimFleet, members: &[String]) -> BTreeSet<Direction> {
     let count = members.len();
     let mut directions = BTreeSet::new();
     for (at, a) in members.iter().enumerate() {
@@ -92,6 +106,7 @@ pub fn draw(number: u64, fleet: &SimFleet, random: &mut Stream) -> Box<dyn Fault
             ("bridge", middle, between(fleet, &ends[..half], &ends[half..]))
         }
         7 if members.len() > 3 => ("ring", members.clone(), ring(fleet, &members)),
+        7 if members.len() > 2 => ("in three", members.clone(), three_ways(fleet, &members)),
         7 | 8 => ("in pieces", members.clone(), between(fleet, &members, &members)),
         9 => (
             "cluster from validators",

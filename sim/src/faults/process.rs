@@ -19,11 +19,18 @@ pub struct Pause {
 }
 
 /// Killed as soon as it writes a snapshot, its own or one that it was sent.
-struct CrashInSnapshot {
+pub struct CrashInSnapshot {
     who: String,
     down_us: u64,
     writes_before: u64,
     was_killed: bool,
+}
+
+/// Killed as soon as it has applied an entry, while others wait for its answer and its log is not purged.
+pub struct CrashInApply {
+    who: Vec<String>,
+    down_us: u64,
+    killed: Vec<String>,
 }
 
 /// Draws what happens to whom.
@@ -33,7 +40,7 @@ pub fn draw(fleet: &SimFleet, random: &mut Stream) -> Box<dyn Fault> {
         let with_time = |name| (name, random.between(200_000, longest_us));
         who.into_iter().map(with_time).collect::<Vec<_>>()
     };
-    match random.between(0, 9) {
+    match random.between(0, 10) {
         0 | 1 => {
             let who = vec![pick(random, &all_names(fleet))];
             let who = down(who, random, 8_000_000);
@@ -81,12 +88,14 @@ pub fn draw(fleet: &SimFleet, random: &mut Stream) -> Box<dyn Fault> {
             let who = fleet.leader(&cluster).unwrap_or_else(|| pick(random, &cluster));
             Box::new(Pause { who: vec![who] })
         }
-        _ => Box::new(CrashInSnapshot {
-            who: pick(random, &fleet.agent_names()),
-            down_us: random.between(100_000, 4_000_000),
-            writes_before: 0,
-            was_killed: false,
-        }),
+        9 => Box::new(CrashInApply::new(
+            vec![pick(random, &fleet.agent_names())],
+            random.between(100_000, 4_000_000),
+        )),
+        _ => {
+            let who = pick(random, &fleet.agent_names());
+            Box::new(CrashInSnapshot::new(who, random.between(100_000, 4_000_000)))
+        }
     }
 }
 
@@ -123,7 +132,62 @@ impl Fault for Pause {
     }
 }
 
+impl CrashInApply {
+    /// Each of `who`, down for `down_us` afterwards.
+    #[must_use]
+    pub fn new(who: Vec<String>, down_us: u64) -> Self {
+        Self {
+            who,
+            down_us,
+            killed: Vec::new(),
+        }
+    }
+}
+
+impl Fault for CrashInApply {
+    fn describe(&self) -> String {
+        format!(
+            "crash in an apply: {} ({} met it)",
+            self.who.join(","),
+            self.killed.len()
+        )
+    }
+
+    fn begin(&mut self, fleet: &mut SimFleet, _now_us: u64) {
+        for name in &self.who {
+            fleet.set_crash_at_apply(name, true);
+        }
+    }
+
+    fn step(&mut self, fleet: &mut SimFleet, now_us: u64) {
+        for name in &self.who {
+            if !self.killed.contains(name) && fleet.has_died(name) {
+                self.killed.push(name.clone());
+                fleet.kill(name, now_us + self.down_us);
+            }
+        }
+    }
+
+    fn end(&mut self, fleet: &mut SimFleet, now_us: u64) {
+        self.step(fleet, now_us);
+        for name in &self.who {
+            fleet.set_crash_at_apply(name, false);
+        }
+    }
+}
+
 impl CrashInSnapshot {
+    /// `who`, down for `down_us` afterwards.
+    #[must_use]
+    pub fn new(who: String, down_us: u64) -> Self {
+        Self {
+            who,
+            down_us,
+            writes_before: 0,
+            was_killed: false,
+        }
+    }
+
     fn begun(&self, fleet: &SimFleet) -> u64 {
         fleet.snapshots(&self.who).map_or(0, |snapshots| snapshots.begun())
     }

@@ -45,6 +45,29 @@ pub enum DiskTrouble {
     Failing,
     /// There is no space left.
     Full,
+    /// What stands at a drawn place of each journal and log does not fit its checksum.
+    Rotten {
+        /// The place, in thousandths of the length.
+        at: u16,
+    },
+}
+
+impl DiskTrouble {
+    /// Which of `count` records cannot be read.
+    pub(super) fn rotten(self, count: usize) -> Option<usize> {
+        match self {
+            Self::Rotten { at } => Some((count * usize::from(at)) / 1_000).filter(|place| *place < count),
+            _ => None,
+        }
+    }
+}
+
+/// What reading such a place gives: every real store has a checksum on each record.
+pub(super) fn rot() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        "a record of the simulated disk does not fit its checksum",
+    )
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -174,7 +197,7 @@ impl SimDisk {
         match self.trouble() {
             DiskTrouble::Failing => Err(io::Error::other("input/output error of the simulated disk")),
             DiskTrouble::Full => Err(io::Error::from(io::ErrorKind::StorageFull)),
-            DiskTrouble::Healthy | DiskTrouble::Slow { .. } => {
+            DiskTrouble::Healthy | DiskTrouble::Slow { .. } | DiskTrouble::Rotten { .. } => {
                 self.0.trace.record(Event::Synced, self.0.owner, self.0.owner, what);
                 Ok(())
             }
@@ -225,7 +248,11 @@ impl Disk for SimDisk {
     }
 
     fn open_journal(&self, name: &str) -> io::Result<(Box<dyn Journal>, Vec<(u64, Vec<u8>)>)> {
+        let trouble = self.trouble();
         let records = self.files().journals.entry(name.to_owned()).or_default().clone();
+        if trouble.rotten(records.len()).is_some() {
+            return Err(rot());
+        }
         Ok((
             Box::new(SimJournal {
                 disk: self.clone(),
@@ -284,9 +311,13 @@ impl Journal for SimJournal {
     fn read(&self, offset: u64) -> io::Result<Vec<u8>> {
         let files = self.disk.files();
         let records = files.journals.get(&self.name).map_or(&[][..], Vec::as_slice);
-        let at = records.binary_search_by_key(&offset, |record| record.0);
-        at.map(|at| records[at].1.clone())
-            .map_err(|_| io::Error::from(io::ErrorKind::NotFound))
+        let at = records
+            .binary_search_by_key(&offset, |record| record.0)
+            .map_err(|_| io::Error::from(io::ErrorKind::NotFound))?;
+        if files.trouble.rotten(records.len()) == Some(at) {
+            return Err(rot());
+        }
+        Ok(records[at].1.clone())
     }
 
     fn rewrite(&mut self, new: Vec<Vec<u8>>) -> BoxFuture<io::Result<Vec<u64>>> {
@@ -373,6 +404,22 @@ mod tests {
     }
 
     #[test]
+    fn rotten_record_is_refused_where_it_is_read_and_nothing_else_is() {
+        in_virtual_time(async {
+            let disk = SimDisk::new(0, 1, TIMING, Trace::begin());
+            let (mut journal, _) = disk.open_journal("j").unwrap();
+            let at = journal.append(vec![vec![1], vec![2], vec![3]]).await.unwrap();
+            disk.set_trouble(DiskTrouble::Rotten { at: 500 });
+            assert_eq!(journal.read(at[0]).unwrap(), [1]);
+            assert_eq!(journal.read(at[1]).unwrap_err().kind(), io::ErrorKind::InvalidData);
+            assert_eq!(disk.open_journal("j").err().unwrap().kind(), io::ErrorKind::InvalidData);
+            assert!(disk.open_journal("empty").is_ok());
+            disk.set_trouble(DiskTrouble::Healthy);
+            assert_eq!(disk.open_journal("j").unwrap().1.len(), 3);
+        });
+    }
+
+    #[test]
     fn trouble_fails_the_write_and_ends_with_healing() {
         in_virtual_time(async {
             let disk = SimDisk::new(0, 1, TIMING, Trace::begin());
@@ -381,6 +428,11 @@ mod tests {
             assert_eq!(error.kind(), io::ErrorKind::StorageFull);
             disk.set_trouble(DiskTrouble::Failing);
             assert!(disk.replace("f", vec![1]).await.is_err());
+            disk.set_trouble(DiskTrouble::Rotten { at: 0 });
+            assert!(
+                disk.replace("f", vec![2]).await.is_ok(),
+                "only what was written is rotten"
+            );
             disk.set_trouble(DiskTrouble::Slow { times: 3 });
             let began = tokio::time::Instant::now();
             disk.replace("f", vec![3]).await.unwrap();

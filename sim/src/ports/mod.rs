@@ -11,4 +11,4 @@ pub use clock::SimClock;
 pub use disk::{DiskTiming, DiskTrouble, SimDisk};
 pub use links::{Direction, Fate, LinkConditions, Links};
 pub use network::{SimNetwork, SimTransport};
-pub use raft_log::{Kept, SimLog, SimSnapshots};
+pub use raft_log::{Kept, RecordPool, SimLog, SimSnapshots};

@@ -20,7 +20,7 @@ use cluster_agent::raft::store::{
 use common::ids::{LogIndex, LogPosition};
 use transport::ports::BoxFuture;
 
-use super::SimDisk;
+use super::{SimDisk, disk::rot};
 use crate::runtime::Process;
 
 #[derive(Default)]
@@ -55,6 +55,30 @@ struct Queue {
     failed: Option<StoreError>,
 }
 
+/// Records of one cluster's logs that are equal are one piece of memory.
+#[derive(Clone, Default)]
+pub struct RecordPool(Arc<Mutex<BTreeMap<LogIndex, Bytes>>>);
+
+/// Newest indexes of a pool.
+const POOLED_MAX: usize = 4_096;
+
+impl RecordPool {
+    /// `bytes`, or the equal ones that another log wrote at `index`.
+    fn share(&self, index: LogIndex, bytes: Bytes) -> Bytes {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(same) = known.get(&index).filter(|same| **same == bytes) {
+            return same.clone();
+        }
+        // A record may be a piece of a larger frame; what is kept is the record alone.
+        let own = Bytes::copy_from_slice(&bytes);
+        known.insert(index, own.clone());
+        if known.len() > POOLED_MAX {
+            known.pop_first();
+        }
+        own
+    }
+}
+
 /// The log of one member, over all lives of its process. [`SimLog::open`] begins a life.
 #[derive(Clone)]
 pub struct SimLog {
@@ -62,6 +86,7 @@ pub struct SimLog {
     durable: Arc<Mutex<Durable>>,
     queue: Arc<Mutex<Queue>>,
     process: Option<Process>,
+    pool: RecordPool,
 }
 
 /// What one log holds at one index.
@@ -79,11 +104,18 @@ impl SimLog {
     /// An empty log on `disk`.
     #[must_use]
     pub fn new(disk: SimDisk) -> Self {
+        Self::sharing(disk, RecordPool::default())
+    }
+
+    /// The same, with memory shared with the logs of the other members.
+    #[must_use]
+    pub fn sharing(disk: SimDisk, pool: RecordPool) -> Self {
         Self {
             disk,
             durable: Arc::default(),
             queue: Arc::default(),
             process: None,
+            pool,
         }
     }
 
@@ -120,6 +152,20 @@ impl SimLog {
             None if durable.purged.as_ref().is_some_and(|(upto, _)| index <= *upto) => Kept::Purged,
             None => Kept::Nothing,
         }
+    }
+
+    /// The last `count` durable records, fewer if there is a gap, and the index of the first of them.
+    #[must_use]
+    pub fn tail(&self, count: usize) -> Option<(LogIndex, Vec<Bytes>)> {
+        let durable = self.durable();
+        let last = *durable.records.keys().next_back()?;
+        let without_gap = durable.records.iter().rev().zip((0..=last.0).rev());
+        let newest = without_gap
+            .take_while(|((index, _), want)| index.0 == *want)
+            .take(count);
+        let mut records: Vec<Bytes> = newest.map(|((_, bytes), _)| bytes.clone()).collect();
+        records.reverse();
+        Some((LogIndex(last.0 + 1 - records.len() as u64), records))
     }
 
     /// First and last durable record.
@@ -193,6 +239,10 @@ impl SimLog {
 impl LogStore for SimLog {
     fn recovered(&self) -> Result<Recovered, StoreError> {
         let durable = self.durable();
+        // As a real store does, it looks at every record before it says what it has.
+        if self.disk.trouble().rotten(durable.records.len()).is_some() {
+            return Err(StoreError::Corrupt(rot().to_string()));
+        }
         let records = durable
             .records
             .keys()
@@ -214,7 +264,12 @@ impl LogStore for SimLog {
         if from >= to {
             return Ok(read);
         }
+        let rotten = self.disk.trouble().rotten(durable.records.len());
+        let rotten = rotten.and_then(|place| durable.records.keys().nth(place).copied());
         for (index, bytes) in durable.records.range(from..to) {
+            if rotten == Some(*index) {
+                return Err(StoreError::Corrupt(rot().to_string()));
+            }
             let is_gap = read.last().map_or(*index != from, |last| last.index.next() != *index);
             if is_gap || (!read.is_empty() && bytes_read + bytes.len() > bytes_max) {
                 break;
@@ -228,7 +283,12 @@ impl LogStore for SimLog {
         Ok(read)
     }
 
-    fn submit(&self, op: LogOp, done: Done) {
+    fn submit(&self, mut op: LogOp, done: Done) {
+        if let LogOp::Append(records) = &mut op {
+            for record in records {
+                record.bytes = self.pool.share(record.index, std::mem::take(&mut record.bytes));
+            }
+        }
         let mut queue = self.queue();
         if let Some(error) = &queue.failed {
             let poisoned = StoreError::Poisoned(error.to_string());

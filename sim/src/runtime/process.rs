@@ -142,6 +142,12 @@ impl Process {
         self.tasks().panic.clone()
     }
 
+    /// Whether this life is over.
+    #[must_use]
+    pub fn is_killed(&self) -> bool {
+        self.tasks().is_killed
+    }
+
     /// Ends every task of this life at its next await, as kill -9 would.
     pub fn kill(&self) {
         let mut tasks = self.tasks();

@@ -35,6 +35,8 @@ pub struct Load {
     pub write_every: Duration,
     /// Between two reads of each agent.
     pub read_every: Duration,
+    /// Shortest and longest pause between two looks of a drone at its agent's queue.
+    pub look_us: (u64, u64),
     /// How long a drone works on a task, at most.
     pub work_max: Duration,
 }
@@ -130,7 +132,7 @@ pub fn start(fleet: &SimFleet, load: Load, seed: u64) -> Desk {
             let reader = reader::Reader::new(desk.clone(), cluster, name.clone(), stream(0x7265));
             drop(clients.spawn(reader.work(load.read_every)));
             let vehicle = vehicle::Vehicle::new(desk.clone(), name.clone(), fleet.clock(&name), stream(0x7665));
-            drop(clients.spawn(vehicle.fly(load.work_max)));
+            drop(clients.spawn(vehicle.fly(load)));
         }
     }
     desk

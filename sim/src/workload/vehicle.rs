@@ -18,15 +18,13 @@ use transport::{
     ports::Clock,
 };
 
-use super::Desk;
+use super::{Desk, Load};
 use crate::{
     checkers::{Call, Observation, Told},
     ports::SimClock,
     random::Stream,
 };
 
-/// Between two looks at the queue.
-const LOOK_US: (u64, u64) = (100_000, 400_000);
 /// Longest wait for an answer of the agent.
 const PATIENCE: Duration = Duration::from_secs(4);
 /// A task in this many fails, and one is released half-way.
@@ -75,10 +73,10 @@ impl Vehicle {
     }
 
     /// Flies for ever.
-    pub async fn fly(mut self, work_max: Duration) {
+    pub async fn fly(mut self, load: Load) {
         loop {
-            self.step(work_max).await;
-            let pause_us = self.random.between(LOOK_US.0, LOOK_US.1);
+            self.step(load.work_max).await;
+            let pause_us = self.random.between(load.look_us.0, load.look_us.1);
             let pause = Duration::from_micros(pause_us).min(self.left());
             tokio::time::sleep(pause.max(Duration::from_millis(1))).await;
         }

@@ -37,7 +37,7 @@ use openraft::{
 };
 use openraft_rt::AsyncRuntime;
 
-use self::view::{CACHE_BYTES_MAX, Cached, Tip, View, decode_run, recover};
+use self::view::{Cached, Tip, View, decode_run, recover};
 use super::{
     alarm::{AlarmSink, RaftAlarm},
     codec::{self, APPEND_ENTRY_BYTES_MAX, CommittedRecord, EntryRecord, PurgedRecord, WireLogId, WireVote},
@@ -82,15 +82,11 @@ pub(super) enum Held {
 }
 
 impl<R: AsyncRuntime> RaftLog<R> {
-    /// Reads the log back and recomputes its chain.
+    /// Reads the log back and recomputes its chain. Durable entries are kept in memory up to `cache_bytes_max`.
     ///
     /// # Errors
     /// [`StoreError::Corrupt`] if the log contradicts itself; the member must not start.
-    pub fn open(store: Arc<dyn LogStore>, alarms: AlarmSink) -> Result<Self, StoreError> {
-        Self::open_with(store, alarms, CACHE_BYTES_MAX)
-    }
-
-    fn open_with(store: Arc<dyn LogStore>, alarms: AlarmSink, cache_bytes_max: usize) -> Result<Self, StoreError> {
+    pub fn open_with(store: Arc<dyn LogStore>, alarms: AlarmSink, cache_bytes_max: usize) -> Result<Self, StoreError> {
         let view = recover(&*store, cache_bytes_max)?;
         let inner = Inner {
             store,

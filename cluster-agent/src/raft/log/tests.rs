@@ -148,7 +148,8 @@ async fn claim_of_another_chain_is_refused_before_it_is_stored() {
     let store = Arc::new(MemoryLog::new());
     let alarms = Arc::new(Mutex::new(Vec::new()));
     let sink = alarms.clone();
-    let mut log = Log::open(store.clone(), Arc::new(move |alarm| sink.lock().unwrap().push(alarm))).unwrap();
+    let sound: AlarmSink = Arc::new(move |alarm| sink.lock().unwrap().push(alarm));
+    let mut log = Log::open_with(store.clone(), sound, SMALL_CACHE_BYTES).unwrap();
     append(&mut log, 1, 1..3).await;
     let forked = Entry {
         chain: Some(Digest([9; 32])),
@@ -212,7 +213,7 @@ async fn changed_bytes_on_the_disk_are_found_at_the_start() {
     records[4].bytes = codec::encode(record).into();
     let damaged = MemoryLog::new();
     damaged.submit(LogOp::Append(records), Box::new(|outcome| outcome.unwrap()));
-    let error = Log::open(Arc::new(damaged), Arc::new(|_| ())).err().unwrap();
+    let error = Log::open_with(Arc::new(damaged), Arc::new(|_| ()), SMALL_CACHE_BYTES).err().unwrap();
     assert!(
         matches!(&error, StoreError::Corrupt(why) if why.contains("chain")),
         "{error}"

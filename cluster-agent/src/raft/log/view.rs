@@ -17,8 +17,6 @@ use super::super::{
     types::{Entry, entry_from_wire, entry_to_wire, index_from_raft},
 };
 
-/// Durable entries are kept in memory up to this many bytes.
-pub(super) const CACHE_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// What one entry costs in memory besides its bytes.
 const CACHE_OVERHEAD_BYTES: usize = 256;
 

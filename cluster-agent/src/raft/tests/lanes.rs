@@ -324,7 +324,7 @@ struct Leader {
 impl Leader {
     /// Its log holds `entries` commands of `bytes` bytes.
     async fn holding(entries: u64, bytes: usize) -> Self {
-        let mut log = RaftLog::open(Arc::new(MemoryLog::new()), Arc::new(|_| {})).unwrap();
+        let mut log = RaftLog::open_with(Arc::new(MemoryLog::new()), Arc::new(|_| {}), 1024 * 1024).unwrap();
         let held = (1..=entries).flat_map(|index| request(index, bytes).entries);
         openraft::storage::RaftLogStorage::append(&mut log, held, openraft::storage::IOFlushed::noop())
             .await

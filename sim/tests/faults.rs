@@ -1,0 +1,67 @@
+//! Faults do what their names say: each is met in a short story of its own.
+
+use sim::{
+    run::{Report, run_scenario},
+    scenario::Scenario,
+};
+
+/// A fleet of one cluster of five and four validators, with one fault from 3 s on.
+fn story(kind: &str, who: &str, lasts_ms: u64) -> Report {
+    let secs = 4 + lasts_ms.div_ceil(1_000);
+    let text = format!(
+        r#"
+        title = "{kind}"
+        story = "one fault, from its beginning to its end"
+        clusters = 1
+        agents = 5
+        validators = 4
+        secs = {secs}
+        [[fault]]
+        at_ms = 3000
+        lasts_ms = {lasts_ms}
+        kind = "{kind}"
+        who = ["{who}"]
+        "#
+    );
+    let report = run_scenario(&Scenario::from_toml(&text).unwrap(), 1);
+    assert_eq!(report.violation, None, "{kind} of {who}: {:#?}", report.processes);
+    assert_eq!(report.tasks_final, report.tasks_acked, "{kind} of {who}");
+    assert!(report.tasks_acked > 10, "{kind} of {who} shows nothing");
+    assert_eq!(report.faults.len(), 1);
+    report
+}
+
+#[test]
+fn process_on_a_rotten_disk_refuses_to_start_until_it_is_mended() {
+    for who in ["c1-2", "v2"] {
+        let report = story("disk_rots", who, 4_000);
+        assert!(
+            report.faults[0].what.contains("(1 refused to start)"),
+            "{:?}",
+            report.faults
+        );
+    }
+}
+
+#[test]
+fn every_member_can_die_behind_an_entry() {
+    let report = story("crash_in_apply", "c1", 3_000);
+    assert!(report.faults[0].what.contains("(5 met it)"), "{:?}", report.faults);
+}
+
+#[test]
+fn member_dies_while_it_writes_a_snapshot() {
+    let report = story("crash_in_snapshot", "c1-3", 25_000);
+    assert!(!report.faults[0].what.contains("wrote none"), "{:?}", report.faults);
+}
+
+#[test]
+fn cluster_in_three_parts_acknowledges_nothing_and_says_so() {
+    let report = story("three_ways", "c1", 6_000);
+    assert!(report.no_quorum > 0, "{report:?}");
+}
+
+#[test]
+fn ring_of_members_goes_on() {
+    story("ring", "c1", 6_000);
+}
