@@ -482,7 +482,7 @@ async fn leader_that_cannot_confirm_itself_refuses_nothing_by_a_rule() {
 /// Returns in the moment in which `label` is elected.
 async fn elected(net: &Net, label: &str) {
     let raft = net.agent(label).raft();
-    let changes = raft.changes();
+    let changes = raft.leader_changes();
     loop {
         let seen = changes.version();
         if raft.is_leader() {
