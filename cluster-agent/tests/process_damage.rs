@@ -193,12 +193,12 @@ async fn torn_last_group_is_cut_with_a_warning_and_the_agent_goes_on() {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
     running.into_iter().for_each(Process::kill);
-    // As a power cut may leave it: an old mark, and of the last write only the begin.
+    // As a power cut may leave it: an old mark, and of the last write nothing but the header.
     fs::write(data.join("log/END"), mark).unwrap();
     let mut bytes = fs::read(segment_of(&data)).unwrap();
     let mut sectors = bytes.chunks(512);
     let last = sectors.rposition(|sector| sector.starts_with(b"MLOG"));
-    let from = last.expect("groups begin with sectors") * 512 + 80;
+    let from = last.expect("groups begin with sectors") * 512 + 64;
     bytes[from..].fill(0);
     fs::write(segment_of(&data), bytes).unwrap();
     let running: Vec<Process> = AGENTS.iter().map(|label| place.spawn(label)).collect();
