@@ -1,7 +1,9 @@
 //! The leader closes batches early, and gives a sign of life where nothing happens.
 //!
 //! # Rules
-//! * Upon something open for the batch interval: `Cut` of the open batch.
+//! * Upon something open for the batch interval: `Cut` of the open batch. While more than
+//!   [`PENDING_BEFORE_SLOWER`] batches wait to become final the interval grows with their number, up to
+//!   [`INTERVALS_MAX`] times: a batch that has to wait anyway may as well hold more.
 //! * Upon silence for a quarter of the custody time, with nothing open and nothing in the outbox:
 //!   `Beat`. It renews custody; it would be a no-op while batches wait to become final.
 //! * One proposal at a time. A proposal of a leader that is no more is a no-op by its number.
@@ -11,6 +13,16 @@ use std::{sync::Arc, time::Duration};
 use common::{entry::LogEntry, ids::BatchSeq};
 
 use crate::{raft::ProposeOutcome, shell::Shell};
+
+/// Closed batches on their way with which the interval is as configured: finality takes some intervals.
+const PENDING_BEFORE_SLOWER: u64 = 8;
+/// Longest wait of an open batch, in batch intervals.
+const INTERVALS_MAX: u64 = 8;
+
+/// Batch intervals after which the open batch closes, while `pending` batches are closed and not final.
+fn intervals(pending: u64) -> u64 {
+    pending.saturating_sub(PENDING_BEFORE_SLOWER).clamp(1, INTERVALS_MAX)
+}
 
 impl Shell {
     /// Runs as long as the agent.
@@ -33,7 +45,9 @@ impl Shell {
                 open_since_us = Some((open_seq, now_us));
             }
             let interval_us = u64::try_from(self.limits.batch_interval.as_micros()).unwrap_or(u64::MAX);
-            let cut_at = open_since_us.map(|(_, since)| since.saturating_add(interval_us));
+            let pending = pulse.closed.0.saturating_sub(pulse.last_final.0);
+            let open_us = interval_us.saturating_mul(intervals(pending));
+            let cut_at = open_since_us.map(|(_, since)| since.saturating_add(open_us));
             let is_silent = pulse.open_len == 0 && pulse.last_final == pulse.closed;
             let beat_at = closed
                 .map(|(_, at)| at.saturating_add(beat_after_us))
@@ -66,5 +80,20 @@ impl Shell {
                 self.pause(Duration::from_millis(self.raft_config.heartbeat_ms)).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn open_batch_waits_longer_only_while_many_wait_before_it() {
+        for pending in 0..=9 {
+            assert_eq!(intervals(pending), 1, "{pending} pending");
+        }
+        assert_eq!(intervals(10), 2);
+        assert_eq!(intervals(16), 8);
+        assert_eq!(intervals(u64::MAX), 8);
     }
 }

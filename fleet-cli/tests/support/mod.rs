@@ -43,9 +43,10 @@ pub fn build_siblings() {
             "-p",
             "global-validator",
         ]);
-        if !cfg!(debug_assertions) {
-            cargo.arg("--release");
-        }
+        // A profile's directory has its name, but for that of `dev`.
+        let profile = directory.file_name().and_then(|name| name.to_str());
+        let profile = profile.expect("a profile has a name");
+        cargo.args(["--profile", if profile == "debug" { "dev" } else { profile }]);
         let target = directory.parent().expect("a profile lies in a target directory");
         let status = cargo
             .env("CARGO_TARGET_DIR", target)

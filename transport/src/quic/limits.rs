@@ -61,6 +61,10 @@ pub struct Limits {
     pub service_deadline: Duration,
 }
 
+/// Packets that a peer may leave without an acknowledgement of its own: mostly an answer is on its way, and
+/// takes it along (draft-ietf-quic-ack-frequency). A delay of 25 ms bounds the wait all the same.
+const ACK_ELICITING_THRESHOLD: u32 = 8;
+
 impl Limits {
     /// The bounds of a role.
     #[must_use]
@@ -121,6 +125,9 @@ impl Limits {
             .keep_alive_interval(Some(KEEP_ALIVE))
             .initial_rtt(INITIAL_RTT)
             .crypto_buffer_size(16 * KIB as usize);
+        let mut acks = quinn::AckFrequencyConfig::default();
+        acks.ack_eliciting_threshold(VarInt::from_u32(ACK_ELICITING_THRESHOLD));
+        config.ack_frequency_config(Some(acks));
         Arc::new(config)
     }
 
