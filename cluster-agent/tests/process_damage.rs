@@ -21,14 +21,20 @@ use common::{
 use processes::{AGENTS, Operator, PATIENCE, Place, Process};
 
 const UNSAFE: i32 = 78;
+const PAYLOAD: &[u8] = b"bytes that occur nowhere else";
 
 /// A cluster that has acknowledged one task, and then ended in order.
 async fn used_place() -> Place {
-    let place = Place::new();
+    after_use(Place::new()).await
+}
+
+/// The same, in a place that was prepared.
+async fn after_use(place: Place) -> Place {
     let operator = Operator::connect(&place);
     let running: Vec<Process> = AGENTS.iter().map(|label| place.spawn(label)).collect();
     let leader = operator.leader().await;
-    let content = task("task-1");
+    let mut content = task("task-1");
+    content.payload = PAYLOAD.to_vec().try_into().unwrap();
     let entry = place.fleet.submit("op1", ClusterId(0), 1, Scope::Cluster, &content);
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
@@ -212,5 +218,43 @@ async fn torn_last_group_is_cut_with_a_warning_and_the_agent_goes_on() {
     operator.leader().await;
     for process in running {
         assert_eq!(process.terminate().await.code(), Some(0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flipped_bit_in_an_entry_acknowledged_by_sled_is_refused_at_every_start() {
+    let place = Place::new();
+    for label in AGENTS {
+        let config = place.config(label) + "[disk]\nlog = \"sled\"\n";
+        fs::write(place.config_path(label), config).unwrap();
+    }
+    let place = after_use(place).await;
+    let data = place.path("c1-1/data");
+    let path = data.join("log/db");
+    let mut bytes = fs::read(&path).unwrap();
+    // Every copy that sled has of it.
+    let places: Vec<usize> = (0..bytes.len() - PAYLOAD.len())
+        .filter(|at| bytes[*at..].starts_with(PAYLOAD))
+        .collect();
+    assert!(!places.is_empty(), "the entry lies in the log");
+    for at in places {
+        bytes[at + 3] ^= 0x10;
+    }
+    fs::write(&path, &bytes).unwrap();
+    let names =
+        |content: BTreeMap<PathBuf, Vec<u8>>| content.into_keys().filter(|path| !path.starts_with(data.join("log")));
+    let before: Vec<_> = names(content(&data)).collect();
+    for _ in 0..3 {
+        let (code, said) = place.run_to_end("c1-1");
+        assert!(
+            code == UNSAFE && said.contains("the log store is damaged"),
+            "{code}: {said}"
+        );
+        assert_eq!(
+            names(content(&data)).collect::<Vec<_>>(),
+            before,
+            "files beside the log"
+        );
+        assert!(path.exists() && data.join("log/REACHED").exists(), "the log is kept");
     }
 }

@@ -3,37 +3,34 @@
 //! # Rules
 //! * Durable means: sled's flush, then `fdatasync` on a descriptor of our own for sled's file. sled's
 //!   flush alone does not reach the device (measured: acknowledged writes lost at a power cut).
-//! * A crash before a group's flush leaves a prefix of the group, in whole records.
+//! * What sled writes between two flushes fits in one of its segments: at most
+//!   [`KEYS_PER_FLUSH_MAX`](entries::KEYS_PER_FLUSH_MAX) keys change, removals included, and sled
+//!   has no thread that moves pages. More could survive a power cut in parts that sled recovers to an empty log.
+//! * A crash before a group's last flush leaves a prefix of the group, in whole records.
+//! * A failed flush is final wherever it happens.
 //! * Values are so small that sled never writes a leaf into a file of its own, which it would not
 //!   flush (`sled_entries`). Should one appear, the store is poisoned.
 //! * At most 64 removals per batch: sled keeps each touched leaf until a batch ends.
 //! * Purging removes later, in small batches; the marker is durable first, and records under it that
 //!   a crash left behind are removed at the next start.
+//! * A log that does not reach as far as it once did is refused (`sled_head`): sled cuts a damaged log and goes on.
 //! * When sled's file has outgrown its quota, what is live moves into a fresh directory, between two groups
-//!   of operations (`sled_generations`).
-//! * A log is made beside its place and moved there once it is whole: sled does not sync its settings, and
-//!   does not open what a power cut in the middle of its first start leaves.
-//! * Before opening, `snap.*.generating` is deleted: a crash while sled opened leaves it, and sled
-//!   takes it for its newest index and fails for ever. If sled reports corruption its index files are
-//!   set aside and the log is replayed from the start, once.
+//!   of operations (`sled_generations`). How the files are made and opened: `sled_files`.
 //!
 //! The writer thread, its groups and its poison are those of every store (`group_commit`).
 
 use std::{
-    fs::{self, File},
-    io,
-    panic::{AssertUnwindSafe, catch_unwind},
+    fs::File,
     path::{Path, PathBuf},
     sync::{
         Arc, PoisonError, RwLock,
-        mpsc::{Receiver, TryRecvError},
+        mpsc::{Receiver, RecvTimeoutError, TryRecvError},
     },
     time::Duration,
 };
 
 use common::ids::LogIndex;
 use sled::{Batch, Db, Tree};
-use transport::machine::disk_error;
 
 use super::{
     Done, LogOp, LogRecord, LogStore, Recovered, StoreError,
@@ -42,13 +39,13 @@ use super::{
     sled_entries::{
         self as entries, COMMITTED_KEY, PURGED_KEY, VOTE_KEY, parse_purged, purged_value, seal, sled_error, unseal,
     },
-    sled_generations::{self as generations, MoveStep},
-    snapshot::sync_dir,
+    sled_files::{self as files, HEAD_TREE, RAFT_TREE, fsync_error, io_error},
+    sled_generations::{self as generations, GivenUp, MoveStep},
+    sled_head::{HEAD_KEY, Head, ReachedMark, check_reached},
 };
 
-/// How often and how long apart a locked database is tried: two seconds in all.
-const LOCK_TRIES: u32 = 2_000;
-const LOCK_PAUSE: Duration = Duration::from_millis(1);
+/// How long the log must be quiet before `REACHED` is flushed.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// Size of sled's file above which the log moves, unless told otherwise.
 pub const FILE_BYTES_DEFAULT: u64 = 256 * 1024 * 1024;
@@ -60,8 +57,6 @@ const FILE_TO_LIVE: u64 = 4;
 pub struct SledOptions {
     /// Memory for pages.
     pub cache_bytes: u64,
-    /// How often sled's own thread flushes and collects garbage; `None` only in tests.
-    pub flush_every_ms: Option<u64>,
     /// Above this size of sled's file, and above four times what is live, the log moves into a fresh file.
     pub file_bytes_max: u64,
 }
@@ -70,7 +65,6 @@ impl Default for SledOptions {
     fn default() -> Self {
         Self {
             cache_bytes: 16 * 1024 * 1024,
-            flush_every_ms: Some(500),
             file_bytes_max: FILE_BYTES_DEFAULT,
         }
     }
@@ -105,39 +99,31 @@ impl DurableSled {
         let (generation, place) = generations::active(root)?;
         let dir = place.as_path();
         if !dir.join("db").exists() {
-            create(dir, options)?;
+            files::create(dir, options)?;
         }
         generations::remove_others(root, &generation)?;
-        remove_unfinished_indexes(dir)?;
-        let db = match open_unlocked(dir, options) {
-            Err(StoreError::Corrupt(why)) => {
-                tracing::warn!(
-                    why,
-                    "sled reports corruption: its index is set aside and the log replayed"
-                );
-                set_indexes_aside(dir)?;
-                open_unlocked(dir, options)?
-            }
-            other => other?,
-        };
-        let file = sync_everything(dir, &db, &mut fsync)?;
-        let tree = db.open_tree("raft").map_err(sled_error)?;
-        let recovered = recover(&tree)?;
+        let (mark, known) = ReachedMark::open(root)?;
+        let db = files::open(dir, options, &mut fsync)?;
+        let files = Files::of(dir, db, &mut fsync)?;
+        let recovered = recover(&files.tree)?;
+        let found = files.head.get(HEAD_KEY).map_err(sled_error)?;
+        let head = found.map(|sealed| Head::decode(&sealed)).transpose()?;
+        check_reached(head.as_ref(), known)?;
+        head.map_or(Ok(()), |head| head.check(&recovered))?;
         let poison = Arc::new(Poison::default());
-        let shared = Arc::new(RwLock::new(Some(tree.clone())));
+        let shared = Arc::new(RwLock::new(Some(files.tree.clone())));
+        let is_old = files::segment_bytes(dir) < entries::SEGMENT_BYTES;
         let writer = Writer {
-            files: Files {
-                db,
-                tree,
-                file,
-                path: dir.join("db"),
-                blobs: dir.join("blobs"),
-            },
+            files,
+            keys_unsynced: 0,
+            head: head.unwrap_or_else(|| Head::of(&recovered)),
+            mark,
             root: root.to_path_buf(),
             generation,
             options,
             shared: shared.clone(),
-            move_above: options.file_bytes_max,
+            is_old,
+            move_above: if is_old { 0 } else { options.file_bytes_max },
             on_move,
             fsync,
             marker: Some(marker),
@@ -196,6 +182,7 @@ impl LogStore for DurableSled {
 /// The generation in force.
 struct Files {
     tree: Tree,
+    head: Tree,
     db: Db,
     file: File,
     /// That file, for messages.
@@ -204,16 +191,39 @@ struct Files {
     blobs: PathBuf,
 }
 
+impl Files {
+    /// Of the database in `dir`, all of it durable.
+    fn of(dir: &Path, db: Db, fsync: &mut Fsync) -> Result<Self, StoreError> {
+        let tree = db.open_tree(RAFT_TREE).map_err(sled_error)?;
+        let head = db.open_tree(HEAD_TREE).map_err(sled_error)?;
+        let file = files::sync_everything(dir, &db, fsync)?;
+        Ok(Self {
+            tree,
+            head,
+            db,
+            file,
+            path: dir.join("db"),
+            blobs: dir.join("blobs"),
+        })
+    }
+}
+
 /// Called at each step of a move. Replaced in tests by one that looks at the disk.
 pub(super) type OnMove = Box<dyn FnMut(MoveStep) + Send>;
 
 struct Writer {
     files: Files,
+    /// Keys put or removed since the last flush.
+    keys_unsynced: usize,
+    head: Head,
+    mark: ReachedMark,
     /// Directory of all generations, and the name of the one in force.
     root: PathBuf,
     generation: String,
     options: SledOptions,
     shared: Arc<RwLock<Option<Tree>>>,
+    /// It has the short segments of an older version.
+    is_old: bool,
     /// The file is looked at when it is longer than this.
     move_above: u64,
     on_move: OnMove,
@@ -224,34 +234,58 @@ struct Writer {
     poison: Arc<Poison>,
 }
 
+/// What the writer does next.
+enum Next {
+    Write(Queued),
+    Purge,
+    SyncMark,
+    Stop,
+}
+
 impl Writer {
+    fn next(&self, waiting: &Receiver<Queued>) -> Next {
+        if self.purge_upto.is_some() {
+            match waiting.try_recv() {
+                Ok(first) => Next::Write(first),
+                Err(TryRecvError::Empty) => Next::Purge,
+                Err(TryRecvError::Disconnected) => Next::Stop,
+            }
+        } else if self.mark.is_unsynced() && self.poison.cause().is_none() {
+            match waiting.recv_timeout(QUIET) {
+                Ok(first) => Next::Write(first),
+                Err(RecvTimeoutError::Timeout) => Next::SyncMark,
+                Err(RecvTimeoutError::Disconnected) => Next::Stop,
+            }
+        } else {
+            waiting.recv().map_or(Next::Stop, Next::Write)
+        }
+    }
+
     fn run(mut self, waiting: &Receiver<Queued>) {
         loop {
-            let first = match self.purge_upto {
-                None => waiting.recv().ok(),
-                Some(_) => match waiting.try_recv() {
-                    Ok(first) => Some(first),
-                    Err(TryRecvError::Disconnected) => None,
-                    Err(TryRecvError::Empty) => {
-                        self.purge_step();
-                        continue;
-                    }
-                },
-            };
-            let Some(first) = first else { return };
-            let (ops, acks) = take_group(first, waiting);
-            let records_put: usize = ops.iter().map(LogOp::records_put).sum();
-            let outcome = self.guarded(|writer| writer.write(ops));
-            acks.into_iter().for_each(|ack| ack(outcome.clone()));
-            if self.purge_upto.is_some() {
-                // Twice what came in: however busy the log is, what is to be purged becomes less.
-                for _ in 0..=2 * records_put / entries::REMOVALS_PER_BATCH_MAX {
-                    self.purge_step();
-                }
-            } else {
-                // As with a removal, its failure shows in the poison.
-                let _ = self.guarded(Self::move_if_outgrown);
+            match self.next(waiting) {
+                Next::Write(first) => self.write_group(first, waiting),
+                Next::Purge => self.purge_step(),
+                Next::SyncMark => drop(self.guarded(|writer| writer.mark.sync())),
+                Next::Stop => break,
             }
+        }
+        let _ = self.guarded(|writer| writer.mark.sync());
+    }
+
+    fn write_group(&mut self, first: Queued, waiting: &Receiver<Queued>) {
+        let (ops, acks) = take_group(first, waiting);
+        let records_put: usize = ops.iter().map(LogOp::records_put).sum();
+        let outcome = self.guarded(|writer| writer.write(&ops));
+        acks.into_iter().for_each(|ack| ack(outcome.clone()));
+        if self.purge_upto.is_some() {
+            // Twice what came in: however busy the log is, what is to be purged becomes less.
+            for _ in 0..=2 * records_put / entries::REMOVALS_PER_STEP {
+                self.purge_step();
+            }
+        } else {
+            // As with a removal, its failure shows in the poison.
+            let _ = self.guarded(Self::move_if_outgrown);
         }
     }
 
@@ -284,48 +318,44 @@ impl Writer {
             .file_bytes_max
             .max(FILE_TO_LIVE * live)
             .max(bytes_len / 4 * 5);
-        if bytes_len <= FILE_TO_LIVE * live {
+        if bytes_len <= FILE_TO_LIVE * live && !self.is_old {
             return Ok(());
         }
         let (name, dir) = generations::next(&self.root, &self.generation);
-        match self.copy_into(&dir) {
+        match self.copy_and_name(&name, &dir) {
             Ok(files) => self.move_to(name, files, live),
-            Err(error) => {
+            Err(GivenUp::Moving(error)) => {
                 tracing::warn!(%error, "the log stays in a file that has outgrown its quota");
-                fs::remove_dir_all(&dir).map_err(|error| io_error(&dir, &error))
+                generations::remove_others(&self.root, &self.generation)
             }
+            Err(GivenUp::Everything(error)) => Err(error),
         }
     }
 
-    /// A whole and durable copy of the log in `dir`.
-    fn copy_into(&mut self, dir: &Path) -> Result<Files, StoreError> {
-        if dir.exists() {
-            fs::remove_dir_all(dir).map_err(|error| io_error(dir, &error))?;
-        }
-        fs::create_dir_all(dir).map_err(|error| io_error(dir, &error))?;
-        let db = open_sled(dir, self.options)?;
-        let tree = db.open_tree("raft").map_err(sled_error)?;
+    /// A whole and durable copy of the log in `dir`, in force from now on.
+    fn copy_and_name(&mut self, name: &str, dir: &Path) -> Result<Files, GivenUp> {
+        generations::make_empty(dir)?;
+        let db = files::open_sled(dir, self.options).map_err(GivenUp::Moving)?;
+        let tree = db.open_tree(RAFT_TREE).map_err(GivenUp::of_sled)?;
+        let head = db.open_tree(HEAD_TREE).map_err(GivenUp::of_sled)?;
         (self.on_move)(MoveStep::Begun);
         let on_move = &mut self.on_move;
         generations::export(&self.files.tree, &tree, || on_move(MoveStep::Exporting))?;
-        let file = sync_everything(dir, &db, &mut self.fsync)?;
-        let blobs = dir.join("blobs");
-        check_no_blobs(&blobs)?;
+        generations::export(&self.files.head, &head, || ())?;
+        db.flush().map_err(GivenUp::of_sled)?;
+        files::check_no_blobs(&dir.join("blobs")).map_err(GivenUp::Moving)?;
+        let files = Files::of(dir, db, &mut self.fsync).map_err(GivenUp::Everything)?;
         (self.on_move)(MoveStep::Exported);
-        Ok(Files {
-            tree,
-            db,
-            file,
-            path: dir.join("db"),
-            blobs,
-        })
+        generations::put_in_force(&self.root, name)?;
+        (self.on_move)(MoveStep::Named);
+        Ok(files)
     }
 
     fn move_to(&mut self, name: String, files: Files, live: u64) -> Result<(), StoreError> {
-        generations::put_in_force(&self.root, &name)?;
-        (self.on_move)(MoveStep::Named);
         *self.shared.write().unwrap_or_else(PoisonError::into_inner) = Some(files.tree.clone());
         drop(std::mem::replace(&mut self.files, files));
+        self.keys_unsynced = 0;
+        self.is_old = false;
         self.move_above = self.options.file_bytes_max.max(FILE_TO_LIVE * live);
         tracing::info!(generation = name, live_bytes = live, "the log moved into a fresh file");
         self.generation = name;
@@ -334,54 +364,76 @@ impl Writer {
         Ok(())
     }
 
-    fn write(&mut self, ops: Vec<LogOp>) -> Result<(), StoreError> {
+    fn write(&mut self, ops: &[LogOp]) -> Result<(), StoreError> {
         let mut must_flush = false;
         let mut hint = None;
         for op in ops {
             must_flush |= !matches!(op, LogOp::Committed(_));
+            if self.head.lower(op) {
+                self.put_head()?;
+            }
             match op {
-                LogOp::Vote(bytes) => self.put(VOTE_KEY, seal(&bytes))?,
+                LogOp::Vote(bytes) => self.put(VOTE_KEY, seal(bytes))?,
                 // A newer one in the same group says all that an older one does.
                 LogOp::Committed(bytes) => hint = Some(bytes),
-                LogOp::Append(records) => {
-                    records
-                        .iter()
-                        .try_for_each(|record| entries::put(&self.files.tree, record))?;
-                }
-                LogOp::Truncate { from } => self.truncate(from)?,
+                LogOp::Append(records) => records.iter().try_for_each(|record| self.append(record))?,
+                LogOp::Truncate { from } => self.truncate(*from)?,
                 LogOp::Purge { upto, marker } => {
-                    self.put(PURGED_KEY, purged_value(upto, &marker))?;
-                    self.purge_upto = Some(upto);
+                    self.put(PURGED_KEY, purged_value(*upto, marker))?;
+                    self.purge_upto = Some(*upto);
                 }
             }
+            self.head.raise(op);
         }
         if let Some(bytes) = hint {
-            self.put(COMMITTED_KEY, seal(&bytes))?;
+            self.put(COMMITTED_KEY, seal(bytes))?;
         }
-        if must_flush { self.flush() } else { Ok(()) }
+        if !must_flush {
+            return Ok(());
+        }
+        self.head.group += 1;
+        self.put_head()?;
+        self.flush()?;
+        self.mark.write(self.head.group)?;
+        self.marker.take().map_or(Ok(()), |marker| marker.set())
     }
 
-    fn put(&self, key: &[u8], value: Vec<u8>) -> Result<(), StoreError> {
+    /// Flushes first if `keys` more would be too many to lose in parts.
+    fn make_room(&mut self, keys: usize) -> Result<(), StoreError> {
+        assert!(keys <= entries::KEYS_PER_FLUSH_MAX, "{keys} keys in one step");
+        if self.keys_unsynced + keys > entries::KEYS_PER_FLUSH_MAX {
+            self.flush()?;
+        }
+        self.keys_unsynced += keys;
+        Ok(())
+    }
+
+    fn append(&mut self, record: &LogRecord) -> Result<(), StoreError> {
+        entries::check_length(record)?;
+        self.make_room(entries::pieces(record))?;
+        entries::put(&self.files.tree, record)
+    }
+
+    fn put_head(&mut self) -> Result<(), StoreError> {
+        self.make_room(1)?;
+        let put = self.files.head.insert(HEAD_KEY, self.head.encode());
+        put.map(drop).map_err(sled_error)
+    }
+
+    fn put(&mut self, key: &[u8], value: Vec<u8>) -> Result<(), StoreError> {
+        self.make_room(1)?;
         self.files.tree.insert(key, value).map(drop).map_err(sled_error)
-    }
-
-    fn apply(&self, batch: Batch) -> Result<(), StoreError> {
-        self.files.tree.apply_batch(batch).map_err(sled_error)
     }
 
     fn flush(&mut self) -> Result<(), StoreError> {
         self.files.db.flush().map_err(sled_error)?;
-        (self.fsync)(&self.files.file)
-            .map_err(|error| StoreError::Io(disk_error("fsync", &self.files.path, &error).to_string()))?;
-        check_no_blobs(&self.files.blobs)?;
-        if let Some(marker) = self.marker.take() {
-            marker.set()?;
-        }
-        Ok(())
+        (self.fsync)(&self.files.file).map_err(|error| fsync_error(&self.files.path, &error))?;
+        self.keys_unsynced = 0;
+        files::check_no_blobs(&self.files.blobs)
     }
 
     /// From the end backwards: a crash in between leaves a shorter truncation, never a gap.
-    fn truncate(&self, from: LogIndex) -> Result<(), StoreError> {
+    fn truncate(&mut self, from: LogIndex) -> Result<(), StoreError> {
         loop {
             let keys = entries::newest_keys(&self.files.tree, from)?;
             if keys.is_empty() {
@@ -401,15 +453,16 @@ impl Writer {
         self.remove(keys)
     }
 
-    fn remove(&self, keys: Vec<sled::IVec>) -> Result<(), StoreError> {
+    fn remove(&mut self, keys: Vec<sled::IVec>) -> Result<(), StoreError> {
         assert!(
             keys.len() <= entries::REMOVALS_PER_BATCH_MAX,
             "{} removals in one batch",
             keys.len()
         );
+        self.make_room(keys.len())?;
         let mut batch = Batch::default();
         keys.into_iter().for_each(|key| batch.remove(key));
-        self.apply(batch)
+        self.files.tree.apply_batch(batch).map_err(sled_error)
     }
 }
 
@@ -427,136 +480,6 @@ fn recover(tree: &Tree) -> Result<Recovered, StoreError> {
         purged,
         records,
     })
-}
-
-/// Makes an empty log: complete and durable before it has its name. sled itself syncs neither its settings
-/// nor its directory, and does not open a directory whose settings a power cut has damaged.
-fn create(dir: &Path, options: SledOptions) -> Result<(), StoreError> {
-    let has_content = fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
-    if has_content {
-        // Something else lies there: sled adds its files to it, or says why not.
-        return Ok(());
-    }
-    let mut name = dir.file_name().unwrap_or_default().to_os_string();
-    name.push(".new");
-    let beside = dir.with_file_name(name);
-    if beside.exists() {
-        fs::remove_dir_all(&beside).map_err(|error| io_error(&beside, &error))?;
-    }
-    fs::create_dir_all(&beside).map_err(|error| io_error(&beside, &error))?;
-    let db = open_sled(&beside, options)?;
-    db.open_tree("raft").map_err(sled_error)?;
-    sync_everything(&beside, &db, &mut (Box::new(File::sync_data) as Fsync))?;
-    drop(db);
-    fs::rename(&beside, dir).map_err(|error| io_error(dir, &error))?;
-    dir.parent().map_or(Ok(()), sync_dir)
-}
-
-/// sled's threads keep its lock for a moment after it was closed, as does a process that is ending.
-fn open_unlocked(dir: &Path, options: SledOptions) -> Result<Db, StoreError> {
-    let mut tries_left = LOCK_TRIES;
-    loop {
-        match open_sled(dir, options) {
-            Err(StoreError::Io(why)) if tries_left > 0 && why.contains("could not acquire lock") => {
-                tries_left -= 1;
-                std::thread::sleep(LOCK_PAUSE);
-            }
-            other => return other,
-        }
-    }
-}
-
-/// sled 0.34 panics on some damage, so a panic is an answer here.
-fn open_sled(dir: &Path, options: SledOptions) -> Result<Db, StoreError> {
-    let config = sled::Config::new()
-        .path(dir)
-        .cache_capacity(options.cache_bytes)
-        .flush_every_ms(options.flush_every_ms)
-        .segment_size(entries::SEGMENT_BYTES)
-        .use_compression(false)
-        .print_profile_on_drop(false);
-    match catch_unwind(AssertUnwindSafe(|| config.open())) {
-        Ok(opened) => opened.map_err(sled_error),
-        Err(_) => Err(StoreError::Corrupt("sled panicked while it opened the log".into())),
-    }
-}
-
-/// Makes what opening wrote durable, and returns our own descriptor of sled's file.
-fn sync_everything(dir: &Path, db: &Db, fsync: &mut Fsync) -> Result<File, StoreError> {
-    let path = dir.join("db");
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .open(&path)
-        .map_err(|error| io_error(&path, &error))?;
-    db.flush().map_err(sled_error)?;
-    fsync(&file).map_err(|error| StoreError::Io(disk_error("fsync", &path, &error).to_string()))?;
-    for path in [dir.join("conf")].into_iter().chain(index_files(dir)?) {
-        // sled may remove an index at any time.
-        match File::open(&path).and_then(|file| file.sync_all()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error(&path, &error)),
-            _ => {}
-        }
-    }
-    sync_dir(&dir.join("blobs"))?;
-    sync_dir(dir)?;
-    dir.parent().map_or(Ok(()), sync_dir)?;
-    Ok(file)
-}
-
-/// An acknowledgement would promise more than such a file keeps.
-fn check_no_blobs(blobs: &Path) -> Result<(), StoreError> {
-    let first = fs::read_dir(blobs).map_err(|error| io_error(blobs, &error))?.next();
-    match first {
-        None => Ok(()),
-        Some(found) => {
-            let path = found.map_err(|error| io_error(blobs, &error))?.path();
-            Err(StoreError::Io(format!(
-                "{}: sled moved a leaf into a file that it does not flush",
-                path.display()
-            )))
-        }
-    }
-}
-
-fn index_files(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir).map_err(|error| io_error(dir, &error))? {
-        let path = entry.map_err(|error| io_error(dir, &error))?.path();
-        if path
-            .file_name()
-            .is_some_and(|name| name.to_string_lossy().starts_with("snap."))
-        {
-            found.push(path);
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-fn remove_unfinished_indexes(dir: &Path) -> Result<(), StoreError> {
-    for path in index_files(dir)? {
-        if path.extension().is_some_and(|extension| extension == "generating") {
-            tracing::warn!(path = %path.display(), "removing an index that sled did not finish");
-            fs::remove_file(&path).map_err(|error| io_error(&path, &error))?;
-        }
-    }
-    sync_dir(dir)
-}
-
-fn set_indexes_aside(dir: &Path) -> Result<(), StoreError> {
-    let aside = dir.join("aside");
-    fs::create_dir_all(&aside).map_err(|error| io_error(&aside, &error))?;
-    for path in index_files(dir)? {
-        let name = path.file_name().expect("index files have names");
-        fs::rename(&path, aside.join(name)).map_err(|error| io_error(&path, &error))?;
-    }
-    sync_dir(&aside)?;
-    sync_dir(dir)
-}
-
-fn io_error(path: &Path, error: &io::Error) -> StoreError {
-    StoreError::Io(disk_error("use", path, error).to_string())
 }
 
 #[cfg(test)]

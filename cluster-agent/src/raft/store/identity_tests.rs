@@ -20,10 +20,6 @@ fn identity() -> MemberIdentity {
 fn options(kind: LogKind) -> LogOptions {
     LogOptions {
         kind,
-        sled: SledOptions {
-            flush_every_ms: None,
-            ..SledOptions::default()
-        },
         ..LogOptions::default()
     }
 }

@@ -22,7 +22,9 @@ pub mod member_log;
 pub mod memory;
 pub mod segment_log;
 mod sled_entries;
+mod sled_files;
 mod sled_generations;
+mod sled_head;
 pub mod snapshot;
 
 use std::fmt;

@@ -27,16 +27,29 @@ const ENTRY_PREFIX: u8 = 0x10;
 /// flushes: after a loss of power it is gone, and with it what was acknowledged. A leaf holds at most
 /// 20 values (16 before it splits, and up to 4 of a sibling it takes in), so that they must be small.
 pub(super) const VALUE_BYTES_MAX: usize = 5 * 1024;
-/// sled's segment.
-pub(super) const SEGMENT_BYTES: usize = 512 * 1024;
+/// sled's segment. What sled writes between two of our flushes must fit in one: with random parts of more than that lost, sled
+/// looks for the torn end of its log in the wrong segment, or has overwritten segments whose successor is lost, and then
+/// wipes or loses what was durable long before.
+pub(super) const SEGMENT_BYTES: usize = 4 * 1024 * 1024;
+/// Keys put or removed between two flushes.
+pub(super) const KEYS_PER_FLUSH_MAX: usize = 64;
+/// The segments of logs that older versions have made.
+const SEGMENT_BYTES_OLD: usize = 512 * 1024;
 const VALUES_PER_LEAF_MAX: usize = 20;
 /// A key and what sled adds to it in a leaf, generously.
 const KEY_BYTES: usize = 64;
+const LEAF_BYTES_MAX: usize = VALUES_PER_LEAF_MAX * (VALUE_BYTES_MAX + KEY_BYTES);
 const PIECE_HEADER_BYTES: usize = 8;
 /// Removals of one sled batch: it holds a copy of each leaf it touched until it ends.
 pub(super) const REMOVALS_PER_BATCH_MAX: usize = 64;
+/// Removals of one step of a purge: it shares its flush with as many records that are put.
+pub(super) const REMOVALS_PER_STEP: usize = 32;
 
-const _: () = assert!(VALUES_PER_LEAF_MAX * (VALUE_BYTES_MAX + KEY_BYTES) < SEGMENT_BYTES / 4);
+const _: () = assert!(LEAF_BYTES_MAX < SEGMENT_BYTES_OLD / 4);
+// A key is written once, and with its leaf at each tenth change, when the leaf is split or joined, and when sled moves a page out of
+// a segment to be freed. Measured with values of the greatest length: a quarter of a leaf per key.
+const _: () = assert!(KEYS_PER_FLUSH_MAX * (LEAF_BYTES_MAX / 2 + VALUE_BYTES_MAX + KEY_BYTES) < SEGMENT_BYTES);
+const _: () = assert!(REMOVALS_PER_BATCH_MAX <= KEYS_PER_FLUSH_MAX && REMOVALS_PER_STEP < KEYS_PER_FLUSH_MAX);
 const _: () = assert!(RECORD_BYTES_MAX + PIECE_HEADER_BYTES <= REMOVALS_PER_BATCH_MAX * VALUE_BYTES_MAX);
 
 fn entry_key(index: LogIndex, piece: u16) -> [u8; 11] {
@@ -75,21 +88,33 @@ pub(super) fn unseal(what: &str, sealed: &[u8]) -> Result<Bytes, StoreError> {
     Ok(Bytes::copy_from_slice(bytes))
 }
 
+/// Length of a record's bytes.
+pub(super) fn check_length(record: &LogRecord) -> Result<u32, StoreError> {
+    let bytes_len = u32::try_from(record.bytes.len()).ok();
+    bytes_len
+        .filter(|len| *len as usize <= RECORD_BYTES_MAX)
+        .ok_or_else(|| {
+            StoreError::Misuse(format!(
+                "record of {} bytes, at most {RECORD_BYTES_MAX} allowed",
+                record.bytes.len()
+            ))
+        })
+}
+
+/// Keys of a record.
+pub(super) fn pieces(record: &LogRecord) -> usize {
+    (record.bytes.len() + PIECE_HEADER_BYTES)
+        .div_ceil(VALUE_BYTES_MAX)
+        .max(1)
+}
+
 /// Puts a record into `tree`. One of several pieces is put as a batch, so that no crash leaves a part of it.
 ///
 /// A batch costs sled a write of its own beside the values', and a wake-up of all its threads for it; a record in one piece
 /// needs none, since sled recovers a prefix of what was put.
 pub(super) fn put(tree: &Tree, record: &LogRecord) -> Result<(), StoreError> {
     let bytes = &record.bytes;
-    let bytes_len = u32::try_from(bytes.len())
-        .ok()
-        .filter(|len| *len as usize <= RECORD_BYTES_MAX);
-    let bytes_len = bytes_len.ok_or_else(|| {
-        StoreError::Misuse(format!(
-            "record of {} bytes, at most {RECORD_BYTES_MAX} allowed",
-            bytes.len()
-        ))
-    })?;
+    let bytes_len = check_length(record)?;
     let (head, tail) = bytes.split_at(bytes.len().min(VALUE_BYTES_MAX - PIECE_HEADER_BYTES));
     let mut first = Vec::with_capacity(PIECE_HEADER_BYTES + head.len());
     first.extend_from_slice(&crc(record.index, bytes).to_be_bytes());
@@ -220,13 +245,13 @@ pub(super) fn verify(tree: &Tree, purged: Option<LogIndex>) -> Result<Option<(Lo
     Ok(range)
 }
 
-/// Up to [`REMOVALS_PER_BATCH_MAX`] keys at or below `upto`, oldest first.
+/// Up to [`REMOVALS_PER_STEP`] keys at or below `upto`, oldest first.
 pub(super) fn oldest_keys(tree: &Tree, upto: LogIndex) -> Result<Vec<sled::IVec>, StoreError> {
     let end = entry_key(upto, u16::MAX);
     let keys = tree
         .range(entry_key(LogIndex(0), 0)..=end)
         .keys()
-        .take(REMOVALS_PER_BATCH_MAX);
+        .take(REMOVALS_PER_STEP);
     keys.collect::<Result<_, _>>().map_err(sled_error)
 }
 

@@ -13,10 +13,13 @@
 //! * A generation is in force when `CURRENT` names it; it is whole and durable before. `CURRENT` appears
 //!   by rename. So after a crash at any point exactly one generation is in force, with everything that was
 //!   acknowledged; whatever else lies there is removed at the next start.
-//! * Upon a failure before `CURRENT` changes: the old generation goes on.
+//! * If there is no place for the copy before `CURRENT` changes, the old generation goes on, and so it does if something stands where
+//!   the copy should be. A failed flush, and whatever else fails while sled writes the copy, is final.
+//! * A file that cannot be removed stops nothing: the next start tries again.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io::{self, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -25,10 +28,12 @@ use sled::{Batch, Tree};
 use super::{
     StoreError,
     sled_entries::sled_error,
-    snapshot::{sync_dir, write_durably},
+    sled_files::{fsync_error, io_error},
+    snapshot::sync_dir,
 };
 
 const CURRENT: &str = "CURRENT";
+const CURRENT_TEMPORARY: &str = "CURRENT.tmp";
 const PREFIX: &str = "gen-";
 /// Bytes of one batch of the export.
 const EXPORT_BYTES: usize = 64 * 1024;
@@ -46,6 +51,32 @@ pub(super) enum MoveStep {
     Named,
     /// The old generation is removed.
     Removed,
+}
+
+/// Why the log did not move.
+pub(super) enum GivenUp {
+    /// The old generation goes on.
+    Moving(StoreError),
+    /// Nothing does: a flush has failed, or may have.
+    Everything(StoreError),
+}
+
+impl GivenUp {
+    fn of_io(path: &Path, error: &io::Error) -> Self {
+        Self::Moving(io_error(path, error))
+    }
+
+    /// sled does not tell a write that failed from a flush; a full disk is the one failure that says nothing about the device.
+    pub fn of_sled(error: sled::Error) -> Self {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        let is_full = matches!(&error, sled::Error::Io(error) if matches!(error.kind(), StorageFull | QuotaExceeded));
+        let error = sled_error(error);
+        if is_full {
+            Self::Moving(error)
+        } else {
+            Self::Everything(error)
+        }
+    }
 }
 
 fn number_of(name: &str) -> Option<u64> {
@@ -86,19 +117,19 @@ pub(super) fn next(dir: &Path, name: &str) -> (String, PathBuf) {
 }
 
 /// Copies everything of `from` into the empty `to`; `each` is called after every batch.
-pub(super) fn export(from: &Tree, to: &Tree, mut each: impl FnMut()) -> Result<(), StoreError> {
+pub(super) fn export(from: &Tree, to: &Tree, mut each: impl FnMut()) -> Result<(), GivenUp> {
     let (mut batch, mut bytes) = (Batch::default(), 0);
     for item in from.iter() {
-        let (key, value) = item.map_err(sled_error)?;
+        let (key, value) = item.map_err(GivenUp::of_sled)?;
         bytes += key.len() + value.len();
         batch.insert(key, value);
         if bytes >= EXPORT_BYTES {
-            to.apply_batch(std::mem::take(&mut batch)).map_err(sled_error)?;
+            to.apply_batch(std::mem::take(&mut batch)).map_err(GivenUp::of_sled)?;
             bytes = 0;
             each();
         }
     }
-    to.apply_batch(batch).map_err(sled_error)
+    to.apply_batch(batch).map_err(GivenUp::of_sled)
 }
 
 /// Bytes of what is live.
@@ -109,21 +140,37 @@ pub(super) fn live_bytes(tree: &Tree) -> Result<u64, StoreError> {
     })
 }
 
+/// Makes `dir` anew, without what an earlier move has left there.
+pub(super) fn make_empty(dir: &Path) -> Result<(), GivenUp> {
+    if dir.exists() {
+        fs::remove_dir_all(dir).map_err(|error| GivenUp::of_io(dir, &error))?;
+    }
+    fs::create_dir_all(dir).map_err(|error| GivenUp::of_io(dir, &error))
+}
+
 /// Puts `name` in force. When this returns it survives a loss of power.
-pub(super) fn put_in_force(dir: &Path, name: &str) -> Result<(), StoreError> {
-    write_durably(dir, CURRENT, name.as_bytes())
+pub(super) fn put_in_force(dir: &Path, name: &str) -> Result<(), GivenUp> {
+    let (temporary, path) = (dir.join(CURRENT_TEMPORARY), dir.join(CURRENT));
+    let mut file = File::create(&temporary).map_err(|error| GivenUp::of_io(&temporary, &error))?;
+    let written = file.write_all(name.as_bytes());
+    written.map_err(|error| GivenUp::of_io(&temporary, &error))?;
+    let synced = file.sync_all();
+    synced.map_err(|error| GivenUp::Everything(fsync_error(&temporary, &error)))?;
+    // From here on it may be in force, whatever is reported.
+    let renamed = fs::rename(&temporary, &path);
+    renamed.map_err(|error| GivenUp::Everything(io_error(&path, &error)))?;
+    sync_dir(dir).map_err(GivenUp::Everything)
 }
 
 /// Removes every generation but the one in force, and what a move left half-done.
 pub(super) fn remove_others(dir: &Path, in_force: &str) -> Result<(), StoreError> {
-    let fail = |path: &Path, error: io::Error| StoreError::Io(format!("{}: {error}", path.display()));
     let mut is_changed = false;
-    for entry in fs::read_dir(dir).map_err(|error| fail(dir, error))? {
-        let path = entry.map_err(|error| fail(dir, error))?.path();
+    for entry in fs::read_dir(dir).map_err(|error| io_error(dir, &error))? {
+        let path = entry.map_err(|error| io_error(dir, &error))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let is_of_first = matches!(name.as_str(), "db" | "conf" | "blobs") || name.starts_with("snap.");
         let is_other = number_of(&name).is_some() && name != in_force;
-        if !(is_other || name == "CURRENT.tmp" || (is_of_first && !in_force.is_empty())) {
+        if !(is_other || name == CURRENT_TEMPORARY || (is_of_first && !in_force.is_empty())) {
             continue;
         }
         tracing::info!(path = %path.display(), "removing what the log has left");
@@ -132,7 +179,10 @@ pub(super) fn remove_others(dir: &Path, in_force: &str) -> Result<(), StoreError
         } else {
             fs::remove_file(&path)
         };
-        removed.map_err(|error| fail(&path, error))?;
+        if let Err(error) = removed {
+            // Nobody reads it, and threads of a database that was just closed may still write there.
+            tracing::warn!(path = %path.display(), %error, "it stays until the next start");
+        }
         is_changed = true;
     }
     if is_changed { sync_dir(dir) } else { Ok(()) }

@@ -28,10 +28,7 @@ async fn memory_stores_pass_the_storage_suite() {
 async fn durable_sled_and_snapshot_files_pass_the_storage_suite() {
     let make = || {
         let dir = tempfile::tempdir().unwrap();
-        let options = SledOptions {
-            flush_every_ms: None,
-            ..SledOptions::default()
-        };
+        let options = SledOptions::default();
         let log = DurableSled::open(&dir.path().join("log"), options, Marker::none()).unwrap();
         let snapshots = FileSnapshots::open(dir.path().join("snapshots")).unwrap();
         FreshStores {
