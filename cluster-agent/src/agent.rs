@@ -21,6 +21,7 @@ use cluster_core::{
 };
 use common::{
     batch::Attestation,
+    bug::{self, Bug},
     codec::decode,
     crypto::DeviceKey,
     entry::SignedEntry,
@@ -324,6 +325,10 @@ fn malformed<E>(_: E) -> Refusal {
 
 impl Requests for Inside {
     fn raft(&self, from: RaftNodeId, kind: RaftRpc, body: Bytes) -> BoxFuture<Result<Vec<u8>, RpcRefusal>> {
+        if bug::active(Bug::HeartbeatIsEvidence) && kind == RaftRpc::Append {
+            let (now_us, with) = (self.0.now_us(), &self.0.machine);
+            with.with(|state| state.freshness.answered(now_us, state.queue.applied().0.index));
+        }
         self.0.raft.handle(from, kind, body)
     }
 

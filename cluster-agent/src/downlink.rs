@@ -68,7 +68,9 @@ impl Shell {
         while !self.is_ending() {
             if !self.is_leader() {
                 let seen = self.raft.leader_changes().version();
-                let _ = self.within(LOOK_INTERVAL, self.raft.leader_changes().changed(seen)).await;
+                let _ = self
+                    .within(LOOK_INTERVAL, self.raft.leader_changes().changed(seen))
+                    .await;
                 continue;
             }
             let order = self.validators_by_distance();

@@ -12,6 +12,7 @@ use std::{
 };
 
 use common::{
+    bug::{self, Bug},
     crypto::{AdmittedKey, sha256},
     entry::{SignatureOracle, SignedEntry},
     ids::{ChainId, Digest},
@@ -45,7 +46,7 @@ impl Signatures {
         {
             return true;
         }
-        if !key.verifies(&message, &entry.signature) {
+        if !key.verifies(&message, &entry.signature) && !bug::active(Bug::AuthorUnchecked) {
             return false;
         }
         let mut remembered = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    bug::{self, Bug},
     codec::{Blob, BoundedVec, Wire},
     crypto::{
         AdmittedKey, Signature,
@@ -117,7 +118,7 @@ impl Signers {
         let positions = self.positions(keys.len())?;
         for (position, signature) in positions.iter().zip(&self.signatures) {
             let key = keys[*position].ok_or(CertificateError::ForeignSigner(*position))?;
-            if !key.verifies(message, signature) {
+            if !key.verifies(message, signature) && !bug::active(Bug::CertificateUnchecked) {
                 return Err(CertificateError::BadSignature(*position));
             }
         }

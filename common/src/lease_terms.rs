@@ -8,6 +8,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::bug::{self, Bug};
+
 /// What every clock in the fleet is trusted for. Constants of the genesis file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ClockBounds {
@@ -100,7 +102,11 @@ impl LeaseTerms {
             let us = u64::from(ms) * 1_000;
             us + (us * drifts * u64::from(clocks.drift_ppm)).div_ceil(1_000_000)
         };
-        scaled(self.lease_ms, 3) + scaled(self.stop_ms, 1)
+        match () {
+            () if bug::active(Bug::RequeueEarly) => scaled(self.lease_ms, 3) / 2,
+            () if bug::active(Bug::LeaseWithoutDrift) => scaled(self.lease_ms, 0) + scaled(self.stop_ms, 0),
+            () => scaled(self.lease_ms, 3) + scaled(self.stop_ms, 1),
+        }
     }
 }
 

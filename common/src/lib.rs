@@ -10,6 +10,7 @@
 
 pub mod batch;
 pub mod block;
+pub mod bug;
 pub mod certificate;
 pub mod codec;
 pub mod crypto;

@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    bug::{self, Bug},
     ids::{Digest, EntryNumber},
     limits::NUMBER_WINDOW,
     verdict::Answer,
@@ -72,6 +73,7 @@ impl NumberStream {
             return Lookup::OutsideWindow;
         }
         match self.recent.binary_search_by_key(&number, |row| row.0) {
+            Ok(_) if bug::active(Bug::DedupOff) => Lookup::Fresh,
             Ok(at) if self.recent[at].1 == content => Lookup::Repeated(self.recent[at].2),
             Ok(_) => Lookup::Conflict,
             Err(_) if self.is_below_window(number) => Lookup::OutsideWindow,
@@ -94,6 +96,19 @@ impl NumberStream {
         self.highest = self.highest.max(number);
         let below = self.recent.partition_point(|row| self.is_below_window(row.0));
         self.recent.drain(..below);
+        if bug::active(Bug::WindowEdgeEarly) && self.recent.len() > 4 {
+            self.recent.pop_front();
+        }
+    }
+
+    /// The same stream without its answers.
+    #[cfg(feature = "seeded-bugs")]
+    #[must_use]
+    pub fn without_answers(&self) -> Self {
+        Self {
+            highest: self.highest,
+            recent: VecDeque::new(),
+        }
     }
 
     fn is_below_window(&self, number: EntryNumber) -> bool {

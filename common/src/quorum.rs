@@ -11,7 +11,10 @@
 //! would need an honest device that signed twice, which its guard refuses. Two BFT quorums share
 //! more than a third of the weight, hence an honest validator.
 
-use crate::genesis::FaultModel;
+use crate::{
+    bug::{self, Bug},
+    genesis::FaultModel,
+};
 
 /// Votes a Raft leader needs among `voters`.
 #[must_use]
@@ -30,20 +33,21 @@ pub const fn roster_faulty_max(members: usize, model: FaultModel) -> usize {
 
 /// Attestations that certify a batch of a roster of `members` devices.
 #[must_use]
-pub const fn attestation_quorum(members: usize, model: FaultModel) -> usize {
+pub fn attestation_quorum(members: usize, model: FaultModel) -> usize {
     (members + roster_faulty_max(members, model) + 1).div_ceil(2)
+        - usize::from(bug::active(Bug::AttestationQuorumShort))
 }
 
 /// Whether `weight` out of `total` is a quorum of validators: more than two thirds.
 #[must_use]
-pub const fn is_bft_quorum(weight: u64, total: u64) -> bool {
-    3 * weight as u128 > 2 * total as u128
+pub fn is_bft_quorum(weight: u64, total: u64) -> bool {
+    weight >= bft_quorum(total)
 }
 
 /// Least weight that is a quorum of validators out of `total`.
 #[must_use]
-pub const fn bft_quorum(total: u64) -> u64 {
-    (2 * total as u128 / 3) as u64 + 1
+pub fn bft_quorum(total: u64) -> u64 {
+    (2 * u128::from(total) / 3) as u64 + u64::from(!bug::active(Bug::QuorumOfHalf))
 }
 
 /// Whether `weight` out of `total` must hold an honest validator: at least one third.

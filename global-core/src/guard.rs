@@ -21,6 +21,7 @@
 use std::collections::BTreeMap;
 
 use common::{
+    bug::{self, Bug},
     certificate::{Ballot, NullifyBallot, Vote},
     codec::Wire,
     ids::{Digest, Epoch, View},
@@ -168,13 +169,13 @@ impl Guard {
                 }
             }
             GuardRecord::Vote(Vote::Finalize(ballot)) => {
-                if signed.nullify.is_some() {
+                if signed.nullify.is_some() && !bug::active(Bug::FinalizeAfterNullify) {
                     return Err(GuardRefusal::Nullified(turn));
                 }
                 same(signed.finalize, ballot)?
             }
             GuardRecord::Vote(Vote::Nullify(_)) => {
-                if signed.finalize.is_some() {
+                if signed.finalize.is_some() && !bug::active(Bug::NullifyAfterFinalize) {
                     return Err(GuardRefusal::Finalized(turn));
                 }
                 if signed.nullify.is_some() {

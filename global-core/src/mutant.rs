@@ -1,7 +1,8 @@
 //! Deliberate faults of the core, for tests that show that the checkers see them.
 //!
 //! Outside of this crate's own tests there is one value, a mutant without a fault, and every
-//! question about it is answered with a constant `false`.
+//! question about it is answered with a constant `false`: by [`common::bug::active`] for those faults that the
+//! simulator seeds in whole fleets as well.
 
 #[cfg(test)]
 pub(crate) use with_faults::{Fault, Mutant};
@@ -18,11 +19,42 @@ macro_rules! has_fault {
         #[cfg(not(test))]
         {
             let _ = &$mutant;
-            false
+            $crate::mutant::is_seeded!($fault)
         }
     }};
 }
 pub(crate) use has_fault;
+
+/// Whether the simulator has seeded this fault.
+#[cfg(not(test))]
+macro_rules! is_seeded {
+    (FinalizeAfterNullify) => {
+        common::bug::active(common::bug::Bug::FinalizeAfterNullify)
+    };
+    (NullifyAfterFinalize) => {
+        common::bug::active(common::bug::Bug::NullifyAfterFinalize)
+    };
+    (SilentAtDepthCap) => {
+        common::bug::active(common::bug::Bug::SilentAtDepthCap)
+    };
+    (NoFetch) => {
+        common::bug::active(common::bug::Bug::NoFetch)
+    };
+    (NoResend) => {
+        common::bug::active(common::bug::Bug::NoResend)
+    };
+    (BatchesUnchecked) => {
+        common::bug::active(common::bug::Bug::BatchesUnchecked)
+    };
+    (RootsUnchecked) => {
+        common::bug::active(common::bug::Bug::WrongRoots)
+    };
+    ($other:ident) => {
+        false
+    };
+}
+#[cfg(not(test))]
+pub(crate) use is_seeded;
 
 #[cfg(not(test))]
 mod without_faults {

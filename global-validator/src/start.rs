@@ -59,6 +59,7 @@ pub struct Setup {
 pub struct Validator {
     executed: ExecutedWatch,
     blocks: BlockStore,
+    batches: BatchStore,
     halt: Halt,
     shutdown: Watch<bool>,
 }
@@ -252,6 +253,12 @@ impl Validator {
         &self.blocks
     }
 
+    /// Certified batches on this validator's disk.
+    #[must_use]
+    pub fn batches(&self) -> &BatchStore {
+        &self.batches
+    }
+
     /// Waits until the validator stops by itself; for ever if it does not.
     pub async fn stopped(&self) -> Arc<Stop> {
         self.halt.stopped().await
@@ -307,6 +314,7 @@ impl Parts {
         let validator = Validator {
             executed: rooms.executed.clone(),
             blocks: rooms.stores.blocks.clone(),
+            batches: rooms.stores.batches.clone(),
             halt: self.halt.clone(),
             shutdown: shutdown.clone(),
         };

@@ -76,6 +76,20 @@ pub struct Conditions {
     pub profile: LinkProfile,
     /// A snapshot is made after this many entries, and this many are kept below it.
     pub snapshot_entries: (u64, u64),
+    /// Quota of an outbox; `None`: that of the profile.
+    pub outbox_bytes_max: Option<u64>,
+}
+
+impl Conditions {
+    /// An agent's limits.
+    #[must_use]
+    pub fn limits(&self, raft: &RaftConfig) -> Limits {
+        let limits = Limits::for_raft(raft);
+        Limits {
+            outbox_bytes_max: self.outbox_bytes_max.unwrap_or(limits.outbox_bytes_max),
+            ..limits
+        }
+    }
 }
 
 /// Drift that clocks of a simulated fleet stay below.
@@ -179,13 +193,16 @@ pub struct SimFleet {
     sides_changed: BTreeSet<ClusterId>,
 }
 
-/// The timing of a development fleet, for links of up to 100 ms.
-fn timing() -> Timing {
+/// The timing of a development fleet, for links of up to 100 ms and clocks that drift by up to `drift_ppm`.
+fn timing(drift_ppm: u32) -> Timing {
+    // C - 2 (b + e) - t_stop is 10.3 s: more drift leaves less for the lease under it.
+    let drift_ppm = drift_ppm.max(DRIFT_PPM);
+    let global_lease_ms = (10_300_000_000 / (1_000_000 + 2 * u64::from(drift_ppm)) / 100 * 100) as u32;
     Timing {
         clocks: ClockBounds {
             block_time_bound_ms: 500,
             clock_error_ms: 100,
-            drift_ppm: DRIFT_PPM,
+            drift_ppm,
         },
         idle_block_interval_ms: 1_000,
         delay_ms_min: 10,
@@ -193,7 +210,7 @@ fn timing() -> Timing {
         lease: LeaseTerms {
             custody_ms: 12_000,
             lease_ms: 6_000,
-            global_lease_ms: 10_200,
+            global_lease_ms,
             stop_ms: 500,
         },
         regions_min: 0,
@@ -226,9 +243,16 @@ impl SimFleet {
         trace: Trace,
         make: impl FnOnce(&Fleet) -> Witness,
     ) -> Self {
-        let fleet = Fleet::with_timing(population.clusters, population.agents, population.validators, timing());
+        let fleet = Fleet::with_timing(
+            population.clusters,
+            population.agents,
+            population.validators,
+            timing(conditions.drift_ppm_max),
+        );
         let network = SimNetwork::new(seed, conditions.links, trace.clone());
         let witness = make(&fleet);
+        let listener = witness.clone();
+        network.listen(Arc::new(move |from, kind, body| listener.hear(from, kind, body)));
         let mut drifts = Stream::split(seed, 0x6472_6966);
         let mut sim = Self {
             fleet,
@@ -269,6 +293,7 @@ impl SimFleet {
                 sim.witness.watch_log(cluster, name.clone(), slot.log.clone());
                 sim.agents.insert(name.clone(), slot);
             } else if member.consensus_key.is_some() {
+                sim.witness.watch_guard(member.idx, disk.clone());
                 sim.validators.insert(name.clone(), None);
             } else {
                 continue;
@@ -516,7 +541,7 @@ impl SimFleet {
             device: idx,
             incarnation: 1,
             key: self.fleet.key(name),
-            limits: Limits::for_raft(&raft),
+            limits: self.conditions.limits(&raft),
             raft,
         };
         let door = AgentDoor::default();

@@ -8,6 +8,8 @@
 //! * [`witness`]: hears what happens and asks the [`checkers`], one for each invariant.
 //! * [`runtime`]: tokio's current-thread runtime with paused time, under openraft's `AsyncRuntime`.
 //! * [`ports`]: what a shell touches instead of the machine: clock, tasks, entropy, messages, disk.
+//! * [`mutants`]: rules broken on purpose, to show that the checkers see it.
+//! * [`cli`]: the command line.
 //! * [`trace`]: the hash that two runs of one seed must share.
 //!
 //! # Why it is deterministic
@@ -20,8 +22,12 @@
 )]
 
 pub mod checkers;
+pub mod cli;
 pub mod faults;
 pub mod fleet;
+pub mod guard_disk;
+mod machine;
+pub mod mutants;
 pub mod ports;
 pub mod random;
 pub mod run;

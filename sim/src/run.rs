@@ -11,14 +11,12 @@ use std::{
     time::Duration,
 };
 
-use cluster_agent::{
-    config::Limits,
-    raft::{LinkProfile, RaftConfig},
-};
+use cluster_agent::raft::{LinkProfile, RaftConfig};
 use common::{
     codec::{decode, encode},
     ids::{ClusterId, Digest, Height, TaskId},
     recall::Recall,
+    validator_set::ValidatorSet,
     wire::{
         frame::FrameKind,
         op::{OpAnswer, OpRequest},
@@ -53,6 +51,8 @@ pub struct Plan {
     pub weather: Weather,
     /// How long the operators write and faults come.
     pub lasts: Duration,
+    /// Only the checker of this name judges; `None`: all do.
+    pub judge: Option<&'static str>,
 }
 
 /// Delays of 2 to 20 ms, a little loss.
@@ -96,6 +96,7 @@ impl Plan {
                 drift_ppm_max: DRIFT_PPM,
                 profile: LinkProfile::Dev,
                 snapshot_entries: (snapshot_entries, snapshot_entries / 2),
+                outbox_bytes_max: None,
             },
             load: Load {
                 write_every: Duration::from_millis(100),
@@ -107,8 +108,10 @@ impl Plan {
                 every_us: 8_000_000,
                 lasts_us: (500_000, 15_000_000),
                 at_once_max: 3,
+                only: None,
             },
             lasts: Duration::from_secs(40),
+            judge: None,
         }
     }
 
@@ -193,7 +196,12 @@ pub fn run_scenario(scenario: &Scenario, seed: u64) -> Report {
     run_with(scenario.plan(seed), &scenario.faults)
 }
 
-fn run_with(plan: Plan, script: &[Scripted]) -> Report {
+/// Runs `plan` with the faults of `script` beside those it draws.
+///
+/// # Panics
+/// As [`run`].
+#[must_use]
+pub fn run_with(plan: Plan, script: &[Scripted]) -> Report {
     // All machines of the run check the same signatures and blocks.
     let _recall = Recall::begin();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -226,8 +234,11 @@ struct World {
 
 async fn simulate(plan: Plan, script: &[Scripted]) -> Report {
     let trace = Trace::begin();
-    let make =
-        |fleet: &common::testing::Fleet| Witness::new(trace.clone(), checkers::all(&Arc::new(fleet.genesis.clone())));
+    let make = |fleet: &common::testing::Fleet| {
+        let genesis = Arc::new(fleet.genesis.clone());
+        let set = ValidatorSet::from_genesis(&genesis);
+        Witness::new(trace.clone(), set, checkers::all(&genesis)).only(plan.judge)
+    };
     let mut fleet = SimFleet::new(plan.seed, plan.population, plan.conditions, trace.clone(), make);
     fleet.supervise().await;
     let desk = workload::start(&fleet, plan.load, plan.seed);
@@ -301,7 +312,11 @@ impl World {
     fn inspect(&self) {
         self.fleet.witness.look_at_logs();
         let (entries, kept) = self.plan.conditions.snapshot_entries;
-        let quota = Limits::for_raft(&RaftConfig::for_profile(self.plan.conditions.profile)).outbox_bytes_max;
+        let quota = self
+            .plan
+            .conditions
+            .limits(&RaftConfig::for_profile(self.plan.conditions.profile))
+            .outbox_bytes_max;
         for name in self.fleet.agent_names() {
             let (Some(agent), Some(log)) = (self.fleet.agent(&name), self.fleet.log(&name)) else {
                 continue;

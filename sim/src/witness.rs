@@ -12,13 +12,21 @@ use std::{
 
 use bytes::Bytes;
 use cluster_agent::{agent::AgentHandle, raft::RaftRole};
-use common::ids::{BatchSeq, ClusterId, Digest, Height, LogIndex, NodeIdx, Term};
-use global_validator::Validator;
+use common::{
+    block::{BatchRef, Block, Proposal},
+    certificate::{SignedVote, Vote},
+    codec::decode,
+    ids::{BatchSeq, ClusterId, DeviceId, Digest, Height, LogIndex, NodeIdx, Term, View},
+    validator_set::ValidatorSet,
+    wire::frame::FrameKind,
+};
+use global_validator::{Validator, batch_store::BatchStore};
 
 use crate::{
     checkers::{Checker, LogTail, Observation},
     fleet::CrashSwitch,
-    ports::{Kept, SimLog},
+    guard_disk::GuardDisks,
+    ports::{Kept, SimDisk, SimLog},
     runtime::Process,
     trace::{Event, Trace},
 };
@@ -42,6 +50,7 @@ impl fmt::Display for Violation {
 }
 
 struct Inner {
+    set: ValidatorSet,
     checkers: Vec<Box<dyn Checker>>,
     violation: Option<Violation>,
     logs: BTreeMap<ClusterId, Vec<(String, SimLog)>>,
@@ -49,6 +58,19 @@ struct Inner {
     closed: BTreeMap<(ClusterId, BatchSeq), Digest>,
     /// Highest block told.
     executed: Height,
+    /// Highest block whose batches were told.
+    ordered: Height,
+    /// Highest index that was applied in each cluster.
+    committed: BTreeMap<ClusterId, LogIndex>,
+    /// What proposals refer to, by view and digest; the newest.
+    proposals: BTreeMap<(View, Digest), Vec<BatchRef>>,
+    /// The last proposal of each validator, which goes to everybody.
+    last_proposal: BTreeMap<DeviceId, Bytes>,
+    /// Batches on the disks of running validators.
+    stores: BTreeMap<NodeIdx, BatchStore>,
+    guards: GuardDisks,
+    /// Only this checker is asked.
+    only: Option<&'static str>,
     applies: u64,
 }
 
@@ -59,25 +81,46 @@ pub struct Witness {
     trace: Trace,
 }
 
+/// Proposals remembered.
+const PROPOSALS_MAX: usize = 256;
 /// Records at the end of each log that are compared.
 const TAIL: usize = 96;
 
 impl Witness {
-    /// A witness that asks `checkers`.
+    /// A witness that asks `checkers` about a fleet with these validators.
     #[must_use]
-    pub fn new(trace: Trace, checkers: Vec<Box<dyn Checker>>) -> Self {
+    pub fn new(trace: Trace, set: ValidatorSet, checkers: Vec<Box<dyn Checker>>) -> Self {
         let inner = Inner {
+            set,
             checkers,
             violation: None,
             logs: BTreeMap::new(),
             closed: BTreeMap::new(),
             executed: Height(0),
+            ordered: Height(0),
+            committed: BTreeMap::new(),
+            proposals: BTreeMap::new(),
+            last_proposal: BTreeMap::new(),
+            stores: BTreeMap::new(),
+            guards: GuardDisks::default(),
+            only: None,
             applies: 0,
         };
         Self {
             inner: Arc::new(Mutex::new(inner)),
             trace,
         }
+    }
+
+    /// The same, but only the checker of this name is asked, and nothing else is a violation.
+    #[must_use]
+    pub fn only(self, checker: Option<&'static str>) -> Self {
+        if checker.is_some() {
+            let mut inner = self.lock();
+            inner.only = checker;
+            inner.checkers.retain(|each| Some(each.name()) == checker);
+        }
+        self
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -113,7 +156,10 @@ impl Witness {
     /// Something that no checker can see is wrong.
     pub fn violate(&self, checker: &'static str, what: String) {
         let at_ms = self.trace.now_us() / 1_000;
-        self.lock().violation.get_or_insert(Violation { checker, at_ms, what });
+        let mut inner = self.lock();
+        if inner.only.is_none_or(|only| only == checker) {
+            inner.violation.get_or_insert(Violation { checker, at_ms, what });
+        }
     }
 
     /// The first violation, if there was one.
@@ -159,6 +205,11 @@ impl Witness {
         self.lock().logs.entry(cluster).or_default().push((agent, log));
     }
 
+    /// Makes the disk of a validator known, to be looked at when it votes.
+    pub fn watch_guard(&self, validator: NodeIdx, disk: SimDisk) {
+        self.lock().guards.watch(validator, disk);
+    }
+
     /// Disks of a cluster that hold equal records at `index` or purged it, and how many there are.
     #[must_use]
     pub fn copies(&self, cluster: ClusterId, index: LogIndex) -> (usize, usize) {
@@ -188,6 +239,12 @@ impl Witness {
     /// Follows what an agent applies and when it leads, as part of its process.
     /// `crash` ends the process behind an entry, before anything else of it takes a step.
     pub fn watch_agent(&self, process: &Process, agent: &AgentHandle, name: &str, idx: NodeIdx, crash: CrashSwitch) {
+        // A new life is told before anything of it is.
+        self.see(&Observation::Stands {
+            agent: name.to_owned(),
+            term: agent.raft().status().term,
+            is_new_life: true,
+        });
         drop(process.spawn(self.clone().follow_applies(agent.clone(), name.to_owned(), idx, crash)));
         drop(process.spawn(self.clone().follow_elections(agent.clone(), name.to_owned())));
     }
@@ -214,6 +271,7 @@ impl Witness {
             }
             self.lock().applies += 1;
             self.see(&applied);
+            self.tell_committed(&applied);
             if crash.take() {
                 Process::current().kill();
             }
@@ -221,6 +279,84 @@ impl Witness {
                 self.see(batch);
             }
         }
+    }
+
+    /// An index that nobody of the cluster stood at before.
+    fn tell_committed(&self, applied: &Observation) {
+        let Observation::Applied {
+            agent,
+            cluster,
+            position,
+            ..
+        } = applied
+        else {
+            return;
+        };
+        let highest = self.lock().committed.insert(*cluster, position.index);
+        if let Some(highest) = highest.filter(|highest| *highest >= position.index) {
+            self.lock().committed.insert(*cluster, highest);
+            return;
+        }
+        let (copies, voters) = self.copies(*cluster, position.index);
+        self.see(&Observation::Committed {
+            agent: agent.clone(),
+            cluster: *cluster,
+            index: position.index,
+            copies,
+            voters,
+        });
+    }
+
+    /// A frame leaves a device.
+    pub fn hear(&self, from: DeviceId, kind: FrameKind, body: &Bytes) {
+        match kind {
+            FrameKind::Vote => {
+                if let Ok(signed) = decode::<SignedVote>(body) {
+                    let lacks = self.lock().guards.lacks(signed.voter, &signed.vote);
+                    self.see(&Observation::Voted {
+                        validator: signed.voter,
+                        vote: signed.vote,
+                        missing: self.missing_batch(&signed),
+                        lacks,
+                    });
+                }
+            }
+            FrameKind::Proposal => {
+                if self.lock().last_proposal.insert(from, body.clone()).as_ref() == Some(body) {
+                    return;
+                }
+                if let Ok(proposal) = decode::<Proposal>(body) {
+                    self.tell_proposal(&proposal.block);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn tell_proposal(&self, block: &Block) {
+        let ballot = block.header.ballot();
+        let mut inner = self.lock();
+        inner
+            .proposals
+            .insert((ballot.view, ballot.digest), block.refs.to_vec());
+        if inner.proposals.len() > PROPOSALS_MAX {
+            inner.proposals.pop_first();
+        }
+        let by = inner.set.leader(ballot.view);
+        drop(inner);
+        self.see(&Observation::Proposed { validator: by, ballot });
+    }
+
+    /// A batch of the block that is voted for, if its voter does not hold it.
+    fn missing_batch(&self, signed: &SignedVote) -> Option<(ClusterId, BatchSeq)> {
+        let Vote::Notarize(ballot) = signed.vote else {
+            return None;
+        };
+        let inner = self.lock();
+        let store = inner.stores.get(&signed.voter)?;
+        let refs = inner.proposals.get(&(ballot.view, ballot.digest))?;
+        let missing = refs.iter().find(|batch| !store.contains(&batch.digest))?;
+        Some((missing.cluster, missing.seq))
     }
 
     /// Batches in the outbox that were not told before.
@@ -256,6 +392,11 @@ impl Witness {
                 let status = raft.status();
                 if status.role == RaftRole::Leader && status.term > led {
                     led = status.term;
+                    self.see(&Observation::Stands {
+                        agent: name.clone(),
+                        term: status.term,
+                        is_new_life: false,
+                    });
                     self.see(&Observation::Leads {
                         agent: name.clone(),
                         cluster,
@@ -271,6 +412,7 @@ impl Witness {
     /// Follows what a validator executes, as part of its process.
     pub fn watch_validator(&self, process: &Process, validator: &Validator, name: &str, idx: NodeIdx) {
         let (witness, validator, name) = (self.clone(), validator.clone(), name.to_owned());
+        self.lock().stores.insert(idx, validator.batches().clone());
         drop(process.spawn(async move {
             let executed = validator.executed().clone();
             // What nobody told yet is told now, if this life begins above it.
@@ -313,7 +455,29 @@ impl Witness {
             height,
             block: found.block.digest(),
             refs: refs.collect(),
+            carried_root: found.block.header.state_root,
         });
+        self.tell_batches(validator, &found.block);
+    }
+
+    /// The batches of a block, if nobody told them before.
+    fn tell_batches(&self, validator: &Validator, block: &Block) {
+        let height = block.header.height;
+        if std::mem::replace(&mut self.lock().ordered, height) >= height {
+            return;
+        }
+        for batch in &block.refs {
+            match validator.batches().get(&batch.digest) {
+                Ok(Some(batch)) => self.see(&Observation::Ordered {
+                    height,
+                    batch: Arc::new(batch),
+                }),
+                Ok(None) | Err(_) => self.violate(
+                    "validity",
+                    format!("batch {} of {} is final and not on the disk", batch.seq, batch.cluster),
+                ),
+            }
+        }
     }
 }
 

@@ -21,7 +21,10 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use common::ids::{DeviceId, Digest, RaftNodeId, Term};
+use common::{
+    bug::{self, Bug},
+    ids::{DeviceId, Digest, RaftNodeId, Term},
+};
 use openraft::{
     async_runtime::WatchReceiver,
     errors::RaftError,
@@ -236,7 +239,23 @@ impl<R: AsyncRuntime> Server<R> {
             entries: entries.map_err(|why| malformed(from, why))?,
             leader_commit,
         };
+        if bug::active(Bug::ConflictKept) {
+            return Ok((self.keeping_ours(request), claim));
+        }
         Ok((request, claim))
+    }
+
+    /// [`Bug::ConflictKept`]: what is held here passes for what the leader sends for its place.
+    fn keeping_ours(&self, mut request: AppendEntriesRequest<TypeConfig<R>>) -> AppendEntriesRequest<TypeConfig<R>> {
+        let Some(last) = self.log.last().map(log_id_from_wire) else {
+            return request;
+        };
+        request.entries.retain(|entry| entry.id.index > last.index);
+        request.entries.iter_mut().for_each(|entry| entry.chain = None);
+        request.prev_log_id = request
+            .prev_log_id
+            .map(|previous| if previous.index > last.index { previous } else { last });
+        request
     }
 
     async fn append(&self, from: RaftNodeId, body: &[u8]) -> Answer<AppendReply> {
@@ -376,9 +395,11 @@ impl<R: AsyncRuntime> Server<R> {
     async fn ballot(&self, from: RaftNodeId, request: BallotRequest, is_pre_vote: bool) -> Answer<BallotReply> {
         self.check_vote(from, request.vote)?;
         self.check_candidate(from, &request)?;
+        let least = self.log.last().filter(|_| bug::active(Bug::VoteForShortLog));
+        let last = request.last.max(least);
         let request = VoteRequest {
             vote: vote_from_wire(request.vote),
-            last_log_id: request.last.map(log_id_from_wire),
+            last_log_id: last.map(log_id_from_wire),
             leadership_transfer: request.is_transfer,
         };
         let outcome = if is_pre_vote {

@@ -12,7 +12,10 @@
 
 use std::collections::VecDeque;
 
-use common::ids::LogIndex;
+use common::{
+    bug::{self, Bug},
+    ids::LogIndex,
+};
 
 /// Below this size the last snapshot delays the next one no further.
 const LARGE_BYTES: u64 = 16 * 1024 * 1024;
@@ -92,7 +95,7 @@ impl SnapshotPolicy {
     pub fn is_due(&self) -> bool {
         let is_reached = self.entries_since >= self.bounds.entries || self.bytes_since >= self.bounds.bytes;
         let is_worth = self.last_bytes <= LARGE_BYTES || self.bytes_since >= self.last_bytes / 4;
-        is_reached && is_worth && !self.is_building
+        is_reached && is_worth && !self.is_building && !bug::active(Bug::LogNeverPurged)
     }
 
     /// The log may be purged up to here, given a snapshot at `snapshot` and what was purged before, so

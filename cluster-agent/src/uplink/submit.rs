@@ -19,6 +19,7 @@ use crate::shell::{Shell, lock};
 use bytes::Bytes;
 use cluster_core::attestation::AttestError;
 use common::{
+    bug::{self, Bug},
     codec::decode,
     ids::{BatchSeq, DeviceId},
     quorum::holds_honest_validator,
@@ -194,7 +195,7 @@ impl Shell {
             if is_leader && flight.tries == 0 {
                 flight.next_us = now_us;
             }
-            if flight.next_us > now_us {
+            if flight.next_us > now_us || (flight.tries > 0 && bug::active(Bug::BatchNotResubmitted)) {
                 look_us = look_us.min(flight.next_us);
                 continue;
             }
@@ -252,6 +253,7 @@ impl Shell {
 
     /// Submits to `device`; if it fails, to the next ones.
     async fn submit_until_taken(&self, seq: BatchSeq, body: Bytes, device: DeviceId, rest: Vec<DeviceId>) {
+        let rest = rest.into_iter().filter(|_| !bug::active(Bug::BatchNotResubmitted));
         for device in std::iter::once(device).chain(rest) {
             let Some(receipt) = self.submit_to(seq, body.clone(), device).await else {
                 continue;

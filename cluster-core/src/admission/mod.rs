@@ -27,6 +27,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use common::{
     batch::RosterChange,
+    bug::{self, Bug},
     crypto::{AdmittedKey, sha256},
     entry::{Action, LogEntry, SignatureOracle, SignedEntry, StaticFault, StaticVerdict},
     ids::{ChainId, ClusterId, DeviceId, Digest, RaftNodeId},
@@ -387,7 +388,7 @@ impl Admission {
         };
         let max = self.limits.outbox_bytes_max / 100 * percent;
         let used = queue.batcher().pending_bytes() + entry.payload.len() as u64;
-        if used <= max {
+        if used <= max || bug::active(Bug::OutboxUnbounded) {
             Ok(())
         } else {
             Err(AdmitError::Overloaded(Full::Outbox { used, max }))

@@ -31,6 +31,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use common::{
+    bug::{self, Bug},
     entry::{Action, Cause, Fence},
     ids::{DeviceId, EntryId, LogIndex, TaskId},
     lease_terms::{ClockBounds, LeaseTerms},
@@ -239,7 +240,10 @@ impl Leases {
     #[must_use]
     pub fn may_run(&mut self, task: &TaskId, now_us: u64) -> Option<u64> {
         let lease = self.leases.get(task)?;
-        let deadline = lease.deadline_us().filter(|deadline| now_us < *deadline)?;
+        let mut deadline = lease.deadline_us().filter(|deadline| now_us < *deadline)?;
+        if bug::active(Bug::LeaseFromArrival) {
+            deadline = now_us + u64::from(lease.terms.lease_ms) * 1_000;
+        }
         let given = self.given.entry(*task).or_insert(Given {
             fence: lease.fence,
             until_us: deadline,

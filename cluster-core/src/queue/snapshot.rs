@@ -9,6 +9,8 @@
 
 use std::sync::Arc;
 
+#[cfg(feature = "seeded-bugs")]
+use common::bug::{self, Bug};
 use common::{
     codec::{DecodeError, Wire, encode, take},
     crypto::sha256,
@@ -246,6 +248,12 @@ impl QueueRestoring {
             }
             STREAMS => {
                 let (key, stream): ((DeviceId, KeyVersion), NumberStream) = take(bytes)?;
+                #[cfg(feature = "seeded-bugs")]
+                let stream = if bug::active(Bug::SnapshotWithoutAnswers) {
+                    stream.without_answers()
+                } else {
+                    stream
+                };
                 push(&mut self.streams, key, Shared::new(stream))
             }
             HOLDERS => {

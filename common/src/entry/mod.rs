@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     batch::RosterChange,
     block::AdvancePart,
+    bug::{self, Bug},
     codec::{Blob, Wire, encode},
     crypto::{AdmittedKey, DeviceKey, Signature, Verified, preimage::preimage, sha256},
     ids::{BatchSeq, ChainId, ClusterId, DeviceId, Digest, EntryId, EntryNumber, Height, KeyVersion},
@@ -197,7 +198,7 @@ impl SignedEntry {
     /// Whether the signature verifies under `key`. About 30 us.
     #[must_use]
     pub fn is_signed_by(&self, chain: &ChainId, key: &AdmittedKey) -> bool {
-        key.verifies(&self.preimage(chain), &self.signature)
+        key.verifies(&self.preimage(chain), &self.signature) || bug::active(Bug::AuthorUnchecked)
     }
 
     /// All static checks, with the keys that `registry` ever recorded.

@@ -2,7 +2,11 @@
 //!
 //! Who may cause an event, and whether its fence is the task's, is decided before this table is asked.
 
-use crate::{task::TaskState, verdict::Reason};
+use crate::{
+    bug::{self, Bug},
+    task::TaskState,
+    verdict::Reason,
+};
 
 /// Something that happens to a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +67,7 @@ pub fn next_state(from: TaskState, event: Event) -> Result<TaskState, Reason> {
         (Event::Underway, Claimed | Underway | Paused) => Underway,
         (Event::Pause, Claimed | Underway | Paused) => Paused,
         (Event::Report, Claimed | Underway | Paused) => from,
+        (Event::Complete, Claimed | Underway | Paused) if bug::active(Bug::CompletedClaimable) => Queued,
         (Event::Complete, Claimed | Underway | Paused) => Completed,
         (Event::Fail { again: true }, Claimed | Underway | Paused) => Queued,
         (Event::Fail { again: false }, Claimed | Underway | Paused) => Failed,

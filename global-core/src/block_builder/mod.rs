@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 
 use common::{
     block::{BLOCK_VERSION, BatchRef, Block, BlockHeader, refs_root},
+    bug::{self, Bug},
     ids::{BlockTime, ChainId, ClusterId, Digest, Epoch, Height, View},
     limits,
 };
@@ -93,7 +94,11 @@ pub fn build(site: &Site, refs: Vec<BatchRef>, clock: BlockTime) -> Block {
         parent_view: site.parent_view,
         time: BlockTime(clock.0.max(site.parent_time.0.saturating_add(1))),
         refs_root: refs_root(&refs),
-        state_root: site.roots.state,
+        state_root: if bug::active(Bug::WrongRoots) {
+            site.parent
+        } else {
+            site.roots.state
+        },
         outcome_root: site.roots.outcomes,
         next_set: None,
     };

@@ -2,6 +2,7 @@
 
 use common::{
     block::{Block, FinalizedBlock, Proposal},
+    bug::{self, Bug},
     certificate::Vote,
     ids::{Digest, Height, NodeIdx},
     wire::bft::BftMessage,
@@ -52,6 +53,7 @@ impl Driver {
 
     fn begin_effect(&mut self, running: &mut Running, round: &mut Round, effect: Effect) -> Result<(), Stop> {
         match effect {
+            Effect::Persist(Record::Certificate(_)) if bug::active(Bug::CertificateNotDurable) => {}
             Effect::Persist(record) => self.guard.persist(record),
             Effect::Vote(vote) => {
                 self.guard.admit(GuardRecord::Vote(vote))?;

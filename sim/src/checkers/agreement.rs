@@ -1,8 +1,12 @@
-//! agreement: no two processes have different final blocks, or different states after one, at a height.
+//! agreement: no two processes have different final blocks, or different states after one, at a height; and the
+//! state that a final header carries is the one that was computed, two heights below.
 
 use std::collections::BTreeMap;
 
-use common::ids::{Digest, Height};
+use common::{
+    ids::{Digest, Height},
+    limits::ROOT_LAG,
+};
 
 use super::{Checker, Observation};
 
@@ -38,8 +42,18 @@ impl Checker for Agreement {
                 validator,
                 height,
                 block,
+                carried_root,
                 ..
-            } => compare(&mut self.blocks, "blocks", *height, *block, validator),
+            } => {
+                compare(&mut self.blocks, "blocks", *height, *block, validator)?;
+                let below = height.0.checked_sub(ROOT_LAG).map(Height);
+                match below.and_then(|below| self.roots.get(&below)) {
+                    Some((root, by)) if root != carried_root => Err(format!(
+                        "the final header at height {height} carries another state than {by} computed {ROOT_LAG} below"
+                    )),
+                    _ => Ok(()),
+                }
+            }
             Observation::Root {
                 validator,
                 height,
@@ -64,6 +78,7 @@ mod tests {
             height: Height(3),
             block: Digest([digest; 32]),
             refs: Vec::new(),
+            carried_root: Digest([0; 32]),
         };
         let root = |validator: &str, digest: u8| Observation::Root {
             validator: validator.into(),
@@ -82,6 +97,25 @@ mod tests {
                 .unwrap_err()
                 .contains("different states")
         );
+    }
+
+    #[test]
+    fn final_header_with_another_root_than_was_computed_is_caught() {
+        let root = Observation::Root {
+            validator: "v1".into(),
+            height: Height(1),
+            root: Digest([5; 32]),
+        };
+        let carries = |root: u8| Observation::Executed {
+            validator: "v2".into(),
+            height: Height(1 + ROOT_LAG),
+            block: Digest([1; 32]),
+            refs: Vec::new(),
+            carried_root: Digest([root; 32]),
+        };
+        let told = |block| judge(Agreement::default(), &[(0, root.clone()), (1, block)]);
+        assert_eq!(told(carries(5)), Ok(()));
+        assert!(told(carries(6)).unwrap_err().contains("carries another state"));
     }
 
     #[test]

@@ -129,6 +129,7 @@ mod tests {
             height: Height(height),
             block: Digest([height as u8; 32]),
             refs: refs.iter().map(of_cluster).collect(),
+            carried_root: Digest([0; 32]),
         }
     }
 

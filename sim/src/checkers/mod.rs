@@ -6,26 +6,35 @@
 //! * A call that was not answered is unknown: it may have happened, now or later.
 
 mod agreement;
+mod batches_held;
 mod bounded_memory;
+mod committed_on_quorum;
 mod durable;
+mod durable_before_sent;
 mod election_safety;
 mod exactly_once;
 mod histories;
 mod honest_staleness;
+mod leader_completeness;
 mod linearizable;
 mod log_matching;
 mod minority_read_only;
+mod monotonic;
 mod one_holder;
+mod one_vote;
 mod recovers;
 mod state_machine_safety;
+mod validity;
 mod verifiable_offline;
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
 use common::{
+    batch::CertifiedBatch,
+    certificate::{Ballot, Vote},
     genesis::Genesis,
-    ids::{BatchSeq, ClusterId, Digest, EntryId, Height, LogIndex, LogPosition, TaskId, Term},
+    ids::{BatchSeq, ClusterId, Digest, EntryId, Height, LogIndex, LogPosition, NodeIdx, TaskId, Term},
     task::Scope,
 };
 
@@ -113,6 +122,33 @@ pub enum Observation {
         block: Digest,
         /// Batches in it, in their order.
         refs: Vec<(ClusterId, BatchSeq, Digest)>,
+        /// The state that its header carries: of the block two below.
+        carried_root: Digest,
+    },
+    /// A batch of a final block, as a validator holds it. Told once.
+    Ordered {
+        /// Height of the block.
+        height: Height,
+        /// The batch with its attestations.
+        batch: Arc<CertifiedBatch>,
+    },
+    /// A validator sent a proposal.
+    Proposed {
+        /// Who.
+        validator: NodeIdx,
+        /// What it signed.
+        ballot: Ballot,
+    },
+    /// A validator sent a vote.
+    Voted {
+        /// Who.
+        validator: NodeIdx,
+        /// What it signed.
+        vote: Vote,
+        /// A batch of the block it votes for that it does not hold then.
+        missing: Option<(ClusterId, BatchSeq)>,
+        /// What its disk lacks of what must be there before the vote leaves.
+        lacks: Option<&'static str>,
     },
     /// A validator's state after a block.
     Root {
@@ -133,6 +169,28 @@ pub enum Observation {
         term: Term,
         /// Last index of its log, synced or not.
         last_index: LogIndex,
+    },
+    /// A member's term, now and then, and at the begin of each life of its process.
+    Stands {
+        /// Who.
+        agent: String,
+        /// Its term.
+        term: Term,
+        /// The process has just begun.
+        is_new_life: bool,
+    },
+    /// An entry was applied for the first time in its cluster.
+    Committed {
+        /// By whom.
+        agent: String,
+        /// Where.
+        cluster: ClusterId,
+        /// Its place in the log.
+        index: LogIndex,
+        /// Members that hold equal records there on their disks, or purged it.
+        copies: usize,
+        /// Members.
+        voters: usize,
     },
     /// A write was acknowledged as committed.
     Acked {
@@ -292,6 +350,31 @@ pub trait Checker: Send {
     }
 }
 
+/// Names of [`all`] checkers.
+pub const NAMES: [&str; 21] = [
+    "durable",
+    "linearizable",
+    "linearizable-history",
+    "exactly-once",
+    "agreement",
+    "validity",
+    "one-holder",
+    "honest-staleness",
+    "minority-read-only",
+    "verifiable-offline",
+    "recovers",
+    "election-safety",
+    "leader-completeness",
+    "committed-on-quorum",
+    "monotonic",
+    "state-machine-safety",
+    "log-matching",
+    "one-vote",
+    "batches-held",
+    "durable-before-sent",
+    "bounded-memory",
+];
+
 /// All checkers, for a fleet of this genesis file.
 #[must_use]
 pub fn all(genesis: &Arc<Genesis>) -> Vec<Box<dyn Checker>> {
@@ -301,16 +384,35 @@ pub fn all(genesis: &Arc<Genesis>) -> Vec<Box<dyn Checker>> {
         Box::new(histories::Histories::default()),
         Box::new(exactly_once::ExactlyOnce::default()),
         Box::new(agreement::Agreement::default()),
+        Box::new(validity::Validity::new(genesis.clone())),
         Box::new(one_holder::OneHolder::default()),
         Box::new(honest_staleness::HonestStaleness::default()),
         Box::new(minority_read_only::MinorityReadOnly::default()),
         Box::new(verifiable_offline::VerifiableOffline::new(genesis.clone())),
         Box::new(recovers::Recovers::default()),
         Box::new(election_safety::ElectionSafety::default()),
+        Box::new(leader_completeness::LeaderCompleteness::default()),
+        Box::new(committed_on_quorum::CommittedOnQuorum),
+        Box::new(monotonic::Monotonic::default()),
         Box::new(state_machine_safety::StateMachineSafety::default()),
-        Box::new(log_matching::LogMatching),
+        Box::new(log_matching::LogMatching::default()),
+        Box::new(one_vote::OneVote::default()),
+        Box::new(batches_held::BatchesHeld),
+        Box::new(durable_before_sent::DurableBeforeSent),
         Box::new(bounded_memory::BoundedMemory),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_all_checkers() {
+        let genesis = Arc::new(common::testing::Fleet::dev().genesis);
+        let all = all(&genesis);
+        assert_eq!(all.iter().map(|checker| checker.name()).collect::<Vec<_>>(), NAMES);
+    }
 }
 
 /// For tests of checkers: a history, each step with its time.

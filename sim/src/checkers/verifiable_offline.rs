@@ -1,8 +1,13 @@
-//! verifiable-offline: a proof file convinces somebody who holds only the genesis file.
+//! verifiable-offline: a proof file convinces somebody who holds only the genesis file, and one in which a single
+//! bit of a signature differs convinces nobody.
 
 use std::sync::Arc;
 
-use common::{genesis::Genesis, proof};
+use common::{
+    codec::decode,
+    genesis::Genesis,
+    proof::{self, TaskProof},
+};
 
 use super::{Checker, Observation};
 
@@ -19,6 +24,25 @@ impl VerifiableOffline {
     }
 }
 
+impl VerifiableOffline {
+    /// Each signature under a finalization, one bit flipped.
+    fn refuses_spoilt(&self, bytes: &[u8]) -> Result<(), String> {
+        let proof: TaskProof = decode(bytes).map_err(|error| error.to_string())?;
+        let finalizations = proof.segments.iter().map(|segment| &segment.finality.finalization);
+        for signature in finalizations.flat_map(|finalization| &finalization.signers.signatures) {
+            let needle = signature.to_bytes();
+            let at = bytes.windows(needle.len()).position(|window| window == needle);
+            let at = at.ok_or("a proof does not hold the signatures that were read from it")?;
+            let mut spoilt = bytes.to_vec();
+            spoilt[at] ^= 1;
+            if proof::verify(&spoilt, &self.genesis).is_ok() {
+                return Err("a proof with a spoilt signature of a validator convinces".into());
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Checker for VerifiableOffline {
     fn name(&self) -> &'static str {
         "verifiable-offline"
@@ -29,7 +53,7 @@ impl Checker for VerifiableOffline {
             return Ok(());
         };
         match proof::verify(bytes, &self.genesis) {
-            Ok(report) if report.task_id == *task => Ok(()),
+            Ok(report) if report.task_id == *task => self.refuses_spoilt(bytes),
             Ok(_) => Err(format!("the proof of task {} is of another task", task.to_hex())),
             Err(error) => Err(format!("the proof of task {} convinces nobody: {error}", task.to_hex())),
         }

@@ -101,6 +101,8 @@ pub struct Weather {
     pub lasts_us: (u64, u64),
     /// Faults at once.
     pub at_once_max: usize,
+    /// Only this sort; `None`: all.
+    pub only: Option<Family>,
 }
 
 struct Active {
@@ -190,7 +192,8 @@ impl Nemesis {
 
     fn strike(&mut self, fleet: &mut SimFleet, now_us: u64) {
         self.begun += 1;
-        let family = Family::draw(&mut self.random);
+        let drawn = Family::draw(&mut self.random);
+        let family = self.weather.only.unwrap_or(drawn);
         let is_alone = matches!(family, Family::Quality | Family::Disk | Family::Clock);
         if is_alone && self.active.iter().any(|active| active.family == family) {
             return;

@@ -169,6 +169,15 @@ impl SimDisk {
         self.files().trouble
     }
 
+    /// Durable records of a journal from number `from` on, and how many there are; all of them if there are fewer.
+    #[must_use]
+    pub fn journal_from(&self, name: &str, from: usize) -> (Vec<Vec<u8>>, usize) {
+        let files = self.files();
+        let records = files.journals.get(name).map_or(&[][..], Vec::as_slice);
+        let new = records.get(from..).unwrap_or(records).iter();
+        (new.map(|(_, bytes)| bytes.clone()).collect(), records.len())
+    }
+
     /// The process is gone: decides what is left of its unsynced writes.
     pub fn crash(&self) {
         let mut files = self.files();

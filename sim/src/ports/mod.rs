@@ -10,5 +10,5 @@ mod raft_log;
 pub use clock::SimClock;
 pub use disk::{DiskTiming, DiskTrouble, SimDisk};
 pub use links::{Direction, Fate, LinkConditions, Links};
-pub use network::{SimNetwork, SimTransport};
+pub use network::{Listener, SimNetwork, SimTransport};
 pub use raft_log::{Kept, RecordPool, SimLog, SimSnapshots};

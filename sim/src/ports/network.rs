@@ -56,9 +56,13 @@ struct Known {
     down_since_us: Option<u64>,
 }
 
+/// Told of every request that leaves a device, before anything happens to it.
+pub type Listener = Arc<dyn Fn(DeviceId, FrameKind, &Bytes) + Send + Sync>;
+
 struct State {
     links: Links,
     known: BTreeMap<DeviceId, Known>,
+    listener: Option<Listener>,
 }
 
 /// All links of one run.
@@ -75,6 +79,7 @@ impl SimNetwork {
         let state = State {
             links: Links::new(seed, conditions),
             known: BTreeMap::new(),
+            listener: None,
         };
         Self {
             state: Arc::new(Mutex::new(state)),
@@ -84,6 +89,11 @@ impl SimNetwork {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells `listener` of every request from now on.
+    pub fn listen(&self, listener: Listener) {
+        self.lock().listener = Some(listener);
     }
 
     /// Makes a device known under the identity that peers are told; the network vouches for it as TLS would.
@@ -314,6 +324,10 @@ impl Transport for SimTransport {
             body.len()
         );
         let (network, from) = (self.network.clone(), self.device);
+        let listener = network.lock().listener.clone();
+        if let Some(listener) = listener {
+            listener(from, kind, &body);
+        }
         Box::pin(async move {
             if !network.has_connection(&from, &to) {
                 tokio::time::sleep(network.dial_time(deadline)).await;

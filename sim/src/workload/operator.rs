@@ -4,6 +4,8 @@
 //! * Each write goes to a drawn agent of its cluster, cut off or not. After anything but an answer for
 //!   good the same signed bytes go to another one, until one says what became of them.
 //! * Several writes are open at once.
+//! * Some writes are sent once more long after they ended, as by an operator who forgot: they hear what they heard.
+//! * Now and then an intruder sends a submission in the operator's name, under a signature of something else.
 
 use std::time::Duration;
 
@@ -29,6 +31,11 @@ const OPEN_MAX: u64 = 24;
 const CANCEL_ONE_IN: u64 = 16;
 /// A submission in this many is linked to an earlier task.
 const LINK_ONE_IN: u64 = 8;
+
+/// A write in this many is sent again after it ended.
+const REPEAT_ONE_IN: u64 = 6;
+/// After so many writes an intruder tries.
+const INTRUDE_EVERY: u64 = 20;
 
 /// Writes through one cluster.
 pub struct Operator {
@@ -74,15 +81,35 @@ impl Operator {
             if open - done.load(std::sync::atomic::Ordering::Relaxed) >= OPEN_MAX {
                 continue;
             }
+            if self.number % INTRUDE_EVERY == INTRUDE_EVERY - 1 {
+                self.intrude();
+            }
             let write = self.next_write();
             open += 1;
             self.desk.journal().open_writes += 1;
             let done = done.clone();
             drop(Process::current().spawn(async move {
                 let desk = write.desk.clone();
-                write.carry_out().await;
+                let ended = write.carry_out().await;
                 desk.journal().open_writes -= 1;
                 done.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                ended.repeat().await;
+            }));
+        }
+    }
+
+    /// A submission that nobody signed. It uses up a number of the operator's only if somebody takes it.
+    fn intrude(&mut self) {
+        self.number += 1;
+        let (genuine, _) = self.submit();
+        self.number += 1;
+        let (mut forged, _) = self.submit();
+        forged.signature = genuine.signature;
+        let pick = self.random.between(0, self.agents.len() as u64 - 1) as usize;
+        if let Some(door) = self.desk.doors.open(&self.agents[pick]) {
+            // Whether it was taken shows in what becomes final.
+            drop(Process::current().spawn(async move {
+                drop(door.ask(|agent| async move { agent.enter(forged).await }).await);
             }));
         }
     }
@@ -159,7 +186,7 @@ enum Attempt {
 
 impl Write {
     /// Sends the bytes until somebody says for good what became of them.
-    async fn carry_out(mut self) {
+    async fn carry_out(mut self) -> Self {
         let scope = self.entry.header.scope;
         let call = self.desk.called(self.task, scope, self.call);
         loop {
@@ -168,11 +195,24 @@ impl Write {
                 let is_granted = answer.is_some_and(|answer| answer.verdict == Verdict::Granted);
                 let told = if is_granted { Told::Granted } else { Told::Rejected };
                 self.desk.answered(call, self.task, told);
-                return;
+                return self;
             }
             self.desk.journal().retries += 1;
             let pause_ms = self.random.between(50, 300);
             tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+        }
+    }
+
+    /// Sends the bytes of some writes once more: the answer must be the one that was given.
+    async fn repeat(mut self) {
+        if self.random.between(1, REPEAT_ONE_IN) != 1 {
+            return;
+        }
+        let pause_ms = self.random.between(200, 6_000);
+        tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+        if !self.desk.journal().is_over {
+            let pick = self.random.between(0, self.agents.len() as u64 - 1) as usize;
+            self.attempt(pick).await;
         }
     }
 

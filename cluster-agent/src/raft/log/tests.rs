@@ -213,7 +213,9 @@ async fn changed_bytes_on_the_disk_are_found_at_the_start() {
     records[4].bytes = codec::encode(record).into();
     let damaged = MemoryLog::new();
     damaged.submit(LogOp::Append(records), Box::new(|outcome| outcome.unwrap()));
-    let error = Log::open_with(Arc::new(damaged), Arc::new(|_| ()), SMALL_CACHE_BYTES).err().unwrap();
+    let error = Log::open_with(Arc::new(damaged), Arc::new(|_| ()), SMALL_CACHE_BYTES)
+        .err()
+        .unwrap();
     assert!(
         matches!(&error, StoreError::Corrupt(why) if why.contains("chain")),
         "{error}"

@@ -30,7 +30,13 @@ pub mod snapshot;
 use std::fmt;
 
 use bytes::Bytes;
-use common::{ids::LogIndex, limits::LOG_ENTRY_BYTES_MAX};
+use common::{
+    codec::take,
+    ids::{Digest, LogIndex, RaftNodeId, Term},
+    limits::LOG_ENTRY_BYTES_MAX,
+};
+
+use super::codec::{FORMAT_VERSION, WireLogId};
 
 /// An encoded log entry; the store does not look inside.
 #[derive(Clone, PartialEq, Eq)]
@@ -45,6 +51,14 @@ impl fmt::Debug for LogRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {} bytes", self.index, self.bytes.len())
     }
+}
+
+/// Term and member that led when the record at some index was appended: with the index, the identity of its entry. `None`
+/// for bytes that are no record. For whoever compares logs on disks.
+#[must_use]
+pub fn record_leader(mut record: &[u8]) -> Option<(Term, RaftNodeId)> {
+    let (version, _chain, id): (u8, Digest, WireLogId) = take(&mut record).ok()?;
+    (version == FORMAT_VERSION).then_some((id.term, id.leader))
 }
 
 /// Longest record that a store must accept.

@@ -1,0 +1,502 @@
+//! The fleet simulator's command line.
+//!
+//! `sim run --seed S` runs one fleet and prints what it came to; the same seed gives the same trace hash.
+//! `sim soak --seeds A..B` runs many, and prints each that broke something with the command that shows it.
+//! `sim mutants` breaks rules on purpose and shows which checker notices.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use clap::{Parser, Subcommand, ValueEnum};
+use common::wire::frame::{ANSWER_KIND, FrameKind};
+use serde_json::{Value, json};
+
+use crate::{
+    faults::Family,
+    machine,
+    mutants::{self, Stage},
+    run::{Plan, Report, run, run_scenario, run_with},
+    scenario::Scenario,
+    trace::Event,
+};
+
+#[derive(Parser)]
+#[command(name = "sim", version, about = "Runs whole fleets in virtual time, from one seed")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs one fleet under a workload and faults; exit 1 when an invariant broke.
+    Run {
+        /// Determines the run.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        #[command(flatten)]
+        shape: Shape,
+        /// A story from configs/scenarios, instead of drawn faults.
+        #[arg(long, conflicts_with_all = ["population", "secs", "fault_every"])]
+        scenario: Option<PathBuf>,
+        /// A plan that suits a seeded bug, instead of a population.
+        #[arg(long, value_parser = stage, conflicts_with_all = ["population", "secs", "fault_every", "scenario"])]
+        stage: Option<Stage>,
+        /// Only this checker judges.
+        #[arg(long, value_parser = checker, requires = "stage")]
+        checker: Option<&'static str>,
+        /// Breaks a rule on purpose.
+        #[cfg(feature = "seeded-bugs")]
+        #[arg(long, value_parser = bug)]
+        bug: Option<common::bug::Bug>,
+        /// How the result is printed.
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+    /// Shows that the checkers see: breaks one rule after the other; exit 1 when one is not noticed.
+    Mutants {
+        /// So many rows of the table only, spread evenly.
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+        sample: Option<u16>,
+        /// Only rows of this bug.
+        #[arg(long)]
+        bug: Option<String>,
+        /// Seeds tried for each row.
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=1_000))]
+        seeds_max: u64,
+        /// Rows at a time.
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
+        jobs: u8,
+        /// How the result is printed.
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+    /// Runs many seeds; exit 1 when an invariant broke in any.
+    Soak {
+        /// First seed and the one behind the last, as in 0..200.
+        #[arg(long, value_parser = seeds)]
+        seeds: (u64, u64),
+        /// Runs at a time.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+        jobs: u8,
+        #[command(flatten)]
+        shape: Shape,
+        /// How the result is printed.
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+}
+
+#[derive(Clone, Copy, clap::Args)]
+struct Shape {
+    /// Which fleet.
+    #[arg(long, value_enum, default_value_t = Size::Small)]
+    population: Size,
+    /// Virtual seconds of work and faults; the fleet settles after them.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    secs: Option<u64>,
+    /// Mean virtual seconds between two faults; 0 is none.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    fault_every: Option<u64>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Size {
+    /// 1 to 3 clusters of 3 to 7 agents and 4 validators: for finding bugs.
+    Small,
+    /// 50 clusters of 10 agents and 7 validators: for scale.
+    Fleet,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+fn stage(text: &str) -> Result<Stage, String> {
+    Stage::of(text).ok_or_else(|| format!("\"{text}\" is none of {}", Stage::ALL.map(Stage::word).join(", ")))
+}
+
+fn checker(text: &str) -> Result<&'static str, String> {
+    let known = crate::checkers::NAMES.iter().find(|name| **name == text);
+    let problem = || format!("\"{text}\" is none of {}", crate::checkers::NAMES.join(", "));
+    known.copied().ok_or_else(problem)
+}
+
+#[cfg(feature = "seeded-bugs")]
+fn bug(text: &str) -> Result<common::bug::Bug, String> {
+    let known = common::bug::Bug::ALL.iter().find(|bug| bug.word() == text);
+    known.copied().ok_or_else(|| format!("\"{text}\" is no seeded bug"))
+}
+
+fn seeds(text: &str) -> Result<(u64, u64), String> {
+    let bad = || format!("\"{text}\" is no range of seeds such as 0..200");
+    let (from, to) = text.split_once("..").ok_or_else(bad)?;
+    let range = (from.parse().map_err(|_| bad())?, to.parse().map_err(|_| bad())?);
+    if range.0 < range.1 { Ok(range) } else { Err(bad()) }
+}
+
+impl Shape {
+    fn plan(self, seed: u64) -> Plan {
+        let mut plan = match self.population {
+            Size::Small => Plan::small(seed),
+            Size::Fleet => Plan::fleet(seed),
+        };
+        if let Some(secs) = self.secs {
+            plan.lasts = Duration::from_secs(secs);
+        }
+        if let Some(secs) = self.fault_every {
+            plan.weather.every_us = secs * 1_000_000;
+        }
+        plan
+    }
+
+    /// The command that runs `seed` alone.
+    fn command(self, seed: u64) -> String {
+        let population = match self.population {
+            Size::Small => "",
+            Size::Fleet => " --population fleet",
+        };
+        let option = |name: &str, value: Option<u64>| value.map_or(String::new(), |value| format!(" --{name} {value}"));
+        let (secs, every) = (option("secs", self.secs), option("fault-every", self.fault_every));
+        format!("sim run --seed {seed}{population}{secs}{every}")
+    }
+}
+
+/// Does what the command line asks for.
+#[must_use]
+pub fn main() -> ExitCode {
+    if let Err(error) = common::crypto::known_answers::check() {
+        eprintln!("sim: {error}");
+        return ExitCode::from(78);
+    }
+    let is_clean = match Arguments::parse().command {
+        Command::Run {
+            seed,
+            scenario: Some(path),
+            output,
+            ..
+        } => match read_scenario(&path) {
+            Ok(scenario) => {
+                let again = format!("sim run --scenario {} --seed {seed}", path.display());
+                run_one(output, &again, || run_scenario(&scenario, seed))
+            }
+            Err(problem) => {
+                eprintln!("sim: {}: {problem}", path.display());
+                return ExitCode::from(6);
+            }
+        },
+        Command::Run {
+            seed,
+            stage: Some(stage),
+            checker,
+            #[cfg(feature = "seeded-bugs")]
+            bug,
+            output,
+            ..
+        } => {
+            #[cfg(feature = "seeded-bugs")]
+            bug.into_iter().for_each(common::bug::activate);
+            let plan = Plan {
+                judge: checker,
+                ..stage.plan(seed)
+            };
+            run_one(
+                output,
+                &format!("sim run --stage {} --seed {seed}", stage.word()),
+                || run_with(plan, &stage.script()),
+            )
+        }
+        Command::Mutants {
+            sample,
+            bug,
+            seeds_max,
+            jobs,
+            output,
+        } => return judge_checkers(sample, bug.as_deref(), seeds_max, jobs, output),
+        Command::Run {
+            seed, shape, output, ..
+        } => run_one(output, &shape.command(seed), || run(shape.plan(seed))),
+        Command::Soak {
+            seeds,
+            jobs,
+            shape,
+            output,
+        } => soak(seeds, jobs, shape, output),
+    };
+    if is_clean { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The commit this binary was built from, or `unknown` outside of a checkout.
+const COMMIT: &str = env!("MUSTER_COMMIT");
+
+fn read_scenario(path: &Path) -> Result<Scenario, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+    Scenario::from_toml(&text).map_err(|error| error.to_string())
+}
+
+/// A report and the wall time it took.
+fn timed(run: impl FnOnce() -> Report) -> (Report, Duration) {
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "how fast the simulator is, beside the simulation"
+    )]
+    let began = std::time::Instant::now();
+    let report = run();
+    (report, began.elapsed())
+}
+
+fn run_one(output: Output, again: &str, run: impl FnOnce() -> Report) -> bool {
+    let (report, wall) = timed(run);
+    match output {
+        Output::Json => println!("{}", as_json(&report, wall)),
+        Output::Table => print_table(&report, wall),
+    }
+    complain(&report, again);
+    report.violation.is_none()
+}
+
+fn judge_checkers(sample: Option<u16>, bug: Option<&str>, seeds_max: u64, jobs: u8, output: Output) -> ExitCode {
+    let rows = mutants::rows(sample.map(usize::from), bug);
+    if rows.is_empty() {
+        eprintln!("sim: \"{}\" is no seeded bug", bug.unwrap_or_default());
+        return ExitCode::from(6);
+    }
+    let judged = mutants::build().and_then(|binary| mutants::judge(&binary, &rows, seeds_max, jobs));
+    let outcomes = match judged {
+        Ok(outcomes) => outcomes,
+        Err(problem) => {
+            eprintln!("sim: {problem}");
+            return ExitCode::from(6);
+        }
+    };
+    match output {
+        Output::Json => println!("{}", mutants::as_json(&outcomes)),
+        Output::Table => print!("{}", mutants::as_table(&outcomes)),
+    }
+    if outcomes.iter().all(mutants::Outcome::is_good) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn complain(report: &Report, again: &str) {
+    if let Some(violation) = &report.violation {
+        let seed = report.plan.seed;
+        eprintln!("sim: seed {seed} of commit {COMMIT} at {violation}");
+        eprintln!("sim: again with: {again}");
+    }
+}
+
+#[derive(Default)]
+struct Totals {
+    runs: u64,
+    virtual_ms: u64,
+    node_ms: u64,
+    faults: u64,
+    tasks_acked: u64,
+    violations: Vec<Value>,
+}
+
+fn soak((from, to): (u64, u64), jobs: u8, shape: Shape, output: Output) -> bool {
+    let next = AtomicU64::new(from);
+    let totals = std::sync::Mutex::new(Totals::default());
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "how fast the simulator is, beside the simulation"
+    )]
+    let began = std::time::Instant::now();
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= to {
+                return;
+            }
+            let (report, wall) = timed(|| run(shape.plan(seed)));
+            complain(&report, &shape.command(seed));
+            let mut totals = totals.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            add(&mut totals, &report, wall, shape);
+        }
+    };
+    // Runs share nothing: each has its own thread and its own time.
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(work);
+        }
+    });
+    let totals = totals.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let summary = json!({
+        "seeds": [from, to],
+        "commit": COMMIT,
+        "runs": totals.runs,
+        "sim_seconds": totals.virtual_ms as f64 / 1e3,
+        "node_hours": totals.node_ms as f64 / 3.6e6,
+        "wall_seconds": began.elapsed().as_secs_f64(),
+        "faults": totals.faults,
+        "tasks_acked": totals.tasks_acked,
+        "violations": totals.violations,
+    });
+    match output {
+        Output::Json => println!("{summary}"),
+        Output::Table => println!("{summary:#}"),
+    }
+    totals.violations.is_empty()
+}
+
+fn add(totals: &mut Totals, report: &Report, wall: Duration, shape: Shape) {
+    totals.runs += 1;
+    totals.virtual_ms += report.virtual_ms;
+    totals.node_ms += report.virtual_ms * u64::from(report.plan.population.nodes());
+    totals.faults += report.faults.len() as u64;
+    totals.tasks_acked += report.tasks_acked;
+    if let Some(violation) = &report.violation {
+        totals.violations.push(json!({
+            "seed": report.plan.seed,
+            "checker": violation.checker,
+            "at_ms": violation.at_ms,
+            "what": violation.what,
+            "command": shape.command(report.plan.seed),
+            "wall_seconds": wall.as_secs_f64(),
+        }));
+    }
+}
+
+const EVENTS: [(&str, Event); 6] = [
+    ("delivered", Event::Delivered),
+    ("dropped", Event::Dropped),
+    ("synced", Event::Synced),
+    ("applied", Event::Applied),
+    ("started", Event::Started),
+    ("killed", Event::Killed),
+];
+
+fn speed(report: &Report, wall: Duration) -> f64 {
+    report.virtual_ms as f64 / 1e3 / wall.as_secs_f64().max(1e-9)
+}
+
+/// Frames and bytes of each kind; every answer and refusal is of a kind of its own.
+fn frames_by_kind(report: &Report) -> Value {
+    let word = |byte: u8| {
+        let kind = FrameKind::ALL.iter().find(|kind| kind.byte() == byte);
+        kind.map_or_else(
+            || {
+                if byte == ANSWER_KIND {
+                    "Answer".to_owned()
+                } else {
+                    "Refusal".to_owned()
+                }
+            },
+            |kind| format!("{kind:?}"),
+        )
+    };
+    let volumes = report.delivered.iter();
+    let of_kind = volumes.map(|(byte, volume)| (word(*byte), json!([volume.frames, volume.bytes])));
+    Value::Object(of_kind.collect())
+}
+
+fn as_json(report: &Report, wall: Duration) -> Value {
+    let kinds: serde_json::Map<String, Value> = EVENTS
+        .iter()
+        .map(|(word, event)| ((*word).to_owned(), report.counts.of(*event).into()))
+        .collect();
+    let faults: Vec<Value> = report
+        .faults
+        .iter()
+        .map(|fault| {
+            json!({
+                "family": fault.family.word(),
+                "what": fault.what,
+                "from_ms": fault.from_ms,
+                "until_ms": fault.until_ms,
+            })
+        })
+        .collect();
+    let violations: Vec<Value> = report
+        .violation
+        .iter()
+        .map(|violation| json!({ "checker": violation.checker, "at_ms": violation.at_ms, "what": violation.what }))
+        .collect();
+    let population = report.plan.population;
+    json!({
+        "seed": report.plan.seed,
+        "commit": COMMIT,
+        "trace_hash": report.trace_hash.to_hex(),
+        "events": EVENTS.iter().map(|(_, event)| report.counts.of(*event)).sum::<u64>(),
+        "kinds": kinds,
+        "frames": report.counts.of(Event::Delivered) + report.counts.of(Event::Dropped),
+        "frames_by_kind": frames_by_kind(report),
+        "rss_mib_peak": machine::rss_mib_peak(),
+        "cpu_seconds": machine::cpu_seconds(),
+        "syncs": report.counts.of(Event::Synced),
+        "applies": report.applies,
+        "sim_seconds": report.virtual_ms as f64 / 1e3,
+        "wall_seconds": wall.as_secs_f64(),
+        "speed": speed(report, wall),
+        "population": { "clusters": population.clusters, "agents": population.agents, "validators": population.validators },
+        "nodes": population.nodes(),
+        "messages": report.counts.of(Event::Delivered),
+        "faults": faults,
+        "tasks_acked": report.tasks_acked,
+        "tasks_final": report.tasks_final,
+        "completed": report.completed,
+        "retries": report.retries,
+        "linearizable_reads": report.linearizable_reads,
+        "no_quorum": report.no_quorum,
+        "height": report.height.0,
+        "violations": violations,
+    })
+}
+
+fn print_table(report: &Report, wall: Duration) {
+    let population = report.plan.population;
+    println!("seed          {} (commit {COMMIT})", report.plan.seed);
+    println!(
+        "population    {} clusters of {} agents, {} validators",
+        population.clusters, population.agents, population.validators
+    );
+    println!("trace hash    {}", report.trace_hash.to_hex());
+    for (word, event) in EVENTS {
+        println!("{word:<13} {}", report.counts.of(event));
+    }
+    println!(
+        "virtual time  {}.{:03} s, {:.1} times as fast as real time",
+        report.virtual_ms / 1_000,
+        report.virtual_ms % 1_000,
+        speed(report, wall)
+    );
+    println!(
+        "tasks         {} acknowledged, {} final, {} completions",
+        report.tasks_acked, report.tasks_final, report.completed
+    );
+    println!(
+        "clients       {} retries, {} linearizable reads, {} refused for want of a majority",
+        report.retries, report.linearizable_reads, report.no_quorum
+    );
+    println!("height        {}", report.height);
+    for family in Family::ALL {
+        let of_family = report.faults.iter().filter(|fault| fault.family == family);
+        for fault in of_family {
+            println!(
+                "{:<13} {:>6}.{:03} to {:>6}.{:03} s: {}",
+                family.word(),
+                fault.from_ms / 1_000,
+                fault.from_ms % 1_000,
+                fault.until_ms / 1_000,
+                fault.until_ms % 1_000,
+                fault.what
+            );
+        }
+    }
+    if report.violation.is_some() {
+        for line in &report.processes {
+            println!("{line}");
+        }
+    }
+    println!("violations    {}", u64::from(report.violation.is_some()));
+}

@@ -1,0 +1,260 @@
+//! The checkers are checked: rules are broken on purpose ([`common::bug`]), and a named checker must notice.
+//!
+//! # Rules
+//! * A second binary is built with the feature `seeded-bugs`; this one has no bug in it. Each run is a process of its
+//!   own.
+//! * In a run with a bug only the checker of its row judges. A panic, or an end of a process, notices nothing.
+//! * The same seed without the bug must pass before *all* checkers, in the same binary.
+
+mod stage;
+mod table;
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use serde_json::{Value, json};
+
+pub use stage::Stage;
+pub use table::{Row, TABLE};
+
+/// What came of a row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The row.
+    pub row: Row,
+    /// Seeds that were run, from 1.
+    pub seeds_tried: u64,
+    /// The first that showed the bug, and what the checker said.
+    pub caught: Option<(u64, String)>,
+    /// What is wrong with that seed without the bug; `None` if it is clean.
+    pub unclean: Option<String>,
+}
+
+impl Outcome {
+    /// Caught, and clean without the bug.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        self.caught.is_some() && self.unclean.is_none()
+    }
+
+    /// Shows it again.
+    #[must_use]
+    pub fn command(&self) -> String {
+        let seed = self.caught.as_ref().map_or(1, |(seed, _)| *seed);
+        format!("sim-seeded {}", arguments(&self.row, seed, true).join(" "))
+    }
+}
+
+fn arguments(row: &Row, seed: u64, is_seeded: bool) -> Vec<String> {
+    let mut arguments = ["run", "--stage", row.stage.word(), "--seed"]
+        .map(str::to_owned)
+        .to_vec();
+    arguments.push(seed.to_string());
+    if is_seeded {
+        arguments.extend(["--bug", row.bug.word(), "--checker", row.checker].map(str::to_owned));
+    }
+    arguments
+}
+
+/// Rows of the table: all, those of one bug, or `sample` of them, spread evenly.
+#[must_use]
+pub fn rows(sample: Option<usize>, bug: Option<&str>) -> Vec<Row> {
+    let rows = TABLE.iter().filter(|row| bug.is_none_or(|bug| bug == row.bug.word()));
+    let rows: Vec<Row> = rows.copied().collect();
+    let wanted = sample.unwrap_or(rows.len()).min(rows.len());
+    (0..wanted).map(|at| rows[at * rows.len() / wanted]).collect()
+}
+
+/// Builds the binary with the bugs in it, and says where it is.
+///
+/// # Errors
+/// What is missing, for people: this is a checkout's command, not one of an installed binary.
+pub fn build() -> Result<PathBuf, String> {
+    let workspace = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    let this = std::env::current_exe().map_err(|error| error.to_string())?;
+    let target = this
+        .parent()
+        .and_then(Path::parent)
+        .ok_or("this binary is in no target directory")?;
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(&cargo)
+        .current_dir(workspace)
+        .args([
+            "build",
+            "--release",
+            "--locked",
+            "-p",
+            "sim",
+            "--features",
+            "seeded-bugs",
+        ])
+        .args(["--bin", "sim-seeded", "--target-dir"])
+        .arg(target)
+        .status()
+        .map_err(|error| {
+            format!(
+                "{} cannot be run ({error}): the bugs are built from the checkout at {}",
+                cargo.display(),
+                workspace.display()
+            )
+        })?;
+    let binary = target.join("release/sim-seeded");
+    if status.success() && binary.exists() {
+        Ok(binary)
+    } else {
+        Err(format!("cargo did not build {}", binary.display()))
+    }
+}
+
+/// The violation that a run printed, if it printed one.
+fn violation_of(binary: &Path, arguments: &[String]) -> Result<Option<(String, String)>, String> {
+    let output = Command::new(binary)
+        .args(arguments)
+        .args(["-o", "json"])
+        .output()
+        .map_err(|error| format!("{}: {error}", binary.display()))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let Some(report) = text
+        .lines()
+        .last()
+        .and_then(|line| serde_json::from_str::<Value>(line).ok())
+    else {
+        // It did not get as far as a report: a panic of the simulator itself.
+        return Ok(Some((
+            "no report".into(),
+            String::from_utf8_lossy(&output.stderr).into(),
+        )));
+    };
+    let Some(first) = report["violations"].as_array().and_then(|all| all.first()) else {
+        return Ok(None);
+    };
+    let text = |key: &str| first[key].as_str().unwrap_or_default().to_owned();
+    Ok(Some((text("checker"), text("what"))))
+}
+
+fn judge_row(binary: &Path, row: Row, seeds_max: u64) -> Result<Outcome, String> {
+    let mut outcome = Outcome {
+        row,
+        seeds_tried: 0,
+        caught: None,
+        unclean: None,
+    };
+    for seed in 1..=seeds_max {
+        outcome.seeds_tried = seed;
+        match violation_of(binary, &arguments(&row, seed, true))? {
+            Some((checker, what)) if checker == row.checker => {
+                let clean = violation_of(binary, &arguments(&row, seed, false))?;
+                outcome.unclean = clean.map(|(checker, what)| format!("{checker}: {what}"));
+                outcome.caught = Some((seed, what));
+                return Ok(outcome);
+            }
+            Some(_) | None => {}
+        }
+    }
+    Ok(outcome)
+}
+
+/// Runs the seeds 1, 2, ... of each row until its checker objects, `jobs` rows at a time.
+///
+/// # Errors
+/// The binary cannot be run.
+pub fn judge(binary: &Path, rows: &[Row], seeds_max: u64, jobs: u8) -> Result<Vec<Outcome>, String> {
+    let next = AtomicUsize::new(0);
+    let judged = Mutex::new(Vec::new());
+    let work = || {
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(row) = rows.get(at) else { return };
+            let outcome = judge_row(binary, *row, seeds_max);
+            if let Ok(outcome) = &outcome {
+                eprintln!("sim: {}", as_line(outcome));
+            }
+            judged
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push((at, outcome));
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(work);
+        }
+    });
+    let mut judged = judged.into_inner().unwrap_or_else(PoisonError::into_inner);
+    judged.sort_by_key(|(at, _)| *at);
+    judged.into_iter().map(|(_, outcome)| outcome).collect()
+}
+
+fn as_line(outcome: &Outcome) -> String {
+    let Row { bug, checker, stage } = outcome.row;
+    let (bug, stage, tried) = (bug.word(), stage.word(), outcome.seeds_tried);
+    let came = match (&outcome.caught, &outcome.unclean) {
+        (Some((seed, _)), None) => format!("caught with seed {seed}"),
+        (Some((seed, _)), Some(why)) => format!("seed {seed} is not clean without the bug: {why}"),
+        (None, _) => format!("NOT CAUGHT in {tried} seeds"),
+    };
+    format!("{bug:<26} {checker:<22} {stage:<12} {came}")
+}
+
+/// The table for people.
+#[must_use]
+pub fn as_table(outcomes: &[Outcome]) -> String {
+    let good = outcomes.iter().filter(|outcome| outcome.is_good()).count();
+    let lines = outcomes.iter().map(|outcome| as_line(outcome) + "\n");
+    lines.collect::<String>() + &format!("{good} of {} caught\n", outcomes.len())
+}
+
+/// The same for programs.
+#[must_use]
+pub fn as_json(outcomes: &[Outcome]) -> Value {
+    let row = |outcome: &Outcome| {
+        json!({
+            "bug": outcome.row.bug.word(),
+            "checker": outcome.row.checker,
+            "stage": outcome.row.stage.word(),
+            "caught": outcome.is_good(),
+            "seeds_tried": outcome.seeds_tried,
+            "first_seed": outcome.caught.as_ref().map(|(seed, _)| *seed),
+            "what": outcome.caught.as_ref().map(|(_, what)| what.clone()),
+            "unclean": outcome.unclean,
+            "command": outcome.command(),
+        })
+    };
+    Value::Array(outcomes.iter().map(row).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sample_is_spread_over_the_table() {
+        let sample = rows(Some(4), None);
+        assert_eq!(sample.len(), 4);
+        assert_eq!(sample[0], TABLE[0]);
+        assert!(sample[3].bug > sample[0].bug);
+        assert_eq!(rows(None, None).len(), TABLE.len());
+        assert!(rows(Some(10_000), Some("dedup-off")).len() < 3);
+    }
+
+    #[test]
+    fn row_that_nobody_noticed_or_that_fails_without_the_bug_is_not_good() {
+        let outcome = |caught, unclean| Outcome {
+            row: TABLE[0],
+            seeds_tried: 1,
+            caught,
+            unclean,
+        };
+        let caught = Some((3, "what".to_owned()));
+        assert!(outcome(caught.clone(), None).is_good());
+        assert!(outcome(caught.clone(), None).command().contains("--seed 3 --bug"));
+        assert!(!outcome(None, None).is_good());
+        assert!(!outcome(caught, Some("recovers: slow".into())).is_good());
+    }
+}

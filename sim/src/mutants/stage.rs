@@ -1,0 +1,170 @@
+//! Plans under which seeded bugs show: short, small, and rich in what a bug needs.
+
+use std::time::Duration;
+
+use crate::{
+    faults::{Family, Weather},
+    fleet::Population,
+    run::Plan,
+    scenario::{Kind, Scripted},
+};
+
+/// What is on the stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// One cluster of 3 under every sort of fault.
+    Storm,
+    /// One cluster of 5 under cuts of every shape.
+    Cuts,
+    /// One cluster of 3 whose processes are killed, all at once too.
+    Crashes,
+    /// One cluster of 3 on links that lose, delay and double.
+    BadLinks,
+    /// Little and long work in a cluster of 5, whose members are cut off one after the other.
+    Leases,
+    /// The same on clocks that gain and lose a tenth.
+    Drift,
+    /// One cluster of 3 with small snapshots, whose processes are killed.
+    Snapshots,
+    /// Many writes and a small outbox, cut off from the validators for a long time.
+    FullOutbox,
+    /// Many writes, nothing broken.
+    Rush,
+    /// Two clusters and four validators that are cut from each other in every shape.
+    Stations,
+    /// One cluster of 3 that is cut off from all validators.
+    Island,
+    /// Validators that do not reach each other for a while.
+    Apart,
+    /// Links that are slower than the fleet is made for, for a while.
+    SlowLinks,
+}
+
+fn weather(every_ms: u64, lasts_ms: (u64, u64), only: Option<Family>) -> Weather {
+    Weather {
+        every_us: every_ms * 1_000,
+        lasts_us: (lasts_ms.0 * 1_000, lasts_ms.1 * 1_000),
+        at_once_max: 3,
+        only,
+    }
+}
+
+impl Stage {
+    /// All of them.
+    pub const ALL: [Self; 13] = [
+        Self::Storm,
+        Self::Cuts,
+        Self::Crashes,
+        Self::BadLinks,
+        Self::Leases,
+        Self::Drift,
+        Self::Snapshots,
+        Self::FullOutbox,
+        Self::Rush,
+        Self::Stations,
+        Self::Island,
+        Self::Apart,
+        Self::SlowLinks,
+    ];
+
+    /// Its name in commands and tables.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Storm => "storm",
+            Self::Cuts => "cuts",
+            Self::Crashes => "crashes",
+            Self::BadLinks => "bad-links",
+            Self::Leases => "leases",
+            Self::Drift => "drift",
+            Self::Snapshots => "snapshots",
+            Self::FullOutbox => "full-outbox",
+            Self::Rush => "rush",
+            Self::Stations => "stations",
+            Self::Island => "island",
+            Self::Apart => "apart",
+            Self::SlowLinks => "slow-links",
+        }
+    }
+
+    /// The stage of this name.
+    #[must_use]
+    pub fn of(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|stage| stage.word() == word)
+    }
+
+    /// The plan with the chance of `seed`.
+    #[must_use]
+    pub fn plan(self, seed: u64) -> Plan {
+        let mut plan = Plan::small(seed);
+        plan.population = Population {
+            clusters: 1,
+            agents: 3,
+            validators: 4,
+        };
+        plan.lasts = Duration::from_secs(20);
+        plan.weather = match self {
+            Self::Storm => weather(2_500, (300, 6_000), None),
+            Self::Cuts | Self::Stations => weather(2_500, (1_000, 6_000), Some(Family::Partition)),
+            Self::Crashes | Self::Snapshots => weather(2_000, (300, 3_000), Some(Family::Process)),
+            Self::BadLinks => weather(2_000, (1_000, 5_000), Some(Family::Quality)),
+            Self::FullOutbox => weather(3_000, (8_000, 15_000), Some(Family::Partition)),
+            Self::Rush | Self::Leases | Self::Drift | Self::Island | Self::Apart | Self::SlowLinks => {
+                weather(0, (1_000, 1_000), None)
+            }
+        };
+        match self {
+            Self::Storm | Self::Crashes | Self::Island | Self::Apart | Self::SlowLinks => {}
+            Self::BadLinks => plan.load.read_every = Duration::from_millis(40),
+            Self::Cuts => {
+                plan.population.agents = 5;
+                plan.load.read_every = Duration::from_millis(40);
+            }
+            Self::Leases | Self::Drift => {
+                // Fewer tasks than vehicles: whatever is free is claimed at once.
+                plan.population.agents = 5;
+                plan.load.write_every = Duration::from_millis(2_500);
+                plan.load.work_max = Duration::from_secs(16);
+                plan.lasts = Duration::from_secs(50);
+            }
+            Self::Snapshots => plan.conditions.snapshot_entries = (60, 20),
+            Self::FullOutbox => {
+                plan.load.write_every = Duration::from_millis(30);
+                plan.conditions.outbox_bytes_max = Some(24_000);
+                plan.lasts = Duration::from_secs(30);
+            }
+            Self::Rush => {
+                plan.load.write_every = Duration::from_millis(10);
+                plan.conditions.snapshot_entries = (100, 50);
+                plan.lasts = Duration::from_secs(60);
+            }
+            Self::Stations => plan.population.clusters = 2,
+        }
+        if self == Self::Drift {
+            plan.conditions.drift_ppm_max = 100_000;
+        }
+        plan
+    }
+
+    /// Faults that come whatever the seed.
+    #[must_use]
+    pub fn script(self) -> Vec<Scripted> {
+        let fault = |at_ms, lasts_ms, kind, who: &str| Scripted {
+            at_ms,
+            lasts_ms,
+            kind,
+            who: vec![who.to_owned()],
+        };
+        match self {
+            Self::Leases | Self::Drift => vec![
+                fault(6_000, 12_000, Kind::Isolate, "c1-2"),
+                fault(20_000, 12_000, Kind::Isolate, "c1-3"),
+                fault(34_000, 12_000, Kind::Isolate, "c1-4"),
+            ],
+            Self::Island => vec![fault(4_000, 8_000, Kind::FromValidators, "c1")],
+            Self::Apart => vec![fault(4_000, 10_000, Kind::InPieces, "validators")],
+            Self::SlowLinks => vec![fault(3_000, 16_000, Kind::Slow, "all")],
+            _ => Vec::new(),
+        }
+    }
+}
