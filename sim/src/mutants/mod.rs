@@ -87,7 +87,8 @@ pub fn build() -> Result<PathBuf, String> {
         .current_dir(workspace)
         .args([
             "build",
-            "--release",
+            "--profile",
+            "checked",
             "--locked",
             "-p",
             "sim",
@@ -104,7 +105,7 @@ pub fn build() -> Result<PathBuf, String> {
                 workspace.display()
             )
         })?;
-    let binary = target.join("release/sim-seeded");
+    let binary = target.join("checked/sim-seeded");
     if status.success() && binary.exists() {
         Ok(binary)
     } else {
