@@ -240,11 +240,7 @@ impl Witness {
     /// `crash` ends the process behind an entry, before anything else of it takes a step.
     pub fn watch_agent(&self, process: &Process, agent: &AgentHandle, name: &str, idx: NodeIdx, crash: CrashSwitch) {
         // A new life is told before anything of it is.
-        self.see(&Observation::Stands {
-            agent: name.to_owned(),
-            term: agent.raft().status().term,
-            is_new_life: true,
-        });
+        self.see(&Observation::Begins { agent: name.to_owned() });
         drop(process.spawn(self.clone().follow_applies(agent.clone(), name.to_owned(), idx, crash)));
         drop(process.spawn(self.clone().follow_elections(agent.clone(), name.to_owned())));
     }
@@ -395,7 +391,6 @@ impl Witness {
                     self.see(&Observation::Stands {
                         agent: name.clone(),
                         term: status.term,
-                        is_new_life: false,
                     });
                     self.see(&Observation::Leads {
                         agent: name.clone(),

@@ -170,14 +170,17 @@ pub enum Observation {
         /// Last index of its log, synced or not.
         last_index: LogIndex,
     },
-    /// A member's term, now and then, and at the begin of each life of its process.
+    /// A life of an agent's process begins. Nothing of it was seen before.
+    Begins {
+        /// Whose.
+        agent: String,
+    },
+    /// A member's term, when it begins to lead.
     Stands {
         /// Who.
         agent: String,
         /// Its term.
         term: Term,
-        /// The process has just begun.
-        is_new_life: bool,
     },
     /// An entry was applied for the first time in its cluster.
     Committed {
