@@ -62,11 +62,11 @@ fn arguments(row: &Row, seed: u64, is_seeded: bool) -> Vec<String> {
     arguments
 }
 
-/// Rows of the table: all, those of one bug, or `sample` of them, spread evenly.
+/// Rows of the table: all, those of one bug, or `sample` of those that are not open, spread evenly.
 #[must_use]
 pub fn rows(sample: Option<usize>, bug: Option<&str>) -> Vec<Row> {
     let rows = TABLE.iter().filter(|row| bug.is_none_or(|bug| bug == row.bug.word()));
-    let rows: Vec<Row> = rows.copied().collect();
+    let rows: Vec<Row> = rows.filter(|row| sample.is_none() || !row.is_open).copied().collect();
     let wanted = sample.unwrap_or(rows.len()).min(rows.len());
     (0..wanted).map(|at| rows[at * rows.len() / wanted]).collect()
 }
@@ -193,7 +193,9 @@ pub fn judge(binary: &Path, rows: &[Row], seeds_max: u64, jobs: u8) -> Result<Ve
 }
 
 fn as_line(outcome: &Outcome) -> String {
-    let Row { bug, checker, stage } = outcome.row;
+    let Row {
+        bug, checker, stage, ..
+    } = outcome.row;
     let (bug, stage, tried) = (bug.word(), stage.word(), outcome.seeds_tried);
     let came = match (&outcome.caught, &outcome.unclean) {
         (Some((seed, _)), None) => format!("caught with seed {seed}"),
