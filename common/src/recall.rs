@@ -11,7 +11,8 @@
 //!
 //! # Why
 //! A simulated fleet runs on one core and asks the same question once for each of its machines: a finality proof is
-//! checked, and a block is executed, by every agent. Agents and validators are not built with this feature.
+//! checked, and a block is executed, by every agent. Agents and validators do not ask for this feature; where a build of the whole workspace
+//! brings it in, nothing is recalled, since nothing but the simulator begins to.
 
 #[cfg(feature = "recall")]
 pub use self::memory::Recall;
