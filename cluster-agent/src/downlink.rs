@@ -66,11 +66,10 @@ impl Shell {
     pub(crate) async fn follow_blocks(self: Arc<Self>) {
         let mut turn = 0;
         while !self.is_ending() {
+            let changes = self.raft.leader_changes();
+            let seen = changes.version();
             if !self.is_leader() {
-                let seen = self.raft.leader_changes().version();
-                let _ = self
-                    .within(LOOK_INTERVAL, self.raft.leader_changes().changed(seen))
-                    .await;
+                let _ = self.within(LOOK_INTERVAL, changes.changed(seen)).await;
                 continue;
             }
             let order = self.validators_by_distance();

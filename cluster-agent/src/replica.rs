@@ -38,7 +38,7 @@ pub trait Replica: Send + Sync + 'static {
     fn contact_age(&self) -> BoxFuture<Option<Duration>>;
     /// On the leader: hands over to `to`.
     fn transfer_leader(&self, to: RaftNodeId) -> BoxFuture<()>;
-    /// Rises with every change of status or of the applied position.
+    /// Rises when another member leads, the term is another one, or this member's role in it.
     fn leader_changes(&self) -> Signal;
     /// Resolves when Raft ended by itself.
     fn fatal(&self) -> BoxFuture<FatalReason>;

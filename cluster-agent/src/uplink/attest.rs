@@ -130,6 +130,8 @@ impl Shell {
     /// Runs as long as the agent.
     pub(crate) async fn attest(self: Arc<Self>, mut attester: Attester, durable: Watch<LogIndex>) {
         while !self.is_ending() {
+            let leaders = self.raft.leader_changes();
+            let led = leaders.version();
             let pulse = self.machine.pulse().get();
             if pulse.is_conflict {
                 self.quarantine_for_conflict();
@@ -163,6 +165,8 @@ impl Shell {
             });
             let flushed = durable.wait_until(|now| waits_for_disk && *now != synced);
             let news = futures::future::select(Box::pin(closed), Box::pin(flushed));
+            // A new leader has none of what was sent to the old one.
+            let news = futures::future::select(news, Box::pin(leaders.changed(led)));
             let _ = self
                 .within(Duration::from_micros(self.usual_final_us().min(500_000)), news)
                 .await;

@@ -21,7 +21,10 @@ const INTERVALS_MAX: u64 = 8;
 
 /// Batch intervals after which the open batch closes, while `pending` batches are closed and not final.
 fn intervals(pending: u64) -> u64 {
-    pending.saturating_sub(PENDING_BEFORE_SLOWER).clamp(1, INTERVALS_MAX)
+    pending
+        .saturating_sub(PENDING_BEFORE_SLOWER)
+        .saturating_add(1)
+        .min(INTERVALS_MAX)
 }
 
 impl Shell {
@@ -89,11 +92,11 @@ mod tests {
 
     #[test]
     fn open_batch_waits_longer_only_while_many_wait_before_it() {
-        for pending in 0..=9 {
+        for pending in 0..=8 {
             assert_eq!(intervals(pending), 1, "{pending} pending");
         }
-        assert_eq!(intervals(10), 2);
-        assert_eq!(intervals(16), 8);
+        assert_eq!(intervals(9), 2);
+        assert_eq!(intervals(15), 8);
         assert_eq!(intervals(u64::MAX), 8);
     }
 }
