@@ -2,8 +2,8 @@
 //!
 //! # Rules
 //! * Upon something open for the batch interval: `Cut` of the open batch. While more than
-//!   [`PENDING_BEFORE_SLOWER`] batches wait to become final the interval grows with their number, up to
-//!   [`INTERVALS_MAX`] times: a batch that has to wait anyway may as well hold more.
+//!   `PENDING_BEFORE_SLOWER` batches wait to become final the interval grows with their number, up to
+//!   `INTERVALS_MAX` times: a batch that has to wait anyway may as well hold more.
 //! * Upon silence for a quarter of the custody time, with nothing open and nothing in the outbox:
 //!   `Beat`. It renews custody; it would be a no-op while batches wait to become final.
 //! * One proposal at a time. A proposal of a leader that is no more is a no-op by its number.

@@ -406,18 +406,6 @@ pub fn all(genesis: &Arc<Genesis>) -> Vec<Box<dyn Checker>> {
     ]
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_those_of_all_checkers() {
-        let genesis = Arc::new(common::testing::Fleet::dev().genesis);
-        let all = all(&genesis);
-        assert_eq!(all.iter().map(|checker| checker.name()).collect::<Vec<_>>(), NAMES);
-    }
-}
-
 /// For tests of checkers: a history, each step with its time.
 #[cfg(test)]
 fn judge(mut checker: impl Checker, history: &[(u64, Observation)]) -> Result<(), String> {
@@ -456,5 +444,17 @@ fn acked(agent: &str, asked_us: u64, number: u8, index: u64) -> Observation {
         index: LogIndex(index),
         copies: 2,
         voters: 3,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_all_checkers() {
+        let genesis = Arc::new(common::testing::Fleet::dev().genesis);
+        let all = all(&genesis);
+        assert_eq!(all.iter().map(|checker| checker.name()).collect::<Vec<_>>(), NAMES);
     }
 }

@@ -4,7 +4,7 @@
 //! * Durable means: sled's flush, then `fdatasync` on a descriptor of our own for sled's file. sled's
 //!   flush alone does not reach the device (measured: acknowledged writes lost at a power cut).
 //! * What sled writes between two flushes fits in one of its segments: at most
-//!   [`KEYS_PER_FLUSH_MAX`](entries::KEYS_PER_FLUSH_MAX) keys change, removals included, and sled
+//!   `KEYS_PER_FLUSH_MAX` keys change, removals included, and sled
 //!   has no thread that moves pages. More could survive a power cut in parts that sled recovers to an empty log.
 //! * A crash before a group's last flush leaves a prefix of the group, in whole records.
 //! * A failed flush is final wherever it happens.
