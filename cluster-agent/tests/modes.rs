@@ -499,6 +499,8 @@ async fn new_leader_refuses_nothing_that_rests_on_what_the_old_one_acknowledged(
         let mut net = Net::normal(3).await;
         let old = net.leader().await;
         let task = net.submit(&old, Scope::Cluster).await;
+        // Nobody else hears that it was committed.
+        net.set_silent(&[&old], true);
         net.crash(&old).await;
         net.numbers += 1;
         let cancel = Action::Cancel { task };
