@@ -158,19 +158,30 @@ impl Writer {
                 gathered += bytes(&next);
                 group.push(next);
             }
-            if let Err(error) = self.write(group).await {
-                self.halt.stop(Stop::storage(self.name)(error));
-                return;
+            let (mut records, mut owners) = (Vec::new(), Vec::new());
+            for append in group {
+                owners.push((append.records.len(), append.done));
+                records.extend(append.records);
+            }
+            match self.write(records).await {
+                Ok(places) => {
+                    let mut places = places.into_iter();
+                    for (count, done) in owners {
+                        // A caller that went away does not mind.
+                        let _ = done.send(places.by_ref().take(count).collect());
+                    }
+                }
+                Err(error) => {
+                    // Said before the owners hear that the store has stopped: the first reason counts.
+                    self.halt.stop(Stop::storage(self.name)(error));
+                    return;
+                }
             }
         }
     }
 
-    async fn write(&self, group: Vec<Append>) -> io::Result<()> {
-        let (mut records, mut owners) = (Vec::new(), Vec::new());
-        for append in group {
-            owners.push((append.records.len(), append.done));
-            records.extend(append.records);
-        }
+    /// Makes `records` durable at the end of the last segment, or of a new one.
+    async fn write(&self, records: Vec<Vec<u8>>) -> io::Result<Vec<Place>> {
         let (segment, appending) = {
             let mut journals = lock(&self.journals);
             let last = journals.last().expect("opening makes the first segment");
@@ -181,12 +192,8 @@ impl Writer {
             let segment = journals.len() - 1;
             (segment as u32, journals[segment].append(records))
         };
-        let mut places = appending.await?.into_iter().map(|offset| Place { segment, offset });
-        for (count, done) in owners {
-            // A caller that went away does not mind.
-            let _ = done.send(places.by_ref().take(count).collect());
-        }
-        Ok(())
+        let offsets = appending.await?;
+        Ok(offsets.into_iter().map(|offset| Place { segment, offset }).collect())
     }
 }
 
@@ -252,7 +259,9 @@ mod tests {
         let (segments, _) = Segments::open(&on(&disk), &spawner(), &halt, "x", SEGMENT_BYTES).unwrap();
         disk.fail();
         assert_eq!(segments.append(vec![vec![1]]).await, Err(Stopped));
-        assert_eq!(halt.stopped().await.exit_code(), crate::exit::EXIT_DISK);
+        // The reason is there before any caller hears of the stop, or the caller's guess would be shown.
+        let reason = halt.reason().expect("the writer has said why");
+        assert_eq!(reason.exit_code(), crate::exit::EXIT_DISK);
         assert_eq!(segments.append(vec![vec![2]]).await, Err(Stopped));
     }
 
