@@ -81,6 +81,10 @@ pub enum Reason {
     /// The device holds as many tasks as it may.
     #[error("the device holds as many tasks as it may")]
     TooManyClaims,
+    /// A linked task of the same cluster ended otherwise than completed, so long ago that the global queue lets
+    /// go of it: a task that waits for it could never start.
+    #[error("linked task {0} ended long ago and was not completed")]
+    LinkEnded(TaskId),
 }
 
 /// What is remembered of a number in a stream, and answered to a retry.

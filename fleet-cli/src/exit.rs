@@ -160,7 +160,8 @@ pub fn exit_of_reason(reason: Reason) -> Exit {
         | Reason::LeaseRenewed
         | Reason::DuplicateOf(_)
         | Reason::KeyConflict(_)
-        | Reason::TooManyClaims => Exit::Conflict,
+        | Reason::TooManyClaims
+        | Reason::LinkEnded(_) => Exit::Conflict,
     }
 }
 
@@ -174,6 +175,9 @@ pub fn failure_of_reason(reason: Reason) -> Failure {
             .todo("choose another --key, or look at the task that has it")
             .id(task.to_hex()),
         Reason::Blocked => failure.todo("wait until the linked task is completed"),
+        Reason::LinkEnded(_) => failure
+            .means("a task that waits for it could never start; nothing changed")
+            .todo("submit the linked task anew, and link to the new one"),
         Reason::StaleKey => failure.todo("sign with the new key"),
         _ => failure,
     }

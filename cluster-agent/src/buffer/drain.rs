@@ -88,6 +88,7 @@ impl Shell {
                         | Reason::DuplicateOf(_)
                         | Reason::Constrained
                         | Reason::KeyConflict(_)
+                        | Reason::LinkEnded(_)
                 );
                 is_for_good.then(|| refusal_of(&error))
             }

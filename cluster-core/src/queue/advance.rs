@@ -356,6 +356,8 @@ fn without_global(row: &TaskRow, finality: Finality, state: Option<TaskState>, f
         }
         (row.cluster, row.finality) = (None, finality);
     } else if row.changed_at <= final_cut {
+        // What was decided elsewhere and came first stands, even where this log ended the task another way.
+        row.life.state = state.filter(|state| !state.is_open()).unwrap_or(row.life.state);
         row.finality = finality;
     }
     Some(row)

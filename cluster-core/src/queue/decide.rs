@@ -25,7 +25,7 @@ use common::{
     genesis::{Kind, RoleSet},
     ids::{Assignment, EntryId, HolderCounter, LogIndex, RaftNodeId, TaskId},
     registry::{Member, Status},
-    task::{Scope, TaskState},
+    task::{Scope, Task, TaskState},
     verdict::{Reason, Verdict},
 };
 
@@ -180,6 +180,7 @@ impl ClusterQueue {
             if task.constraints.cluster.is_some_and(|only| only != self.cluster()) {
                 return Err(Reason::Constrained);
             }
+            self.check_links(&task)?;
         }
         debug_assert!(!self.state.rows.contains_key(&TaskId::from(id)), "entry ids are unique");
         let row = TaskRow {
@@ -237,6 +238,15 @@ impl ClusterQueue {
             counter: Some(counter),
         };
         Ok((Verdict::Granted, change))
+    }
+
+    /// A task must not begin to wait for one of this cluster that ended and that the global queue lets go of:
+    /// it fails at once here, and would wait for ever there.
+    fn check_links(&self, task: &Task) -> Result<(), Reason> {
+        match task.after.iter().find(|other| self.has_ended_for_good(other)) {
+            Some(other) => Err(Reason::LinkEnded(*other)),
+            None => Ok(()),
+        }
     }
 
     /// No capability of a device is registered, so a task that asks for one excludes every drone.
@@ -365,7 +375,12 @@ impl ClusterQueue {
         }
         let mut row = row.into_owned();
         match scope {
-            Scope::Cluster => self.grant(&mut row, entry, index, author)?,
+            Scope::Cluster => {
+                if !matches!(entry.header.action, Action::Cancel { .. }) {
+                    self.check_links(&row.task)?;
+                }
+                self.grant(&mut row, entry, index, author)?;
+            }
             Scope::Fleet => {
                 row.finality = COMMITTED;
                 row.changed_at = index;

@@ -16,7 +16,8 @@
 //!   change it further. Counts of tasks by state are the same as if all rows were kept.
 //! * The global queue drops closed tasks after a retention of its own. Nothing opens a task again, or
 //!   changes its row, that the global queue has dropped or has marked as leaving: it is refused because
-//!   of the task's state, in both tiers.
+//!   of the task's state, in both tiers. For the same reason no task of cluster scope begins to wait for one
+//!   that ended so otherwise than completed: [`Reason::LinkEnded`](common::verdict::Reason::LinkEnded).
 
 use std::borrow::Cow;
 
@@ -170,6 +171,16 @@ impl ClusterQueue {
             None => is_dropped(),
         };
         !row.state().is_open() && is_leaving
+    }
+
+    /// Whether a task of this cluster's own queue ended otherwise than completed, and nothing will open it again.
+    pub(super) fn has_ended_for_good(&self, task: &TaskId) -> bool {
+        let is_settled = || match self.known_row(task) {
+            Some(row) => self.is_settled(task, &row),
+            // A line is all that is kept of it, or its key is another task's.
+            None => true,
+        };
+        self.has_ended_badly(task) && is_settled()
     }
 
     fn is_above(height: Height, ended: Height, blocks: u64) -> bool {

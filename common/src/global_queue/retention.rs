@@ -10,9 +10,9 @@
 //!   was, an entry about it is refused because of its state, and a link to it counts for what it was.
 //! * Afterwards nothing is kept of it: its key names no task any more and may be used again.
 //! * Number streams are not touched. A signed entry that took effect once never does again.
-//! * A task of a cluster's own that an operator may queue again leaves in two steps. First it is
-//!   marked, and its cluster, whose log applies this block too, refuses what would open it again. It
-//!   leaves once a batch was executed that stood at the mark's height: nothing that the cluster granted
+//! * A task of a cluster's own that was not completed leaves in two steps. First it is marked, and its
+//!   cluster, whose log applies this block too, refuses what would open it again, and tasks that would
+//!   wait for it. It leaves once a batch was executed that stood at the mark's height: nothing that the cluster granted
 //!   before is missing then. A cluster that is cut off keeps such tasks here until it is back.
 //!
 //! # Invariants
@@ -101,9 +101,9 @@ impl Digested for Retired {
 }
 
 impl Row {
-    /// Whether only the log of its cluster says that it stays closed.
+    /// Whether only the log of its cluster says that it stays closed, and that nothing begins to wait for it.
     fn is_closed_for_its_cluster(&self) -> bool {
-        self.scope() == Scope::Cluster && matches!(self.state(), TaskState::Failed | TaskState::Expired)
+        self.scope() == Scope::Cluster && self.state() != TaskState::Completed
     }
 }
 

@@ -226,6 +226,7 @@ fn verdicts() -> Vec<Verdict> {
         Reason::DuplicateOf(TASK),
         Reason::KeyConflict(TASK),
         Reason::TooManyClaims,
+        Reason::LinkEnded(TASK),
     ];
     let states = TaskState::ALL.map(Reason::WrongState);
     [Verdict::Granted, Verdict::Late]

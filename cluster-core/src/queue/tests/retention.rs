@@ -1,19 +1,19 @@
 //! Closed tasks leave the rows here, and the global queue.
 
 use common::{
-    entry::{Action, Cause},
+    entry::{Action, Cause, LogEntry},
     global_queue,
-    ids::TaskId,
+    ids::{ClusterId, TaskId},
     task::{Scope, TaskState},
-    testing::task,
+    testing::{ClusterLog, task},
     verdict::{Reason, Verdict},
     wire::op::Finality,
 };
 
-use super::rejected;
+use super::{linked, rejected};
 use crate::{
     queue::{RETENTION, Retention},
-    testing::TestCluster,
+    testing::{TestCluster, verdict},
 };
 
 /// The global queue drops what is four blocks old; rows here stay much longer.
@@ -64,6 +64,57 @@ fn failed_task_is_queued_again_until_the_global_queue_says_that_it_leaves() {
     assert!(c.queue.global().task(&early).is_some());
 }
 
+/// The verdict of submitting a task of cluster scope that waits for `to`.
+fn submit_linked(c: &mut TestCluster, key: &str, to: TaskId) -> Verdict {
+    let entry = c.submit_entry("op1", Scope::Cluster, &linked(key, to));
+    verdict(&c.apply(LogEntry::Author(entry)))
+}
+
+#[test]
+fn no_task_begins_to_wait_for_one_that_ended_badly_and_that_the_global_queue_lets_go_of() {
+    let mut c = forgetful_fleet();
+    for end in [TaskState::Failed, TaskState::Canceled] {
+        let first = match end {
+            TaskState::Failed => failed(&mut c, "failed"),
+            _ => {
+                let id = c.submit("op1", Scope::Cluster, &task("canceled"));
+                assert_eq!(c.cancel("op1", id), Verdict::Granted);
+                c.finalize(1);
+                id
+            }
+        };
+        let key = |what: &str| format!("{what}-{end}");
+        let at_once = c.submit("op1", Scope::Cluster, &linked(&key("at-once"), first));
+        c.finalize(1);
+        assert_eq!(c.state(&at_once), TaskState::Failed, "as long as both tiers know why");
+        while c.queue.global().task(&first).unwrap().standing.leaving.is_none() {
+            c.block(&[], 1);
+        }
+        let refused = rejected(Reason::LinkEnded(first));
+        assert_eq!(submit_linked(&mut c, &key("marked"), first), refused);
+        assert_eq!(operators_requeue(&mut c, at_once), refused);
+        c.finalize(1);
+        assert!(c.queue.global().retired(&first).is_some(), "a line is all that is left");
+        assert_eq!(submit_linked(&mut c, &key("line"), first), refused);
+    }
+}
+
+#[test]
+fn link_that_a_cluster_judged_before_the_mark_is_judged_alike_by_the_global_queue() {
+    let mut c = forgetful_fleet();
+    let first = c.submit("op1", Scope::Cluster, &task("canceled"));
+    assert_eq!(c.cancel("op1", first), Verdict::Granted);
+    c.finalize(1);
+    let waits = c.submit("op1", Scope::Cluster, &linked("waits", first));
+    assert_eq!(c.state(&waits), TaskState::Failed);
+    for _ in 0..20 {
+        c.block(&[], 1);
+    }
+    assert!(c.queue.global().task(&first).is_some(), "its cluster may have linked to it");
+    c.finalize(1);
+    assert_eq!(c.queue.global().task(&waits).unwrap().state(), TaskState::Failed);
+}
+
 #[test]
 fn entry_about_a_task_that_the_global_queue_dropped_ends_visibly_and_its_row_leaves_in_the_end() {
     let mut c = forgetful_fleet();
@@ -89,6 +140,28 @@ fn entry_about_a_task_that_the_global_queue_dropped_ends_visibly_and_its_row_lea
         Finality::Final { verdict, .. } => assert_eq!(verdict, refused),
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn end_that_came_first_elsewhere_stands_though_the_global_queue_has_dropped_the_task() {
+    let mut c = forgetful_fleet();
+    let id = c.assigned("op1", &task("k"));
+    let fence = c.hold("c1-1", id);
+    c.finalize(1);
+    assert_eq!(c.complete("c1-1", id, fence), Verdict::Granted);
+    let mut elsewhere = ClusterLog::new(&c.fleet, ClusterId(1));
+    let number = c.number("op1");
+    let cancel = Action::Cancel { task: id };
+    let cancel = c.fleet.entry("op1", ClusterId(1), number, Scope::Fleet, cancel);
+    let batch = elsewhere.granted(&c.fleet, vec![cancel]);
+    c.block(&[batch], 1);
+    assert_eq!(c.queue.global().task(&id).unwrap().state(), TaskState::Canceled);
+    for _ in 0..6 {
+        c.block(&[], 1);
+    }
+    assert!(c.queue.global().retired(&id).is_some());
+    c.finalize(1);
+    assert_eq!(c.state(&id), TaskState::Canceled, "what this log says came later");
 }
 
 #[test]

@@ -94,6 +94,7 @@ fn rows_leave_early_when_they_are_too_large_together() {
             id
         })
         .collect();
+    all_logs_follow(&mut ledger);
     let kept: Vec<bool> = ids.iter().map(|id| ledger.queue.task(id).is_some()).collect();
     assert_eq!(kept, [false, true, true], "the oldest end goes first");
 }

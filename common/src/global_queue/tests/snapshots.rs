@@ -25,6 +25,8 @@ fn busy() -> Ledger {
     let short = Retention { rows: 0, ..RETENTION };
     ledger.queue = ledger.queue.clone().with_retention(short);
     ledger.block(vec![], 100);
+    let beat = ledger.beat(C2);
+    ledger.block(vec![beat], 100);
     ledger.queue = ledger.queue.clone().with_retention(RETENTION);
     assert!(gone.iter().all(|id| ledger.queue.retired(id).is_some()));
     ledger
