@@ -27,7 +27,7 @@ use common::{
     wire::op::Finality,
 };
 
-use super::{Applied, ClusterQueue, QueueEvent, TaskRow, event_bytes};
+use super::{Applied, ClusterQueue, QueueEvent, TaskRow};
 use crate::{
     Shared,
     batcher::{Conflict, OutboxBatch},
@@ -155,9 +155,14 @@ impl ClusterQueue {
             };
             if let Some(events) = self.state.pending.get_mut(&task) {
                 let events = events.make_mut();
-                self.derived.pending_bytes -= events.iter().map(event_bytes).sum::<u64>();
-                events.retain(|event| event.index.is_some_and(|index| index > batch.header.cut.index));
-                self.derived.pending_bytes += events.iter().map(event_bytes).sum::<u64>();
+                let derived = &mut self.derived;
+                events.retain(|event| {
+                    let is_pending = event.index.is_some_and(|index| index > batch.header.cut.index);
+                    if !is_pending {
+                        derived.remove_event(&task, event);
+                    }
+                    is_pending
+                });
                 if events.is_empty() {
                     self.state.pending.remove(&task);
                 }

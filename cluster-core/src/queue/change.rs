@@ -7,7 +7,10 @@ use common::{
     task::{Scope, TaskState},
 };
 
-use super::{ClusterQueue, KeyRow, QueueEvent, TaskRow, derived::key_bytes};
+use super::{
+    ClusterQueue, KeyRow, QueueEvent, TaskRow,
+    derived::{Sum, key_bytes},
+};
 use crate::Shared;
 
 impl ClusterQueue {
@@ -56,8 +59,10 @@ impl ClusterQueue {
     /// The key of a row of cluster scope that is new, or back.
     fn put_key(&mut self, task: TaskId, row: &TaskRow) {
         let key = (row.author, row.task.key.clone());
-        match self.state.keys.get(&key).and_then(|known| known.left) {
-            Some(left) => {
+        match self.state.keys.get(&key).filter(|known| known.left.is_some()) {
+            Some(known) => {
+                let left = known.left.expect("filtered");
+                self.derived.sum.remove(Sum::of_left_key(&key, known));
                 self.derived.left_keys.remove(&(left, task));
             }
             None => self.derived.key_bytes += key_bytes(&key),

@@ -7,12 +7,15 @@ use std::{
 };
 
 use common::{
+    codec::encode,
+    crypto::sha256,
     ids::{BlockTime, ClusterId, DeviceId, Digest, Height, TaskId},
     task::{Scope, TaskKey, TaskState},
     wire::op::{EventView, Finality},
 };
+use serde::{Deserialize, Serialize};
 
-use super::{State, TaskRow, snapshot::row_digest};
+use super::{KeyRow, State, TaskRow};
 
 /// What follows from the rows, and from what is kept of those that have left, and is rebuilt instead of stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,8 +45,62 @@ pub(super) struct Derived {
     pub(super) pending_bytes: u64,
     /// Answers that the number streams remember.
     pub(super) answers: u64,
-    /// Sum of the digests of all rows: equal states have equal sums, whatever the order of changes.
-    pub(super) sum: [u64; 4],
+    /// Over all rows, keys whose rows have left, states of rows that have left, and events that are not final.
+    /// A key whose row is here follows from the row.
+    pub(super) sum: Sum,
+}
+
+/// Sum of the digests of many parts of the state: equal states have equal sums, whatever the order of changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Sum([u64; 4]);
+
+impl Sum {
+    /// The sum of one part. `kind` keeps parts of different kinds apart.
+    fn of(kind: &[u8; 4], id: &[u8], bytes: &[u8]) -> Self {
+        let digest = sha256(&[kind, id, bytes]).0;
+        let mut words = [0; 4];
+        for (word, bytes) in words.iter_mut().zip(digest.chunks_exact(8)) {
+            *word = u64::from_be_bytes(bytes.try_into().expect("chunks of eight bytes"));
+        }
+        Self(words)
+    }
+
+    pub(super) fn of_left_key(key: &(DeviceId, TaskKey), row: &KeyRow) -> Self {
+        let (author, text) = key;
+        let mut bytes = Vec::with_capacity(128 + text.len());
+        bytes.extend_from_slice(&row.content.0);
+        bytes.extend_from_slice(&author.0);
+        bytes.extend_from_slice(&row.left.map_or(0, |height| height.0).to_be_bytes());
+        bytes.extend_from_slice(text);
+        Self::of(b"key ", &row.task.0, &bytes)
+    }
+
+    pub(super) fn of_retired(task: &TaskId, state: TaskState) -> Self {
+        Self::of(b"left", &task.0, &[state as u8])
+    }
+
+    pub(super) fn of_event(task: &TaskId, event: &EventView) -> Self {
+        Self::of(b"new ", &task.0, &encode(event))
+    }
+
+    pub(super) fn add(&mut self, part: Self) {
+        for (sum, part) in self.0.iter_mut().zip(part.0) {
+            *sum = sum.wrapping_add(part);
+        }
+    }
+
+    pub(super) fn remove(&mut self, part: Self) {
+        for (sum, part) in self.0.iter_mut().zip(part.0) {
+            *sum = sum.wrapping_sub(part);
+        }
+    }
+}
+
+/// Part of the digest for a row, and the encoded length of row and id.
+fn of_row(task: &TaskId, row: &TaskRow) -> (Sum, u64) {
+    let encoded = encode(row);
+    let bytes_len = task.0.len() + encoded.len();
+    (Sum::of(b"row ", &task.0, &encoded), bytes_len as u64)
 }
 
 /// Highest priority, then earliest deadline, then task.
@@ -65,14 +122,15 @@ impl Derived {
             key_bytes: 0,
             pending_bytes: 0,
             answers: 0,
-            sum: [0; 4],
+            sum: Sum::default(),
         }
     }
 
     pub(super) fn of(state: &State) -> Self {
         let mut derived = Self::new(state.cluster);
-        for state in state.retired.values() {
+        for (task, state) in state.retired.iter() {
             derived.retired[*state as usize] += 1;
+            derived.sum.add(Sum::of_retired(task, *state));
         }
         for (task, row) in state.rows.iter() {
             derived.add(task, row);
@@ -81,12 +139,24 @@ impl Derived {
             derived.key_bytes += key_bytes(key);
             if let Some(left) = row.left {
                 derived.left_keys.insert((left, row.task), key.clone());
+                derived.sum.add(Sum::of_left_key(key, row));
             }
         }
-        let pending = state.pending.values().flat_map(|events| events.iter());
-        derived.pending_bytes = pending.map(event_bytes).sum();
+        for (task, events) in state.pending.iter() {
+            events.iter().for_each(|event| derived.add_event(task, event));
+        }
         derived.answers = state.streams.values().map(|stream| stream.remembered() as u64).sum();
         derived
+    }
+
+    pub(super) fn add_event(&mut self, task: &TaskId, event: &EventView) {
+        self.pending_bytes += event_bytes(event);
+        self.sum.add(Sum::of_event(task, event));
+    }
+
+    pub(super) fn remove_event(&mut self, task: &TaskId, event: &EventView) {
+        self.pending_bytes -= event_bytes(event);
+        self.sum.remove(Sum::of_event(task, event));
     }
 
     /// Where a task stands among those that nobody holds.
@@ -99,11 +169,9 @@ impl Derived {
     pub(super) fn add(&mut self, task: &TaskId, row: &TaskRow) {
         self.counts[row.state() as usize] += 1;
         self.unclaimed.extend(self.urgency(task, row));
-        let (digest, bytes) = row_digest(task, row);
+        let (part, bytes) = of_row(task, row);
         self.bytes += bytes;
-        for (sum, part) in self.sum.iter_mut().zip(digest) {
-            *sum = sum.wrapping_add(part);
-        }
+        self.sum.add(part);
         if !row.state().is_open() {
             self.closed.extend(closed_key(task, row));
             return;
@@ -127,11 +195,9 @@ impl Derived {
         if let Some(urgency) = self.urgency(task, row) {
             self.unclaimed.remove(&urgency);
         }
-        let (digest, bytes) = row_digest(task, row);
+        let (part, bytes) = of_row(task, row);
         self.bytes -= bytes;
-        for (sum, part) in self.sum.iter_mut().zip(digest) {
-            *sum = sum.wrapping_sub(part);
-        }
+        self.sum.remove(part);
         if !row.state().is_open() {
             if let Some(key) = closed_key(task, row) {
                 self.closed.remove(&key);
@@ -163,7 +229,7 @@ pub(super) fn key_bytes(key: &(DeviceId, TaskKey)) -> u64 {
 }
 
 /// Encoded bytes of an event, about.
-pub(super) fn event_bytes(event: &EventView) -> u64 {
+fn event_bytes(event: &EventView) -> u64 {
     128 + event.note.len() as u64
 }
 

@@ -74,7 +74,7 @@ use crate::{
     global_view::Collected,
 };
 use decide::Change;
-use derived::{Derived, event_bytes};
+use derived::Derived;
 
 /// Tasks that one drone may hold.
 pub const CLAIMS_PER_DEVICE_MAX: usize = 64;
@@ -426,9 +426,9 @@ impl ClusterQueue {
     fn remember(&mut self, task: TaskId, event: EventView) {
         let events = self.state.pending.or_default(&task).make_mut();
         if events.len() == PENDING_EVENTS_MAX {
-            self.derived.pending_bytes -= event_bytes(&events.remove(0));
+            self.derived.remove_event(&task, &events.remove(0));
         }
-        self.derived.pending_bytes += event_bytes(&event);
+        self.derived.add_event(&task, &event);
         events.push(event);
     }
 

@@ -28,7 +28,10 @@ use common::{
     wire::op::Finality,
 };
 
-use super::{ClusterQueue, QueueEvent, TaskRow, derived::key_bytes};
+use super::{
+    ClusterQueue, QueueEvent, TaskRow,
+    derived::{Sum, key_bytes},
+};
 
 /// How long a closed task keeps its row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,10 +119,12 @@ impl ClusterQueue {
         let before = self.state.retired.get(task).copied();
         if let Some(before) = before {
             self.derived.retired[before as usize] -= 1;
+            self.derived.sum.remove(Sum::of_retired(task, before));
         }
         match state {
             Some(state) => {
                 self.derived.retired[state as usize] += 1;
+                self.derived.sum.add(Sum::of_retired(task, state));
                 self.state.retired.insert(*task, state);
             }
             None if before.is_some() => {
@@ -150,12 +155,15 @@ impl ClusterQueue {
             .get_mut(&key)
             .expect("a row of cluster scope has its key");
         known.left = Some(height);
+        self.derived.sum.add(Sum::of_left_key(&key, known));
         self.derived.left_keys.insert((height, task), key);
     }
 
     fn forget_keys(&mut self) {
         while self.derived.left_keys.len() > self.retention.keys {
             if let Some((_, key)) = self.derived.left_keys.pop_first() {
+                let known = self.state.keys.get(&key).expect("a key that left is a key");
+                self.derived.sum.remove(Sum::of_left_key(&key, known));
                 self.state.keys.remove(&key);
                 self.derived.key_bytes -= key_bytes(&key);
             }

@@ -26,7 +26,7 @@ use common::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{CLAIMS_PER_DEVICE_MAX, ClusterQueue, Derived, HolderRow, KeyRow, RETENTION, State, TaskRow};
+use super::{CLAIMS_PER_DEVICE_MAX, ClusterQueue, Derived, HolderRow, KeyRow, RETENTION, State, TaskRow, derived::Sum};
 use crate::{
     Shared, SharedMap,
     batcher::{Batcher, Conflict, Cursor, OutboxBatch},
@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// Version of the snapshot format that this build reads and writes.
-const SNAPSHOT_VERSION: u16 = 4;
+const SNAPSHOT_VERSION: u16 = 5;
 
 /// Everything of the state but its rows: the first record of a snapshot.
 #[derive(Serialize, Deserialize)]
@@ -122,7 +122,8 @@ pub enum SnapshotError {
 struct Summary {
     applied: LogPosition,
     chain: Digest,
-    rows: [u64; 4],
+    parts: Sum,
+    gone: [u64; 10],
     streams: Vec<(DeviceId, KeyVersion, EntryNumber)>,
     holders: Vec<(DeviceId, HolderRow)>,
     open: (BatchSeq, u64),
@@ -136,17 +137,6 @@ struct Summary {
 
 impl Wire for Summary {
     const BYTES_MAX: usize = 512 * 1024 * 1024;
-}
-
-/// Digest of a row in four words, to be added up over all rows, and the encoded length of row and id.
-pub(super) fn row_digest(task: &TaskId, row: &TaskRow) -> ([u64; 4], u64) {
-    let encoded = encode(row);
-    let digest = sha256(&[&task.0, &encoded]).0;
-    let mut words = [0; 4];
-    for (word, bytes) in words.iter_mut().zip(digest.chunks_exact(8)) {
-        *word = u64::from_be_bytes(bytes.try_into().expect("chunks of eight bytes"));
-    }
-    (words, (task.0.len() + encoded.len()) as u64)
 }
 
 /// Gives all records of a section to `put`, in pieces.
@@ -385,7 +375,7 @@ impl State {
 pub struct QueueView {
     state: State,
     global: GlobalQueue,
-    rows: [u64; 4],
+    parts: Sum,
 }
 
 impl QueueView {
@@ -433,7 +423,8 @@ impl QueueView {
         let summary = Summary {
             applied: state.applied,
             chain: state.chain,
-            rows: self.rows,
+            parts: self.parts,
+            gone: state.gone,
             streams: streams
                 .map(|((author, version), stream)| (*author, *version, stream.highest()))
                 .collect(),
@@ -457,7 +448,7 @@ impl ClusterQueue {
         QueueView {
             state: self.state.clone(),
             global: self.global.clone(),
-            rows: self.derived.sum,
+            parts: self.derived.sum,
         }
     }
 
@@ -496,8 +487,10 @@ impl ClusterQueue {
         restoring.finish()
     }
 
-    /// A digest of the state. Members that applied the same index have the same one. Of a number
-    /// stream it covers the highest number, of the outbox the chain of digests.
+    /// A digest of the state. Members that applied the same index have the same one. It covers all that is
+    /// replicated; of a number stream the highest number alone, of the outbox the chain of digests, and of the
+    /// open batch and the collected parts how far they are: the rest of these follows from the log, whose chain
+    /// is covered.
     #[must_use]
     pub fn digest(&self) -> Digest {
         self.view().digest()

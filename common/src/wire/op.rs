@@ -235,6 +235,10 @@ pub struct EventView {
     pub note: Blob<256>,
 }
 
+impl Wire for EventView {
+    const BYTES_MAX: usize = 1024;
+}
+
 /// What an agent may do now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

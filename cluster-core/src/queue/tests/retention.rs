@@ -12,7 +12,7 @@ use common::{
 
 use super::{linked, rejected};
 use crate::{
-    queue::{RETENTION, Retention},
+    queue::{Derived, RETENTION, Retention, State},
     testing::{TestCluster, verdict},
 };
 
@@ -110,7 +110,10 @@ fn link_that_a_cluster_judged_before_the_mark_is_judged_alike_by_the_global_queu
     for _ in 0..20 {
         c.block(&[], 1);
     }
-    assert!(c.queue.global().task(&first).is_some(), "its cluster may have linked to it");
+    assert!(
+        c.queue.global().task(&first).is_some(),
+        "its cluster may have linked to it"
+    );
     c.finalize(1);
     assert_eq!(c.queue.global().task(&waits).unwrap().state(), TaskState::Failed);
 }
@@ -229,4 +232,49 @@ fn state_bytes_follow_a_snapshot_and_go_down_again() {
     }
     let left = c.queue.state_bytes();
     assert!(left < empty + 2_000, "{left} bytes are kept of a task that left");
+}
+
+#[test]
+fn digest_covers_what_is_kept_of_rows_that_left_and_what_is_not_final() {
+    let mut c = TestCluster::new();
+    let hot = Retention { blocks: 2, ..RETENTION };
+    let global = global_queue::Retention {
+        blocks: 8,
+        ..global_queue::RETENTION
+    };
+    c.retain_globally(hot, global);
+    let early = failed(&mut c, "early");
+    for _ in 0..12 {
+        c.finalize(1);
+    }
+    let late = failed(&mut c, "late");
+    for _ in 0..3 {
+        c.block(&[], 1);
+    }
+    assert!(c.queue.state.gone != [0; 10] && c.queue.state.retired.contains_key(&late));
+    let new = c.submit("op1", Scope::Cluster, &task("new"));
+    assert!(c.queue.task_row(&early).is_none() && c.queue.state.pending.contains_key(&new));
+    type Change = fn(&mut State, TaskId, TaskId);
+    let changes: [(&str, Change); 5] = [
+        ("how many are gone", |state, _, _| state.gone[0] += 1),
+        ("the state of one that left", |state, late, _| {
+            state.retired.insert(late, TaskState::Canceled);
+        }),
+        ("one that left", |state, late, _| drop(state.retired.remove(&late))),
+        ("the key of one that left", |state, late, _| {
+            let left = state.keys.iter().find(|(_, row)| row.task == late);
+            let (key, mut row) = left.map(|(key, row)| (key.clone(), *row)).unwrap();
+            row.content.0[0] ^= 1;
+            state.keys.insert(key, row);
+        }),
+        ("an event that is not final", |state, _, new| {
+            state.pending.get_mut(&new).unwrap().make_mut()[0].verdict = Verdict::Rejected(Reason::Expired);
+        }),
+    ];
+    for (what, change) in changes {
+        let mut other = c.queue.clone();
+        change(&mut other.state, late, new);
+        other.derived = Derived::of(&other.state);
+        assert_ne!(other.digest(), c.queue.digest(), "{what}");
+    }
 }
