@@ -34,7 +34,7 @@ use sled::{Batch, Db, Tree};
 
 use super::{
     Done, LogOp, LogRecord, LogStore, Recovered, StoreError,
-    group_commit::{Fsync, GroupCommit, Poison, Queued, take_group},
+    group_commit::{Fsync, GroupCommit, Poison, Queued, acknowledge, take_group},
     identity::Marker,
     sled_entries::{
         self as entries, COMMITTED_KEY, PURGED_KEY, VOTE_KEY, parse_purged, purged_value, seal, sled_error, unseal,
@@ -277,7 +277,7 @@ impl Writer {
         let (ops, acks) = take_group(first, waiting);
         let records_put: usize = ops.iter().map(LogOp::records_put).sum();
         let outcome = self.guarded(|writer| writer.write(&ops));
-        acks.into_iter().for_each(|ack| ack(outcome.clone()));
+        acknowledge(&self.poison, acks, &outcome);
         if self.purge_upto.is_some() {
             // Twice what came in: however busy the log is, what is to be purged becomes less.
             for _ in 0..=2 * records_put / entries::REMOVALS_PER_STEP {

@@ -251,6 +251,34 @@ fn panic_in_the_writer_poisons_the_store() {
 }
 
 #[test]
+fn panic_of_who_is_acknowledged_poisons_the_store_and_the_others_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let (gate_sender, gate) = mpsc::channel::<()>();
+    let mut flushes = 0;
+    let fsync: Fsync = Box::new(move |file| {
+        flushes += 1;
+        if flushes == FLUSHES_OF_OPENING + 1 {
+            gate.recv().map_err(io::Error::other)?;
+        }
+        file.sync_data()
+    });
+    let log = DurableSled::open_with(dir.path(), QUIET, Marker::none(), fsync, Box::new(|_| ())).unwrap();
+    let first = submit(&log, LogOp::Vote("a".into()));
+    // These two are one group: they wait while the first is being flushed.
+    log.submit(LogOp::Vote("b".into()), Box::new(|_| panic!("a bug of who waits")));
+    let third = submit(&log, LogOp::Vote("c".into()));
+    gate_sender.send(()).unwrap();
+    assert_eq!(first.recv().unwrap(), Ok(()));
+    let _ = third.recv().expect("every operation is answered");
+    assert!(matches!(
+        write(&log, LogOp::Vote("d".into())),
+        Err(StoreError::Poisoned(_))
+    ));
+    let failed = log.failed().now_or_never().expect("the failure is known");
+    assert!(failed.to_string().contains("acknowledgement"), "{failed}");
+}
+
+#[test]
 fn waiting_operations_share_one_flush_and_are_acknowledged_in_order() {
     let dir = tempfile::tempdir().unwrap();
     let (gate_sender, gate) = mpsc::channel::<()>();

@@ -3,7 +3,8 @@
 //! # Rules
 //! * One thread owns every change: it takes what waits, up to [`GROUP_OPS_MAX`] operations or
 //!   [`GROUP_BYTES_MAX`], makes it durable at once, and acknowledges in order.
-//! * After any error or panic of that thread the store is poisoned: everything fails from then on.
+//! * After any error or panic of that thread the store is poisoned: everything fails from then on. A panic of who is
+//!   told counts: whether he knows what became of his operation is unknown.
 //!
 //! # Why one thread
 //! A flush blocks for milliseconds on flash. A thread of its own groups what arrives meanwhile, and
@@ -93,9 +94,14 @@ impl GroupCommit {
         writer: impl FnOnce(&Receiver<Queued>) + Send + 'static,
     ) -> io::Result<Self> {
         let (queue, waiting) = sync_channel(QUEUE_OPS_MAX);
-        let spawned = std::thread::Builder::new()
-            .name("raft-log".into())
-            .spawn(move || writer(&waiting));
+        let poisoned = poison.clone();
+        let work = move || {
+            // Its steps are guarded; this is for what lies between them.
+            if catch_unwind(AssertUnwindSafe(|| writer(&waiting))).is_err() {
+                poisoned.set(&StoreError::Io("the log writer panicked".into()));
+            }
+        };
+        let spawned = std::thread::Builder::new().name("raft-log".into()).spawn(work);
         Ok(Self {
             opened: RwLock::new(Some(Opened {
                 queue,
@@ -162,6 +168,16 @@ pub(super) fn take_group(first: Queued, waiting: &Receiver<Queued>) -> (Vec<LogO
         acks.push(ack);
     }
     (ops, acks)
+}
+
+/// Tells all who wait, in order; a panic of one of them poisons the store, and the others are told.
+pub(super) fn acknowledge(poison: &Poison, acks: Vec<Done>, outcome: &Result<(), StoreError>) {
+    for ack in acks {
+        let outcome = outcome.clone();
+        if catch_unwind(AssertUnwindSafe(|| ack(outcome))).is_err() {
+            poison.set(&StoreError::Io("an acknowledgement of the log panicked".into()));
+        }
+    }
 }
 
 /// An error of the file system at `path`, with what to do about it.

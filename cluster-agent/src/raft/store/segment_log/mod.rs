@@ -240,7 +240,7 @@ impl LogStore for SegmentLog {
 struct Shared {
     dir: PathBuf,
     index: RwLock<Index>,
-    /// Newest use last.
+    /// In the order in which they were opened; beyond [`OPEN_FILES_MAX`] the first goes.
     open: Mutex<VecDeque<(u64, Arc<File>)>>,
 }
 

@@ -18,7 +18,7 @@ use crc32c::crc32c;
 use super::{
     super::{
         LogOp, RECORD_BYTES_MAX, StoreError,
-        group_commit::{Fsync, Poison, Queued, io_error, take_group},
+        group_commit::{Fsync, Poison, Queued, acknowledge, io_error, take_group},
         identity::Marker,
     },
     Shared,
@@ -94,7 +94,7 @@ impl Writer {
                 Ok(first) => {
                     let (ops, acks) = take_group(first, waiting);
                     let outcome = self.guarded(|writer| writer.write(&ops));
-                    acks.into_iter().for_each(|ack| ack(outcome.clone()));
+                    acknowledge(&self.poison, acks, &outcome);
                     // Nobody waits for these: a failure shows in the poison and in the next operation.
                     let _ = self.guarded(Self::keep_house);
                 }
