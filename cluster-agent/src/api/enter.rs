@@ -9,7 +9,8 @@
 //!   leader, whose state is the newest, and once more in `apply`.
 //! * The leader refuses by a rule only from a state that includes everything acknowledged before: it has
 //!   itself confirmed by a majority and applies up to there. A leader that was elected a moment ago, or was
-//!   replaced without knowing, would else refuse for good what the cluster has long allowed.
+//!   replaced without knowing, would else refuse for good what the cluster has long allowed. If it does not get
+//!   there in time, it has a backlog, not an outage: `CatchingUp`.
 //! * Every write ends within its deadline: committed with its decision, refused and certainly not in
 //!   the log, or unknown. Whoever hears "unknown" sends the same bytes again and gets the one answer.
 //! * When the leader is lost before anything was sent, the entry waits for the next leader, at most
@@ -24,7 +25,7 @@ use cluster_core::admission::{AdmitError, Admitted, Full};
 use common::{
     codec::{Label, decode},
     entry::{LogEntry, SignedEntry},
-    ids::RaftNodeId,
+    ids::{LogIndex, RaftNodeId},
     verdict::{Reason, Verdict},
     wire::{
         cluster::{Forward, WriteOutcome},
@@ -36,7 +37,7 @@ use common::{
 use crate::{
     machine::MachineAnswer,
     ports::CallError,
-    raft::{ProposeOutcome, ProposeRefusal},
+    raft::{ProposeOutcome, ProposeRefusal, ReadRefusal},
     shell::{Shell, body, lock},
 };
 
@@ -238,12 +239,14 @@ impl Shell {
         let confirmed = async {
             let until = tokio::time::Instant::now() + left.min(self.read_deadline());
             let left = || until.saturating_duration_since(tokio::time::Instant::now());
-            let position = self.confirmed_position(left()).await?;
-            self.raft.wait_applied(position.index, left()).await
+            let position = self.confirmed_position(left()).await.map_err(|_| Attempt::Elsewhere)?;
+            let reached = self.raft.wait_applied(position.index, left()).await;
+            let applied = || self.machine.with(|state| state.queue.applied().0.index);
+            reached.map_err(|refusal| not_reached(&refusal, position.index, applied()))
         };
         match self.unless_cut_off(confirmed).await {
             None => Err(Attempt::Ended(self.no_quorum())),
-            Some(Err(_)) => Err(Attempt::Elsewhere),
+            Some(Err(attempt)) => Err(attempt),
             Some(Ok(_)) => self.admit(entry).map_err(|error| Attempt::Ended(refusal_of(&error))),
         }
     }
@@ -257,6 +260,17 @@ impl Shell {
     }
 }
 
+/// A majority confirmed `position`, and this leader has applied up to `applied`.
+fn not_reached(refusal: &ReadRefusal, position: LogIndex, applied: LogIndex) -> Attempt {
+    match refusal {
+        ReadRefusal::Deadline => {
+            let behind = position.0.saturating_sub(applied.0);
+            Attempt::Ended(WriteOutcome::Refused(WriteRefusal::CatchingUp { behind }))
+        }
+        ReadRefusal::NoQuorum | ReadRefusal::NotLeader { .. } | ReadRefusal::Stopped => Attempt::Elsewhere,
+    }
+}
+
 pub(crate) fn refusal_of(error: &AdmitError) -> WriteOutcome {
     match error {
         AdmitError::Overloaded(full @ (Full::Outbox { .. } | Full::State { .. })) => overloaded(full.word(), 1_000),
@@ -264,6 +278,25 @@ pub(crate) fn refusal_of(error: &AdmitError) -> WriteOutcome {
         AdmitError::Rejected(_) | AdmitError::Static(_) => {
             let verdict = error.verdict().unwrap_or(Verdict::Rejected(Reason::Malformed));
             rejected(verdict, &error.to_string())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leader_with_a_backlog_says_how_far_it_is_behind_and_not_that_there_is_no_quorum() {
+        let late = not_reached(&ReadRefusal::Deadline, LogIndex(1_200), LogIndex(200));
+        let Attempt::Ended(outcome) = late else {
+            panic!("it would be asked again until it is called an outage");
+        };
+        let refusal = WriteRefusal::CatchingUp { behind: 1_000 };
+        assert_eq!(outcome, WriteOutcome::Refused(refusal));
+        for gone in [ReadRefusal::Stopped, ReadRefusal::NotLeader { leader: None }] {
+            let attempt = not_reached(&gone, LogIndex(1_200), LogIndex(200));
+            assert!(matches!(attempt, Attempt::Elsewhere), "another leader may take it");
         }
     }
 }
