@@ -13,7 +13,7 @@ use common::{
 };
 use transport::watch::Watch;
 
-use super::{Buffer, BufferLimits, BufferRecord, BufferRefusal, ReplayError};
+use super::{Buffer, BufferLimits, BufferRecord, BufferRefusal, ReplayError, VERSION};
 use crate::{
     ports::{Disk, Journal},
     shell::lock,
@@ -73,10 +73,12 @@ impl BufferJournal {
         let (mut journal, records) = disk.open_journal(FILE)?;
         let records: Vec<Vec<u8>> = records.into_iter().map(|(_, record)| record).collect();
         let buffer = Buffer::replay(chain, limits, &records).map_err(BufferError::Damaged)?;
-        if records.is_empty() {
-            journal
-                .append(vec![encode(&BufferRecord::Begin { version: 1 })])
-                .await?;
+        let begin = encode(&BufferRecord::Begin { version: VERSION });
+        match records.first() {
+            None => drop(journal.append(vec![begin]).await?),
+            Some(first) if *first == begin => {}
+            // Of an older format, which an older release must not take for its own from now on.
+            Some(_) => drop(journal.rewrite(buffer.records().iter().map(encode).collect()).await?),
         }
         let (entries, bytes) = buffer.waiting();
         if entries > 0 {

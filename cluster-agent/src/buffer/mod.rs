@@ -44,6 +44,10 @@ pub const OUTCOMES_MAX: usize = 1_024;
 /// Encoded bytes of entries without effect that are kept after they left, for who looks for his task here.
 pub const CONTENT_BYTES_MAX: u64 = 256 * 1024;
 
+/// Version of the journal's format. 1 knew no [`BufferRecord::Outcome`]; such a journal is read, and rewritten at the
+/// start. An older release refuses a newer journal, as this one does.
+pub const VERSION: u16 = 2;
+
 /// How much may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BufferLimits {
@@ -80,7 +84,7 @@ pub enum BufferRefusal {
 pub enum BufferRecord {
     /// The first record.
     Begin {
-        /// Of this format: 1.
+        /// Of the format: [`VERSION`], or an older one that is still read.
         version: u16,
     },
     /// An entry to be entered.
@@ -111,9 +115,17 @@ pub enum ReplayError {
     /// It does not decode.
     #[error("a record does not decode: {0}")]
     Malformed(#[from] common::codec::DecodeError),
-    /// The first record is not one of this format.
-    #[error("the format version is not 1")]
-    Version,
+    /// The first record is of a format that this release does not read.
+    #[error("it is of format {got}, and formats up to {max} are known: use the newer release")]
+    Version {
+        /// Found.
+        got: u16,
+        /// Known here.
+        max: u16,
+    },
+    /// A journal begins with its version, and says it once.
+    #[error("it does not begin with its format")]
+    NoBegin,
     /// An outcome of an entry that was not kept.
     #[error("an outcome of entry {0:?}, which was not kept")]
     Stranger(EntryId),
@@ -179,8 +191,9 @@ impl Buffer {
         let mut buffer = Self::new(chain, limits);
         for (at, record) in records.iter().enumerate() {
             match (at, decode::<BufferRecord>(record)?) {
-                (0, BufferRecord::Begin { version: 1 }) => {}
-                (0, _) | (_, BufferRecord::Begin { .. }) => return Err(ReplayError::Version),
+                (0, BufferRecord::Begin { version: 1..=VERSION }) => {}
+                (0, BufferRecord::Begin { version: got }) => return Err(ReplayError::Version { got, max: VERSION }),
+                (0, _) | (_, BufferRecord::Begin { .. }) => return Err(ReplayError::NoBegin),
                 (_, BufferRecord::Kept(entry)) => buffer.keep(entry),
                 (_, BufferRecord::Ended { id, state }) => {
                     if !buffer.rows.contains_key(&id) {
@@ -302,7 +315,7 @@ impl Buffer {
     /// A journal that says the same in as few records as there are.
     #[must_use]
     pub fn records(&self) -> Vec<BufferRecord> {
-        let mut records = vec![BufferRecord::Begin { version: 1 }];
+        let mut records = vec![BufferRecord::Begin { version: VERSION }];
         let mut rows: Vec<(&EntryId, &Row)> = self.rows.iter().collect();
         rows.sort_by_key(|(_, row)| row.seq);
         for (id, row) in rows {

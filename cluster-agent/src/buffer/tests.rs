@@ -152,9 +152,10 @@ async fn contradicting_or_foreign_journal_is_refused_and_left_alone() {
         id: EntryId([1; 32]),
         state: BufferedState::Waiting,
     };
-    let begin = BufferRecord::Begin { version: 1 };
+    let begin = BufferRecord::Begin { version: VERSION };
     let bad = [
-        vec![encode(&BufferRecord::Begin { version: 2 })],
+        vec![encode(&BufferRecord::Begin { version: VERSION + 1 })],
+        vec![encode(&BufferRecord::Begin { version: 0 })],
         vec![encode(&ended)],
         vec![encode(&begin), encode(&ended)],
         vec![encode(&begin), encode(&begin)],
@@ -169,6 +170,33 @@ async fn contradicting_or_foreign_journal_is_refused_and_left_alone() {
         assert_eq!(error.exit_code(), 78, "{error}");
         let (_, after) = disk.open_journal("buffer").unwrap();
         assert_eq!(after.into_iter().map(|(_, record)| record).collect::<Vec<_>>(), records);
+    }
+}
+
+#[tokio::test]
+async fn journal_of_the_first_format_is_read_and_rewritten_so_that_its_release_refuses_it() {
+    let (fleet, disk) = (fleet(), MemoryDisk::new());
+    let (ended, waiting) = (entry(&fleet, 1), entry(&fleet, 2));
+    let id = ended.id(&fleet.chain);
+    let old = [
+        BufferRecord::Begin { version: 1 },
+        BufferRecord::Kept(ended),
+        BufferRecord::Kept(waiting.clone()),
+        BufferRecord::Ended { id, state: granted(7) },
+    ];
+    let (mut journal, _) = disk.open_journal("buffer").unwrap();
+    journal.append(old.iter().map(encode).collect()).await.unwrap();
+    drop(journal);
+    for _ in 0..2 {
+        let opened = open(&disk, &fleet, LIMITS).await;
+        let first = opened.with(Buffer::first).map(|(_, entry)| entry);
+        assert_eq!(first.as_ref(), Some(&waiting));
+        assert_eq!(opened.with(|buffer| buffer.state(&id).cloned()), Some(granted(7)));
+        drop(opened);
+        disk.crash();
+        let (_, records) = disk.open_journal("buffer").unwrap();
+        let begin = BufferRecord::Begin { version: 2 };
+        assert_eq!(records.first().map(|(_, record)| record), Some(&encode(&begin)));
     }
 }
 
