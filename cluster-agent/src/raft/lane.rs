@@ -10,6 +10,7 @@
 //!   judged by itself and goes without an answer: the leader sends it again.
 //! * Upon the end of a lane, whoever ends it: what openraft has taken counts as on its way until it has answered.
 //! * Requests in hand are bounded in bytes; beyond that the peer's next ones wait on its side.
+//! * Lanes are bounded for each peer: one that opens many delays nobody but itself.
 
 use std::{
     collections::VecDeque,
@@ -34,7 +35,7 @@ use super::{
     codec::{self, AppendReply},
     network::encode_answer,
     on_the_way::Claim,
-    server::{RpcRefusal, Server, parse},
+    server::{LANES_PER_PEER_MAX, RpcRefusal, Server, parse},
     types::{TypeConfig, vote_to_wire},
 };
 use crate::ports::{Lane, LaneReceiver};
@@ -94,19 +95,51 @@ impl<R: AsyncRuntime> Intake<R> {
     }
 }
 
+/// The turns of one peer's lanes, which are forgotten with its last lane.
+struct Turns<R: AsyncRuntime> {
+    semaphore: Arc<Semaphore>,
+    server: Arc<Server<R>>,
+    from: RaftNodeId,
+}
+
+impl<R: AsyncRuntime> Turns<R> {
+    fn of(server: Arc<Server<R>>, from: RaftNodeId) -> Self {
+        let mut lanes = server.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        let turns = || Arc::new(Semaphore::new(LANES_PER_PEER_MAX));
+        let semaphore = lanes.entry(from).or_insert_with(turns).clone();
+        drop(lanes);
+        Self {
+            semaphore,
+            server,
+            from,
+        }
+    }
+}
+
+impl<R: AsyncRuntime> Drop for Turns<R> {
+    fn drop(&mut self) {
+        let mut lanes = self.server.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        // The map's own and this one: permits were given back before, and waiting lanes hold their own.
+        if Arc::strong_count(&self.semaphore) == 2 {
+            lanes.remove(&self.from);
+        }
+    }
+}
+
 impl<R: AsyncRuntime> Server<R> {
     /// Serves a lane of append requests of the member `from`, whose identity the transport has proved,
     /// until either side ends it. Dropping the future ends the lane; what openraft has taken by then
     /// stays claimed until openraft has answered it.
     pub async fn lane(self: Arc<Self>, from: RaftNodeId, lane: Lane) {
+        let turns = Turns::of(self.clone(), from);
         // Fails only on a closed semaphore, and nobody closes it.
-        let Ok(turn) = self.lanes.clone().acquire_owned().await else {
+        let Ok(turn) = turns.semaphore.clone().acquire_owned().await else {
             return;
         };
         let (_here, gone) = oneshot::channel::<()>();
         let serving = R::spawn(async move {
             self.serve_lane(from, lane, gone).await;
-            drop(turn);
+            drop((turn, turns));
         });
         if let Err(error) = serving.await {
             tracing::error!(%error, "a lane ended with a panic");

@@ -11,14 +11,19 @@
 //! * Upon a vote or pre-vote for one who is no member and has no log beyond ours: refuse; the term stays.
 //! * Upon an append, a snapshot or a hand-over of one who was a member by what is committed here, and is none
 //!   any more: refuse. (An id that left never comes back. Of one who was none yet a late member must take
-//!   the append that tells of it.) Only if the request's vote is below ours it goes on, to be told so.
+//!   the append that tells of it.) Only if the request's vote is below ours it goes on, to be told so. Who left is
+//!   known as far back as this process has applied the log: after a restart, from its snapshot on. It is a fence
+//!   against a stray member, no promise: one who left has no majority and cannot commit.
 //! * Upon an append whose chain differs from ours at one log id: refuse and alarm, never truncate.
 //! * Upon an append that would replace a committed entry: refuse and alarm.
 //! * What openraft would answer with a panic (contradictions inside a request) is refused here.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use common::{
@@ -49,9 +54,9 @@ use super::{
 
 /// Appends outside lanes that are carried out at a time; the next one waits. Each is a heartbeat or small.
 pub(super) const APPENDS_MAX: usize = 64;
-/// Lanes at a time: those that are served, and those that ended and whose requests openraft has not
-/// answered. The next one waits.
-pub(super) const LANES_MAX: usize = 32;
+/// Lanes of one peer at a time: those that are served, and those that ended and whose requests openraft has not
+/// answered. The next one waits. A leader uses one; a peer that opens more takes nothing from the others.
+pub(super) const LANES_PER_PEER_MAX: usize = 8;
 
 /// How far above ours a peer's term may be.
 pub const TERM_JUMP_MAX: u64 = 1_000_000;
@@ -156,9 +161,10 @@ pub(super) struct Server<R: AsyncRuntime> {
     pub on_the_way: Arc<OnTheWay>,
     /// Who was a member and is none any more.
     pub machine: MachineAdapter<R>,
-    /// Turns of appends, and of lanes, that openraft may still be busy with.
+    /// Turns of appends that openraft may still be busy with.
     pub appends: Arc<Semaphore>,
-    pub lanes: Arc<Semaphore>,
+    /// The same of lanes, of each peer that has some.
+    pub lanes: Mutex<BTreeMap<RaftNodeId, Arc<Semaphore>>>,
     /// The greatest leader that sent an append, and whether a second one of its term was told of.
     pub last_leader: Mutex<Option<(WireVote, bool)>>,
 }

@@ -77,6 +77,23 @@ async fn requests_of_a_lane_do_not_wait_for_each_others_flush() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn peer_with_many_lanes_delays_nobody_but_itself() {
+    let (target, log) = Target::holding(&[b"a"]).await;
+    // Each is served, or waits for its turn, for as long as it is open.
+    let mut idle: Vec<Lane> = (0..40).map(|_| target.lane(3)).collect();
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let mut lane = target.lane(2);
+    let third = command(log_id(1, 2, 3), b"b");
+    send(&mut lane, append(leads(1, 2), &log, &[third], None)).await;
+    assert_eq!(answer(&mut lane).await, Some(Ok(AppendReply::Success)));
+    // As soon as the first ones end the others have their turn.
+    let mut last = idle.pop().unwrap();
+    drop(idle);
+    send(&mut last, append(leads(1, 3), &log, &[], None)).await;
+    assert!(answer(&mut last).await.is_some());
+}
+
+#[tokio::test(start_paused = true)]
 async fn conflict_in_the_middle_ends_the_lane_after_what_was_before_it() {
     let (target, log) = Target::holding(&[b"a"]).await;
     let mut lane = target.lane(2);
