@@ -85,7 +85,10 @@ fn fast_dir() -> TempDir {
 /// What a kill leaves: the files as they are.
 fn copy(dir: &Path) -> TempDir {
     let to = fast_dir();
-    for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+    let mut entries: Vec<_> = fs::read_dir(dir).unwrap().map(Result::unwrap).collect();
+    // The newest segment first: they are removed from the oldest on meanwhile, so that no gap is copied.
+    entries.sort_by_key(|entry| std::cmp::Reverse(entry.file_name()));
+    for entry in entries {
         match fs::copy(entry.path(), to.path().join(entry.file_name())) {
             // The housekeeper has removed or renamed it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
