@@ -24,6 +24,7 @@ use super::{
     alarm::AlarmSink,
     codec::MEMBERS_MAX,
     config::{ConfigError, RaftConfig},
+    confirm::Confirmations,
     log::RaftLog,
     machine::{MachineAdapter, ReplicatedMachine},
     network::{Network, RaftLink, RaftRpc},
@@ -116,9 +117,11 @@ pub(super) struct Inner<R: AsyncRuntime> {
     pub server: Arc<Server<R>>,
     pub config: RaftConfig,
     pub in_flight: Arc<InFlight>,
+    /// Who follows this leader since when.
+    pub confirmations: Arc<Confirmations>,
     pub changes: Signal,
     /// Rises when another member leads, the term is another one or this member's role in it.
-    leader_changes: Signal,
+    pub leader_changes: Signal,
     /// Rises when openraft has ended.
     ends: Signal,
     /// openraft's core has gone without a word.
@@ -133,7 +136,7 @@ impl<R: AsyncRuntime> Inner<R> {
     }
 
     /// A look at the metrics without the copy, which costs more than the rest of a write's way through here.
-    fn look<T>(&self, look: impl FnOnce(&RaftMetrics<TypeConfig<R>>) -> T) -> T {
+    pub fn look<T>(&self, look: impl FnOnce(&RaftMetrics<TypeConfig<R>>) -> T) -> T {
         look(&self.metrics.borrow_watched())
     }
 
@@ -161,12 +164,14 @@ impl<R: AsyncRuntime> RaftHandle<R> {
         let machine =
             MachineAdapter::open(ports.machine, ports.snapshots, log.clone(), bounds, changes.clone()).await?;
         check_purged_part(&log, &machine)?;
+        let confirmations = Arc::<Confirmations>::default();
         let network = Network {
             me: id,
             link: ports.link,
             log: log.clone(),
             frame_timeout: config.snapshot_frame_timeout(),
             lane_timeout: config.lane_timeout(),
+            confirmations: confirmations.clone(),
         };
         let raft = Raft::<R>::new(id.0, Arc::new(openraft), network, log.clone(), machine.clone()).await;
         let raft = raft.map_err(|error| OpenError::Raft(error.to_string()))?;
@@ -202,6 +207,7 @@ impl<R: AsyncRuntime> RaftHandle<R> {
             server,
             config,
             in_flight,
+            confirmations,
             changes,
             leader_changes: Signal::default(),
             ends: Signal::default(),

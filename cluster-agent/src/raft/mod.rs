@@ -27,6 +27,7 @@
 mod alarm;
 mod codec;
 mod config;
+mod confirm;
 pub mod conformance;
 mod handle;
 mod lane;

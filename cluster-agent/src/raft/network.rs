@@ -32,8 +32,9 @@ use openraft_rt::{AsyncRuntime, Instant};
 use super::{
     codec::{
         self, AppendReply, AppendRequest, BallotReply, BallotRequest, Body, SNAPSHOT_FRAME_BYTES_MAX, SnapshotFrame,
-        SnapshotReply, TransferReply, TransferRequest,
+        SnapshotReply, TransferReply, TransferRequest, WireVote,
     },
+    confirm::{Confirmations, Number},
     log::RaftLog,
     pipeline,
     server::RpcRefusal,
@@ -186,6 +187,8 @@ pub(super) struct Network<R> {
     pub log: RaftLog<R>,
     pub frame_timeout: Duration,
     pub lane_timeout: Duration,
+    /// Told of each answered append.
+    pub confirmations: Arc<Confirmations>,
 }
 
 impl<R: AsyncRuntime> Network<R> {
@@ -197,6 +200,7 @@ impl<R: AsyncRuntime> Network<R> {
             log: self.log.clone(),
             frame_timeout: self.frame_timeout,
             lane_timeout: self.lane_timeout,
+            confirmations: self.confirmations.clone(),
             sends,
             runtime: PhantomData,
         }
@@ -232,6 +236,7 @@ pub(super) struct Client<R> {
     log: RaftLog<R>,
     frame_timeout: Duration,
     lane_timeout: Duration,
+    confirmations: Arc<Confirmations>,
     sends: Sends,
     runtime: PhantomData<fn() -> R>,
 }
@@ -290,6 +295,16 @@ impl<R: AsyncRuntime> Client<R> {
             entries,
             committed,
         })
+    }
+
+    /// For a request that is about to be sent.
+    pub(super) fn number(&self) -> Number {
+        self.confirmations.number()
+    }
+
+    /// The peer has answered the request `number`, and knew nobody above the leader of `vote`.
+    pub(super) fn answered(&self, vote: WireVote, number: Number) {
+        self.confirmations.answered(self.to, vote, number);
     }
 
     /// Opens a lane for `input` when its first request is there: openraft makes its pause after failures
@@ -384,9 +399,13 @@ impl<R: AsyncRuntime> RaftNetworkV2<TypeConfig<R>> for Client<R> {
         option: RPCOption,
     ) -> Outcome<AppendEntriesResponse<TypeConfig<R>>, R> {
         let request = self.append_request(&request)?;
+        let (vote, number) = (request.vote, self.number());
         let reply = self
             .call(RaftRpc::Append, RPCTypes::AppendEntries, request, option.soft_ttl())
             .await?;
+        if !matches!(reply, AppendReply::HigherVote(_)) {
+            self.answered(vote, number);
+        }
         Ok(match reply {
             AppendReply::Success => AppendEntriesResponse::Success,
             AppendReply::PartialSuccess(id) => AppendEntriesResponse::PartialSuccess(id.map(log_id_from_wire)),

@@ -4,7 +4,8 @@
 //! * Requests in flight are bounded in number and in bytes. One request may always be in flight.
 //! * Two requests go out at once; each further one a little after the one before it, and takes along what was
 //!   written meanwhile. So a fast link carries few large requests, and a slow one still many.
-//! * News of a commit alone waits a little for entries to travel with. The answer to those stands for both.
+//! * News of a commit alone waits a little for entries to travel with. The answer to those stands for both; which read it
+//!   confirms is counted by the request that was sent ([`super::confirm`]).
 //! * While requests are in flight an answer must come within the lane's timeout, and the time that the bytes
 //!   in flight take on the slowest link; else the lane is given up. What was not answered is sent again
 //!   by openraft on the next lane.
@@ -36,7 +37,8 @@ use openraft_rt::{AsyncRuntime, Instant};
 use tokio::sync::Notify;
 
 use super::{
-    codec::{self, AppendReply},
+    codec::{self, AppendReply, WireVote},
+    confirm::Number,
     network::{Client, LINK_BYTES_PER_MS_MIN, LinkError, Outcome, broken, decode_answer},
     types::{LogId, TypeConfig, log_id_from_wire, vote_from_wire},
 };
@@ -59,6 +61,8 @@ struct Sent<I> {
     last: Option<LogId>,
     bytes: usize,
     at: I,
+    vote: WireVote,
+    number: Number,
 }
 
 struct InFlight<I> {
@@ -218,7 +222,9 @@ where
         let Some(request) = next_request::<R, S>(&mut input, last_sent).await else {
             break;
         };
-        let body = codec::encode(client.append_request(&request)?);
+        let wire = client.append_request(&request)?;
+        let vote = wire.vote;
+        let body = codec::encode(wire);
         window.wait_for_room(body.len()).await;
         let last = request.entries.last().map(|entry| entry.id).or(request.prev_log_id);
         last_sent = Some(last);
@@ -227,6 +233,8 @@ where
             last,
             bytes: body.len(),
             at: R::Instant::now(),
+            vote,
+            number: client.number(),
         });
         let sent = sender.send(body.into()).await.map_err(LinkError::from);
         sent.map_err(|error| client.link_error(&error, RPCTypes::AppendEntries, timeout))?;
@@ -323,6 +331,10 @@ impl<R: AsyncRuntime> Session<'_, R> {
             .window
             .pop(R::Instant::now())
             .ok_or_else(|| broken("an answer to nothing"))?;
+        if !matches!(reply, AppendReply::HigherVote(_)) {
+            // Before openraft hears of it, so that a read which this confirms waits for nothing more.
+            self.client.answered(sent.vote, sent.number);
+        }
         Ok(match reply {
             AppendReply::Success => Ok(sent.last),
             AppendReply::PartialSuccess(id) => {

@@ -18,8 +18,9 @@ use std::{
 use bytes::Bytes;
 use common::{
     bug::{self, Bug},
-    ids::{LogIndex, LogPosition, RaftNodeId},
+    ids::{LogIndex, LogPosition, RaftNodeId, Term},
 };
+use futures::future::select;
 use openraft::{
     LinearizerOption, ReadPolicy,
     errors::{ClientWriteError, ForwardReason, ForwardToLeader, LinearizableReadError, RaftError},
@@ -29,6 +30,7 @@ use rand::RngExt;
 
 use super::{
     codec::{COMMAND_BYTES_MAX, TooBig},
+    confirm::{Leadership, Number},
     handle::RaftHandle,
     status::RaftRole,
     types::{Command, TypeConfig, position},
@@ -254,7 +256,8 @@ impl<R: AsyncRuntime> RaftHandle<R> {
     }
 
     /// On the leader: a position such that a machine which has applied it shows every write that was
-    /// acknowledged before this call. Confirms the leadership with a majority (ReadIndex).
+    /// acknowledged before this call. Confirms the leadership with a majority (ReadIndex), by answers to requests
+    /// that were sent after this call (`confirm`).
     ///
     /// # Errors
     /// [`ReadRefusal`]; nothing was changed.
@@ -262,10 +265,16 @@ impl<R: AsyncRuntime> RaftHandle<R> {
         if bug::active(Bug::ReadWithoutQuorum) && self.status().role == RaftRole::Leader {
             return Ok(self.inner.machine.applied().0);
         }
+        let (until, number) = (R::Instant::now() + deadline, self.inner.confirmations.number());
         let option = LinearizerOption::from(ReadPolicy::ReadIndex).with_wait_timeout(deadline);
         let confirmed = R::timeout(deadline, self.inner.raft.get_read_linearizer(option)).await;
         match confirmed.map_err(|_| ReadRefusal::Deadline)? {
-            Ok(linearizer) => Ok(position(linearizer.read_log_id().log_id())),
+            Ok(linearizer) => {
+                let read = linearizer.read_log_id().log_id();
+                let leader = (Term(read.leader_id.term), RaftNodeId(read.leader_id.node_id));
+                self.followed_since(number, leader, until).await?;
+                Ok(position(read))
+            }
             Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => Err(ReadRefusal::NoQuorum),
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
                 if forward.reason == ForwardReason::LeaseExpired {
@@ -275,6 +284,35 @@ impl<R: AsyncRuntime> RaftHandle<R> {
             }
             Err(RaftError::Fatal(_)) => Err(ReadRefusal::Stopped),
         }
+    }
+
+    /// Waits until a majority has followed `leader`, which is this member, since the read `number` began. Waits for
+    /// nothing if openraft's confirmation rests on answers to requests that were sent since.
+    async fn followed_since(&self, number: Number, leader: Leadership, until: R::Instant) -> Result<(), ReadRefusal> {
+        let confirmations = &self.inner.confirmations;
+        let followed = R::timeout_at(until, async {
+            loop {
+                let (seen, seen_leader) = (confirmations.changes.version(), self.inner.leader_changes.version());
+                let (is_followed, is_leading) = self.inner.look(|metrics| {
+                    let membership = metrics.membership_config.membership();
+                    let is_followed = confirmations.is_followed(leader, number, membership.get_joint_config());
+                    (
+                        is_followed,
+                        metrics.current_leader == Some(leader.1.0) && metrics.current_term == leader.0.0,
+                    )
+                });
+                if is_followed {
+                    return Ok(());
+                }
+                if !is_leading {
+                    return Err(ReadRefusal::NotLeader { leader: self.leader() });
+                }
+                let answered = std::pin::pin!(confirmations.changes.changed(seen));
+                let replaced = std::pin::pin!(self.inner.leader_changes.changed(seen_leader));
+                select(answered, replaced).await;
+            }
+        });
+        followed.await.unwrap_or(Err(ReadRefusal::NoQuorum))
     }
 
     /// Waits until the machine has applied `index`, and returns how far it is then.

@@ -353,6 +353,7 @@ impl Leader {
             log,
             frame_timeout: Duration::from_secs(1),
             lane_timeout: Duration::from_millis(150),
+            confirmations: Arc::default(),
         };
         Self { hands, network }
     }

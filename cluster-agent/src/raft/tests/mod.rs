@@ -8,5 +8,6 @@ mod hostile;
 mod hostile_entries;
 mod hostile_votes;
 mod lanes;
+mod reads;
 mod snapshots;
 mod target;
