@@ -97,6 +97,11 @@ impl AdmittedKey {
         Ok(Self(key))
     }
 
+    /// The point A.
+    pub(super) fn point(&self) -> curve25519_dalek::EdwardsPoint {
+        self.0.to_edwards()
+    }
+
     /// The 32 bytes of RFC 8032.
     #[must_use]
     pub fn to_bytes(&self) -> [u8; 32] {

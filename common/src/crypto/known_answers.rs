@@ -7,7 +7,7 @@
 
 use ed25519_dalek::VerifyingKey;
 
-use super::{AdmittedKey, Signature, sha256};
+use super::{AdmittedKey, PreparedKey, Signature, sha256};
 use crate::ids;
 
 /// The build verifies signatures or hashes wrongly. Do not run it: stop with the message.
@@ -37,15 +37,24 @@ pub fn check() -> Result<(), KnownAnswerFailed> {
         r: bytes(RFC8032_R),
         s: bytes(RFC8032_S),
     };
-    expect(key.verifies(&[0x72], &good), "RFC 8032 signature accepted")?;
-    expect(!key.verifies(&[0x73], &good), "other message refused")?;
+    let prepared = PreparedKey::new(key);
+    let verify = |message: &[u8], signature: &Signature| {
+        let answer = key.verifies(message, signature);
+        expect(
+            prepared.verifies(message, signature) == answer,
+            "the same with multiples of the key",
+        )?;
+        Ok(answer)
+    };
+    expect(verify(&[0x72], &good)?, "RFC 8032 signature accepted")?;
+    expect(!verify(&[0x73], &good)?, "other message refused")?;
 
     let malleable = Signature {
         s: plus_group_order(good.s),
         ..good
     };
     expect(
-        !key.verifies(&[0x72], &malleable),
+        !verify(&[0x72], &malleable)?,
         "malleable signature (s + L) refused",
     )?;
 
@@ -62,7 +71,7 @@ pub fn check() -> Result<(), KnownAnswerFailed> {
 
     let identity_r = Signature { r: identity, ..good };
     expect(
-        !key.verifies(&[0x72], &identity_r),
+        !verify(&[0x72], &identity_r)?,
         "signature with R = identity refused",
     )
 }

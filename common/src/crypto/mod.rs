@@ -1,9 +1,9 @@
-//! Hashes, keys and signatures. The only room that names `ed25519-dalek` and `sha2`.
+//! Hashes, keys and signatures. The only room that names `ed25519-dalek`, `curve25519-dalek` and `sha2`.
 //!
 //! # Rules
-//! * A signature is checked with `verify_strict`, one by one, and by nothing else: plain and batch
+//! * A signature is checked as `verify_strict` does it, one by one: plain and batch
 //!   verification accept signatures that others refuse, and two honest machines that disagree
-//!   about a signature are a split of consensus.
+//!   about a signature are a split of consensus. [`PreparedKey`] gives the same answers sooner.
 //! * A key is used only after [`AdmittedKey::admit`]: canonical, not weak, free of torsion.
 //! * Every signature is over [`preimage::preimage`]: a tag of fixed length, the chain, the body.
 //!   There is no untyped `sign(bytes)`: each purpose has its own method.
@@ -13,9 +13,11 @@
 mod keys;
 pub mod known_answers;
 pub mod preimage;
+mod prepared;
 mod signed;
 
 pub use keys::{AdmittedKey, ConsensusKey, DeviceKey, KeyError, Signature};
+pub use prepared::PreparedKey;
 pub use signed::{BadSignature, Verified};
 
 use sha2::{Digest as _, Sha256};
