@@ -1,9 +1,10 @@
 //! When a snapshot is due, and how much log is kept below one.
 //!
 //! # Rules
-//! * A snapshot is due after a number of entries or of bytes since the last, whichever comes first; but
-//!   while the last one is large, not before a quarter of its size has been written to the log. So
-//!   the bytes written for snapshots stay within a few times those of the log itself.
+//! * A snapshot is due after a number of entries or of bytes since the last, whichever comes first; but not
+//!   before as much was written to the log as the last one has. So what is written for snapshots stays
+//!   within what is written to the log itself.
+//! * Of a large one, 32 MiB or a quarter of it are enough, whichever is more: a restart applies the log again.
 //! * Below a snapshot the log keeps a number of entries, and of those no more than a number of bytes.
 //!
 //! # Why
@@ -17,8 +18,8 @@ use common::{
     ids::LogIndex,
 };
 
-/// Below this size the last snapshot delays the next one no further.
-const LARGE_BYTES: u64 = 16 * 1024 * 1024;
+/// From this much log on, a quarter of the last snapshot is enough for the next one.
+const LARGE_BYTES: u64 = 32 * 1024 * 1024;
 /// Distance of two marks in the log.
 const MARK_BYTES: u64 = 64 * 1024;
 /// What an entry weighs beside its command: ids, chain, checksums.
@@ -94,7 +95,7 @@ impl SnapshotPolicy {
 
     pub fn is_due(&self) -> bool {
         let is_reached = self.entries_since >= self.bounds.entries || self.bytes_since >= self.bounds.bytes;
-        let is_worth = self.last_bytes <= LARGE_BYTES || self.bytes_since >= self.last_bytes / 4;
+        let is_worth = self.bytes_since >= self.last_bytes.min(LARGE_BYTES.max(self.last_bytes / 4));
         is_reached && is_worth && !self.is_building && !bug::active(Bug::LogNeverPurged)
     }
 
@@ -148,14 +149,20 @@ mod tests {
     }
 
     #[test]
-    fn large_snapshot_delays_the_next_until_a_quarter_of_it_was_logged() {
-        let mut policy = policy();
-        policy.begun();
-        policy.ended(Some(40_000_000));
-        apply(&mut policy, 1..40, 250_000);
-        assert!(!policy.is_due());
-        apply(&mut policy, 40..42, 250_000);
-        assert!(policy.is_due());
+    fn snapshot_delays_the_next_until_as_much_was_logged_or_a_quarter_of_a_large_one() {
+        let due_after = |last_bytes| {
+            let mut policy = policy();
+            policy.begun();
+            policy.ended(Some(last_bytes));
+            (1..).find(|index| {
+                apply(&mut policy, *index..index + 1, 250_000);
+                policy.is_due()
+            })
+        };
+        assert_eq!(due_after(10), Some(4), "a small one delays nothing");
+        assert_eq!(due_after(20_000_000), Some(80));
+        assert_eq!(due_after(100_000_000), Some(135), "32 MiB");
+        assert_eq!(due_after(400_000_000), Some(400));
     }
 
     #[test]
