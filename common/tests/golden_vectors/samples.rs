@@ -165,6 +165,7 @@ fn tasks_and_entries(all: &mut impl Samples, fleet: &Fleet) {
     all.add("genesis", fleet.genesis.clone());
     all.add("genesis_smallest", Genesis::clone(&Fleet::new(1, 1, 1).genesis));
     all.add("task_full", full_task());
+    all.add("event", event(fleet.id("op1")));
     let kinds = [
         TaskKind::Pickup,
         TaskKind::Dropoff,
