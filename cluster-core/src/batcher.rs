@@ -229,6 +229,8 @@ impl Batcher {
         if bug::active(Bug::RowDropped) {
             entries.pop();
         }
+        // It may stay for long.
+        entries.shrink_to_fit();
         let bytes = core::mem::take(&mut self.open_bytes);
         let leaves: Vec<Digest> = entries.iter().map(|row| row.leaf(chain)).collect();
         let header = BatchHeader {

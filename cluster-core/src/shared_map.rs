@@ -162,9 +162,13 @@ impl<K: Ord, V> SharedMap<K, V> {
 impl<K: Ord + Clone, V: Clone> SharedMap<K, V> {
     /// The value under `key` for change.
     pub fn get_mut(&mut self, key: &K) -> Option<&mut V> {
-        let [branch_at, leaf_at, found] = self.place_of(key)?;
+        let place = self.place_of(key)?;
+        Some(self.value_at(place))
+    }
+
+    fn value_at(&mut self, [branch_at, leaf_at, found]: [usize; 3]) -> &mut V {
         let branch = Arc::make_mut(&mut Arc::make_mut(&mut self.root)[branch_at].1);
-        Some(&mut Arc::make_mut(&mut branch[leaf_at].1)[found].1)
+        &mut Arc::make_mut(&mut branch[leaf_at].1)[found].1
     }
 
     /// The value under `key` for change; a default one if there was none.
@@ -172,28 +176,28 @@ impl<K: Ord + Clone, V: Clone> SharedMap<K, V> {
     where
         V: Default,
     {
-        if !self.contains_key(key) {
-            self.insert(key.clone(), V::default());
+        if let Some(place) = self.place_of(key) {
+            return self.value_at(place);
         }
+        self.insert(key.clone(), V::default());
         self.get_mut(key).expect("it was just put there")
     }
 
-    /// Puts `value` under `key`, in place of the one that was there.
-    pub fn insert(&mut self, key: K, value: V) {
+    /// Puts `value` under `key`, and gives back the one that was there.
+    pub fn insert(&mut self, key: K, value: V) -> Option<V> {
         let root = Arc::make_mut(&mut self.root);
         let Some(branch_at) = at(root, &key) else {
             let leaf = Arc::new(vec![(key.clone(), value)]);
             root.push((key.clone(), Arc::new(vec![(key, leaf)])));
             self.len = 1;
-            return;
+            return None;
         };
         let branch = Arc::make_mut(&mut root[branch_at].1);
         let leaf_at = at(branch, &key).expect("no branch is empty");
         let leaf = Arc::make_mut(&mut branch[leaf_at].1);
         let place = match leaf.binary_search_by(|(other, _)| other.cmp(&key)) {
             Ok(found) => {
-                leaf[found].1 = value;
-                return;
+                return Some(core::mem::replace(&mut leaf[found].1, value));
             }
             Err(place) => place,
         };
@@ -204,6 +208,7 @@ impl<K: Ord + Clone, V: Clone> SharedMap<K, V> {
             root[branch_at].0 = root[branch_at].1[0].0.clone();
         }
         split(root, branch_at, leaf_at, place);
+        None
     }
 
     /// Takes out what is under `key`; whether there was something.

@@ -3,7 +3,7 @@
 //! Counters have no arithmetic beyond what the protocols need: [`next`](LogIndex::next) and
 //! comparison. None wraps: `next` asserts, because a counter at its end is a bug of ours.
 
-use core::fmt;
+use core::{cmp::Ordering, fmt};
 
 use serde::{Deserialize, Serialize};
 
@@ -156,8 +156,25 @@ pub struct LogPosition {
 macro_rules! hash_id {
     ($(#[$doc:meta])* $name:ident, $short:literal) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
         pub struct $name(pub [u8; 32]);
+
+        impl Ord for $name {
+            /// The order of the bytes. Digests mostly differ in the first eight, which are one number: ordered
+            /// maps compare a lot.
+            fn cmp(&self, other: &Self) -> Ordering {
+                let first = |id: &Self| u64::from_be_bytes(*id.0.first_chunk().expect("32 is more than 8"));
+                first(self)
+                    .cmp(&first(other))
+                    .then_with(|| self.0[8..].cmp(&other.0[8..]))
+            }
+        }
+
+        impl PartialOrd for $name {
+            fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+                Some(self.cmp(other))
+            }
+        }
 
         impl $name {
             /// All 64 hexadecimal digits.
@@ -255,6 +272,18 @@ pub fn from_hex(text: &str, out: &mut [u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn digests_are_in_the_order_of_their_bytes() {
+        for byte in 0..32 {
+            let mut bytes = [7; 32];
+            bytes[byte] += 1;
+            bytes[byte + 1..].fill(0);
+            assert_eq!(Digest([7; 32]).cmp(&Digest(bytes)), [7; 32].cmp(&bytes));
+            assert_eq!(Digest(bytes).cmp(&Digest([7; 32])), bytes.cmp(&[7; 32]));
+        }
+        assert_eq!(Digest([7; 32]).cmp(&Digest([7; 32])), Ordering::Equal);
+    }
 
     #[test]
     fn raft_id_holds_device_number_and_incarnation() {

@@ -72,6 +72,10 @@ impl NumberStream {
         if number > NUMBER_MAX {
             return Lookup::OutsideWindow;
         }
+        // The common case, before any search: numbers ascend.
+        if number > self.highest {
+            return Lookup::Fresh;
+        }
         match self.recent.binary_search_by_key(&number, |row| row.0) {
             Ok(_) if bug::active(Bug::DedupOff) => Lookup::Fresh,
             Ok(at) if self.recent[at].1 == content => Lookup::Repeated(self.recent[at].2),
@@ -91,11 +95,16 @@ impl NumberStream {
             Lookup::Fresh,
             "number {number} is used up twice"
         );
-        let at = self.recent.partition_point(|row| row.0 < number);
-        self.recent.insert(at, (number, content, answer));
-        self.highest = self.highest.max(number);
-        let below = self.recent.partition_point(|row| self.is_below_window(row.0));
-        self.recent.drain(..below);
+        if number > self.highest {
+            self.recent.push_back((number, content, answer));
+            self.highest = number;
+        } else {
+            let at = self.recent.partition_point(|row| row.0 < number);
+            self.recent.insert(at, (number, content, answer));
+        }
+        while self.recent.front().is_some_and(|row| self.is_below_window(row.0)) {
+            self.recent.pop_front();
+        }
         if bug::active(Bug::WindowEdgeEarly) && self.recent.len() > 4 {
             self.recent.pop_front();
         }

@@ -16,7 +16,8 @@ use crate::Shared;
 impl ClusterQueue {
     /// Replaces a row, or adds one, and keeps everything derived in step. The one writer of rows.
     pub(super) fn put_row(&mut self, task: TaskId, row: TaskRow, events: &mut Vec<QueueEvent>) {
-        let before = self.state.rows.get(&task).cloned();
+        let row = Shared::new(row);
+        let before = self.state.rows.insert(task, row.clone());
         let retired = self.set_retired(&task, None);
         let (from, to) = (before.as_deref().map(TaskRow::state).or(retired), row.state());
         let held = |row: &TaskRow| row.holder().filter(|_| row.cluster == Some(self.state.cluster));
@@ -53,26 +54,25 @@ impl ClusterQueue {
             self.put_key(task, &row);
         }
         self.derived.add(&task, &row);
-        self.state.rows.insert(task, Shared::new(row));
     }
 
     /// The key of a row of cluster scope that is new, or back.
     fn put_key(&mut self, task: TaskId, row: &TaskRow) {
         let key = (row.author, row.task.key.clone());
-        match self.state.keys.get(&key).filter(|known| known.left.is_some()) {
-            Some(known) => {
-                let left = known.left.expect("filtered");
-                self.derived.sum.remove(Sum::of_left_key(&key, known));
-                self.derived.left_keys.remove(&(left, task));
-            }
-            None => self.derived.key_bytes += key_bytes(&key),
-        }
-        let row = KeyRow {
+        let new = KeyRow {
             task,
             content: row.content,
             left: None,
         };
-        self.state.keys.insert(key, row);
+        let before = self.state.keys.insert(key.clone(), new);
+        if let Some(known) = before
+            && let Some(left) = known.left
+        {
+            self.derived.sum.remove(Sum::of_left_key(&key, &known));
+            self.derived.left_keys.remove(&(left, task));
+        } else {
+            self.derived.key_bytes += key_bytes(&key);
+        }
     }
 
     /// Lets links follow after something happened to `task`. Tasks of this cluster's own queue that

@@ -389,8 +389,8 @@ impl ClusterQueue {
     ) {
         let author = entry.header.author;
         let task = entry.header.action.task().unwrap_or(TaskId::from(id));
-        match change {
-            Change::Nothing => {}
+        let state = match change {
+            Change::Nothing => self.known_row(&task).map(|row| row.state()),
             Change::Renew { counter } => {
                 let holder = self.state.holders.or_default(&author);
                 holder.counter = counter;
@@ -402,10 +402,12 @@ impl ClusterQueue {
                 if let Some(counter) = counter {
                     self.state.holders.or_default(&author).counter = counter;
                 }
+                let state = row.state();
                 self.put_row(task, *row, events);
+                Some(state)
             }
-        }
-        if let Some(row) = self.known_row(&task) {
+        };
+        if let Some(state) = state {
             let event = EventView {
                 entry: Some(id),
                 what: word(entry.header.action.word()),
@@ -414,7 +416,7 @@ impl ClusterQueue {
                 index: Some(index),
                 height: None,
                 verdict,
-                state: row.state(),
+                state,
                 note: note_of(entry),
             };
             self.remember(task, event);
@@ -424,6 +426,14 @@ impl ClusterQueue {
 
     /// Keeps an event until it is final; drops the oldest when too many wait.
     fn remember(&mut self, task: TaskId, event: EventView) {
+        if event.entry == Some(EntryId(task.0)) {
+            // A new task. Most have no other event: room for just that.
+            self.derived.add_event(&task, &event);
+            if let Some(before) = self.state.pending.insert(task, Shared::new(vec![event])) {
+                before.iter().for_each(|event| self.derived.remove_event(&task, event));
+            }
+            return;
+        }
         let events = self.state.pending.or_default(&task).make_mut();
         if events.len() == PENDING_EVENTS_MAX {
             self.derived.remove_event(&task, &events.remove(0));
