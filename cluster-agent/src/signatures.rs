@@ -88,7 +88,11 @@ impl Remembered {
     fn busy(&mut self, key: &AdmittedKey) -> Option<Arc<PreparedKey>> {
         self.checked += 1;
         if !self.keys.contains_key(key) && self.keys.len() == KEYS_MAX {
-            let idle = self.keys.iter().min_by_key(|(_, known)| known.last).map(|(key, _)| *key);
+            let idle = self
+                .keys
+                .iter()
+                .min_by_key(|(_, known)| known.last)
+                .map(|(key, _)| *key);
             idle.and_then(|key| self.keys.remove(&key));
         }
         let known = self.keys.entry(*key).or_default();

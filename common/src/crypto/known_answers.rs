@@ -53,10 +53,7 @@ pub fn check() -> Result<(), KnownAnswerFailed> {
         s: plus_group_order(good.s),
         ..good
     };
-    expect(
-        !verify(&[0x72], &malleable)?,
-        "malleable signature (s + L) refused",
-    )?;
+    expect(!verify(&[0x72], &malleable)?, "malleable signature (s + L) refused")?;
 
     // Under the identity key, R = identity and s = 0 verify any message with the plain equation.
     let mut identity = [0; 32];
@@ -70,10 +67,7 @@ pub fn check() -> Result<(), KnownAnswerFailed> {
     expect(AdmittedKey::admit(&identity).is_err(), "key of small order refused")?;
 
     let identity_r = Signature { r: identity, ..good };
-    expect(
-        !verify(&[0x72], &identity_r)?,
-        "signature with R = identity refused",
-    )
+    expect(!verify(&[0x72], &identity_r)?, "signature with R = identity refused")
 }
 
 fn bytes(hex: &str) -> [u8; 32] {

@@ -10,10 +10,7 @@
 //! part of what a submission costs (`docs/decisions/0033-multiples-of-busy-keys.md`).
 
 use curve25519_dalek::{
-    constants::ED25519_BASEPOINT_TABLE,
-    edwards::EdwardsBasepointTable,
-    scalar::Scalar,
-    traits::BasepointTable,
+    constants::ED25519_BASEPOINT_TABLE, edwards::EdwardsBasepointTable, scalar::Scalar, traits::BasepointTable,
 };
 use sha2::{Digest as _, Sha512};
 
@@ -99,7 +96,11 @@ mod tests {
         /// What both ways say, which must be the same.
         fn says(&self, message: &[u8], signature: &Signature) -> bool {
             let known = self.prepared.key().verifies(message, signature);
-            assert_eq!(self.prepared.verifies(message, signature), known, "{message:?} {signature:?}");
+            assert_eq!(
+                self.prepared.verifies(message, signature),
+                known,
+                "{message:?} {signature:?}"
+            );
             known
         }
     }
