@@ -20,7 +20,7 @@ use common::ids::{ChainId, ClusterId, DeviceId, RaftNodeId, from_hex, to_hex};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    LogStore, Recovered, StoreError,
+    StoreError,
     member_log::{LogOptions, MemberLog},
     snapshot::{FileSnapshots, write_durably},
 };
@@ -187,13 +187,13 @@ pub fn open_member(
         });
     }
     let log = MemberLog::open(&log_dir, meta.directory, options, marker.clone())?;
-    let is_empty = log.recovered()? == Recovered::default();
-    if is_empty && marker.is_set() {
+    let is_new = log.is_new()?;
+    if is_new && marker.is_set() {
         return Err(IdentityError::LostData {
             dir: log_dir.display().to_string(),
         });
     }
-    if !is_empty {
+    if !is_new {
         marker.set()?;
     }
     let snapshots = FileSnapshots::open(dir.join("snapshots"))?;

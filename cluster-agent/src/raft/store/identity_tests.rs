@@ -1,8 +1,8 @@
-use common::ids::NodeIdx;
+use common::ids::{LogIndex, NodeIdx};
 
 use super::*;
 use crate::raft::store::{
-    LogOp,
+    LogOp, LogRecord, LogStore,
     durable_sled::{DurableSled, SledOptions},
     member_log::LogKind,
     segment_log::{SegmentLog, SegmentOptions},
@@ -137,6 +137,26 @@ fn empty_log_beside_its_marker_is_refused() {
             fs::remove_dir_all(dir.path().join("log")).unwrap();
         }
     }
+}
+
+#[test]
+fn log_of_which_everything_was_dropped_again_is_not_taken_for_a_lost_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let stores = open(dir.path(), identity()).unwrap();
+    let entry = LogRecord {
+        index: LogIndex(1),
+        bytes: "entry".into(),
+    };
+    for op in [LogOp::Append(vec![entry]), LogOp::Truncate { from: LogIndex(1) }] {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let done = move |outcome| drop(sender.send(outcome));
+        stores.log.submit(op, Box::new(done));
+        receiver.recv().unwrap().unwrap();
+    }
+    drop(stores);
+    assert!(dir.path().join("initialised").exists());
+    let again = open(dir.path(), identity()).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(again.log.recovered().unwrap().records, None);
 }
 
 #[test]

@@ -95,6 +95,18 @@ impl MemberLog {
         }
     }
 
+    /// Whether nothing was ever acknowledged from here before it was opened, as far as its kind can tell: one of
+    /// segments counts its groups, one in sled looks at what it holds.
+    ///
+    /// # Errors
+    /// [`StoreError`] of a store that has failed.
+    pub fn is_new(&self) -> Result<bool, StoreError> {
+        match self {
+            Self::Segments(log) => Ok(log.is_new()),
+            Self::Sled(log) => Ok(log.recovered()? == Recovered::default()),
+        }
+    }
+
     fn store(&self) -> &dyn LogStore {
         match self {
             Self::Segments(log) => log,

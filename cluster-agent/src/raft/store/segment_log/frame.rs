@@ -1,11 +1,11 @@
 //! One group of operations as it lies in a segment: encoding, checking, and telling torn from damaged.
 //!
-//! A frame begins and ends on sectors of 512 bytes. Integers are little-endian.
+//! A frame begins on a page of 4,096 bytes and ends on a sector of 512. Integers are little-endian.
 //!
 //! | at | bytes | what |
 //! |---|---|---|
 //! | 0 | 4 | `MLOG` |
-//! | 4 | 2 | version of the format, 1 |
+//! | 4 | 2 | version of the format, 2 |
 //! | 6 | 2 | 0 |
 //! | 8 | 16 | number of the directory, drawn when it was made |
 //! | 24 | 8 | number of the segment |
@@ -22,6 +22,7 @@
 //! # Rules
 //! * A file is zeros before its first frame, and each frame is written over zeros. So a sector of a frame is
 //!   either as it was written or zeros, if the power goes: devices write a sector whole or not at all.
+//! * No two frames share a page: a device that loses the page which is being written loses nothing of the group before.
 //! * A frame is *torn* if a sector is zeros that was not, or if its end is zeros (a write that failed in the
 //!   middle). Anything else that does not add up is *damage*: bytes changed after they were written.
 //! * A stale frame never passes: it says which directory, segment and place it was written for.
@@ -29,9 +30,11 @@
 use crc32c::{crc32c, crc32c_append};
 
 /// Version of the format.
-pub(super) const FORMAT_VERSION: u16 = 1;
+pub(super) const FORMAT_VERSION: u16 = 2;
 /// What a device writes whole or not at all.
 pub(super) const SECTOR_BYTES: usize = 512;
+/// What a kernel writes at once, and a device of today rewrites at once.
+pub(super) const PAGE_BYTES: usize = 4096;
 /// Records of one frame, unless a single one is longer.
 pub(super) const BODY_BYTES_MAX: usize = 512 * 1024;
 /// Length of a frame with the longest record and everything that may precede it at the begin of a segment.
@@ -134,6 +137,11 @@ pub(super) fn frame_len(body_len: usize) -> usize {
     Shape::of(body_len).frame_len()
 }
 
+/// Where a frame may begin behind one that ends at `end`, in a file of `file_len` bytes.
+pub(super) fn place_behind(end: usize, file_len: usize) -> usize {
+    end.next_multiple_of(PAGE_BYTES).min(file_len)
+}
+
 fn is_strong(sector: &[u8]) -> bool {
     sector.iter().filter(|byte| **byte != 0).nth(STRONG_BYTES - 1).is_some()
 }
@@ -206,7 +214,8 @@ impl Header {
             return None;
         }
         let body_len = u32::from_le_bytes(number(bytes, 48)) as usize;
-        let shape = Shape::of(body_len);
+        // Before anything is added to it.
+        let shape = (body_len <= FRAME_BYTES_MAX).then(|| Shape::of(body_len))?;
         let is_whole = shape.frame_len() <= FRAME_BYTES_MAX
             && header_sum(bytes, shape) == u32::from_le_bytes(number(bytes, SUMMED_BYTES));
         is_whole.then(|| Self {
@@ -247,8 +256,7 @@ impl Header {
 pub(super) fn is_torn_header(sector: &[u8]) -> bool {
     let used = sector.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     let body_len = u32::from_le_bytes(number(sector, 48)) as usize;
-    let shape = Shape::of(body_len);
-    used <= FIXED_BYTES || (shape.frame_len() <= FRAME_BYTES_MAX && used <= shape.body_at)
+    used <= FIXED_BYTES || (body_len <= FRAME_BYTES_MAX && used <= Shape::of(body_len).body_at)
 }
 
 /// The records of a body, each with the place of its payload in the body; `None` if they do not add up.

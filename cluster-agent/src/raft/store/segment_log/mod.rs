@@ -15,9 +15,10 @@
 //! * The first frame of a segment repeats vote, hint, purge marker and range of the log. A segment goes when no
 //!   record of the log is in it and a later one has a durable frame.
 //! * Truncations and purges are records; the later one wins.
+//! * No two groups share a page of 4,096 bytes: what is acknowledged is never written again.
 //! * A hint goes with the next group.
-//! * What a start finds is durable before it is relied on: the last group is written and synced once more,
-//!   because an earlier process may have failed to.
+//! * What a start finds is durable before it is relied on: the last group, and zeros where the longest next one may
+//!   lie, are written and synced once more, because an earlier process may have failed to.
 //!
 //! # What a start decides
 //! The group at which reading ends is the one after the last that is whole and in its place. `END` says which
@@ -71,7 +72,7 @@ use crc32c::crc32c;
 use self::{
     end::{End, EndFile},
     files::Housekeeper,
-    frame::SECTOR_BYTES,
+    frame::{FRAME_BYTES_MAX, SECTOR_BYTES},
     index::{Index, Place},
     recover::{Found, Repair, recover},
     writer::{Next, Writer, active},
@@ -104,6 +105,8 @@ impl Default for SegmentOptions {
 /// A [`LogStore`] of segment files. Dropping it finishes what is queued and closes the files.
 pub struct SegmentLog {
     recovered: Recovered,
+    /// No group was ever durable here.
+    is_new: bool,
     shared: Arc<Shared>,
     commit: GroupCommit,
 }
@@ -189,9 +192,16 @@ impl SegmentLog {
         let started = GroupCommit::start(poison, move |waiting| writer.run(waiting));
         Ok(Self {
             recovered,
+            is_new: found.group == 0,
             shared,
             commit: started.map_err(|error| io_error("start a thread for", dir, &error))?,
         })
+    }
+
+    /// Whether nothing was ever written here before it was opened.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.is_new
     }
 
     /// Finishes what is queued and gives the files free, though others still hold this store: every
@@ -373,8 +383,9 @@ fn mend(dir: &Path, repairs: &[Repair]) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Makes durable what was read, which may be in the page cache only. The last group is written once more: a sync
-/// that failed in an earlier process leaves clean pages that are not on the disk.
+/// Makes durable what was read, which may be in the page cache only. The last group and the zeros behind it are written
+/// once more: a sync that failed in an earlier process leaves clean pages that are not on the disk, be it of a group or
+/// of the zeros that cut one.
 fn settle(dir: &Path, end: &End, found: &Found, fsync: &mut Fsync) -> Result<(), StoreError> {
     for number in end.segment.max(found.oldest)..=found.segment {
         let path = files::path_of(dir, number);
@@ -384,6 +395,11 @@ fn settle(dir: &Path, end: &End, found: &Found, fsync: &mut Fsync) -> Result<(),
             && let Some((offset, frame)) = &found.last_frame
         {
             file.write_all_at(frame, (*offset).into())
+                .map_err(|error| io_error("write", &path, &error))?;
+        }
+        if number == found.segment {
+            let (from, end) = (u64::from(found.offset), u64::from(found.segment_bytes));
+            files::fill(&file, from, end.min(from + FRAME_BYTES_MAX as u64))
                 .map_err(|error| io_error("write", &path, &error))?;
         }
         fsync(&file).map_err(|error| io_error("fsync", &path, &error))?;

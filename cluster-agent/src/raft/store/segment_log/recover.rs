@@ -178,7 +178,7 @@ impl Replay {
             self.group = Some(group);
             self.last_frame = Some((at, frame.len()));
             made_len = Some(header.stamp.segment_bytes);
-            at += frame.len();
+            at = frame::place_behind(at + frame.len(), segment.bytes.len());
         }
         Ok((at, Stop::Full, made_len))
     }
@@ -187,7 +187,15 @@ impl Replay {
     fn check(&self, segment: &Segment, at: usize, header: &Header) -> Result<(), StoreError> {
         let stamp = &header.stamp;
         if header.version != FORMAT_VERSION {
-            let text = format!("format {}, only {FORMAT_VERSION} is known", header.version);
+            let (got, of) = (
+                header.version,
+                if header.version < FORMAT_VERSION {
+                    "an older"
+                } else {
+                    "a newer"
+                },
+            );
+            let text = format!("format {got} of {of} release, only {FORMAT_VERSION} is known");
             return Err(segment.corrupt(at, text));
         }
         if stamp.directory != self.directory {

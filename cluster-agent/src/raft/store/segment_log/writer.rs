@@ -173,7 +173,11 @@ impl Writer {
         }
         self.publish(records);
         self.group += 1;
-        self.active.offset += u32::try_from(self.buffer.len()).expect("frames are shorter");
+        let (end, file_len) = (
+            self.active.offset as usize + self.buffer.len(),
+            self.active.bytes_len as usize,
+        );
+        self.active.offset = u32::try_from(frame::place_behind(end, file_len)).expect("files are shorter");
         self.end.write(&End {
             directory: self.directory,
             group: self.group,

@@ -18,7 +18,7 @@ use crate::raft::store::RECORD_BYTES_MAX;
 const DIRECTORY: [u8; 16] = [7; 16];
 /// Segments so small that most tests use several.
 const SMALL: SegmentOptions = SegmentOptions {
-    segment_bytes: 16 * 1024,
+    segment_bytes: 32 * 1024,
 };
 
 fn try_open(dir: &Path) -> Result<SegmentLog, StoreError> {
@@ -441,20 +441,20 @@ fn next_segment_is_made_again_when_what_was_in_its_way_is_gone() {
     let blocker = files::path_of(dir.path(), 2);
     fs::create_dir(&blocker).unwrap();
     // More than half of the first segment: the next one is asked for, and fails, which harms nobody yet.
-    write(&log, LogOp::Append(vec![record(1, vec![1; 9_000])])).unwrap();
+    write(&log, LogOp::Append(vec![record(1, vec![1; 18_000])])).unwrap();
     write(&log, LogOp::Vote("a".into())).unwrap();
     assert_eq!(log.failure(), None);
     fs::remove_dir(&blocker).unwrap();
     fs::create_dir(files::path_of(dir.path(), 3)).unwrap();
-    write(&log, LogOp::Append(vec![record(2, vec![2; 9_000])])).unwrap();
+    write(&log, LogOp::Append(vec![record(2, vec![2; 18_000])])).unwrap();
     assert!(blocker.is_file());
-    let error = write(&log, LogOp::Append(vec![record(3, vec![3; 9_000])])).unwrap_err();
+    let error = write(&log, LogOp::Append(vec![record(3, vec![3; 18_000])])).unwrap_err();
     assert!(matches!(error, StoreError::Io(_)), "{error}");
     drop(log);
     fs::remove_dir(files::path_of(dir.path(), 3)).unwrap();
     let log = open(dir.path());
-    assert_eq!(all(&log), [record(1, vec![1; 9_000]), record(2, vec![2; 9_000])]);
-    write(&log, LogOp::Append(vec![record(3, vec![3; 9_000])])).unwrap();
+    assert_eq!(all(&log), [record(1, vec![1; 18_000]), record(2, vec![2; 18_000])]);
+    write(&log, LogOp::Append(vec![record(3, vec![3; 18_000])])).unwrap();
 }
 
 #[test]
