@@ -203,25 +203,33 @@ impl WireEntry {
 
     /// The chain at this entry, above an entry whose chain is `previous`.
     pub fn chain(&self, previous: Digest) -> Digest {
-        let mut hash = Sha256::new();
-        hash.update(CHAIN_TAG);
-        hash.update(previous.0);
-        hash.update(self.id.term.0.to_be_bytes());
-        hash.update(self.id.leader.0.to_be_bytes());
-        hash.update(self.id.index.0.to_be_bytes());
         match &self.payload {
-            WirePayload::Blank => hash.update([0]),
-            WirePayload::Command(bytes) => {
-                hash.update([1]);
-                hash.update(&**bytes);
-            }
+            WirePayload::Blank => chained(previous, &self.id, CHAINED_BLANK, &[]),
+            WirePayload::Command(bytes) => chained(previous, &self.id, CHAINED_COMMAND, bytes),
             WirePayload::Membership(members) => {
-                hash.update([2]);
-                hash.update(postcard::to_allocvec(members).expect("a membership holds nothing postcard refuses"));
+                let bytes = postcard::to_allocvec(members).expect("a membership holds nothing postcard refuses");
+                chained(previous, &self.id, CHAINED_MEMBERSHIP, &bytes)
             }
         }
-        Digest(hash.finalize().into())
     }
+}
+
+/// Kinds of entries in the chain.
+pub(super) const CHAINED_BLANK: u8 = 0;
+pub(super) const CHAINED_COMMAND: u8 = 1;
+const CHAINED_MEMBERSHIP: u8 = 2;
+
+/// The chain at entry `id` of a kind with a content, above an entry whose chain is `previous`.
+pub(super) fn chained(previous: Digest, id: &WireLogId, kind: u8, content: &[u8]) -> Digest {
+    let mut hash = Sha256::new();
+    hash.update(CHAIN_TAG);
+    hash.update(previous.0);
+    hash.update(id.term.0.to_be_bytes());
+    hash.update(id.leader.0.to_be_bytes());
+    hash.update(id.index.0.to_be_bytes());
+    hash.update([kind]);
+    hash.update(content);
+    Digest(hash.finalize().into())
 }
 
 /// An entry as it lies on the disk.

@@ -33,7 +33,7 @@ use super::{
         snapshot::{DraftName, SnapshotBytes, SnapshotDraft, SnapshotStore, run},
     },
     types::{
-        Answer, Entry, LogId, Snapshot, SnapshotMeta, StoredMembers, TypeConfig, entry_to_wire, log_id_from_wire,
+        Answer, Entry, LogId, Snapshot, SnapshotMeta, StoredMembers, TypeConfig, chain_of, log_id_from_wire,
         log_id_to_wire, members_from_wire, members_to_wire, position,
     },
 };
@@ -202,11 +202,11 @@ impl<R: AsyncRuntime> MachineAdapter<R> {
     }
 
     fn apply_one(&self, entry: &Entry) -> Result<Vec<u8>, StoreError> {
-        let wire = entry_to_wire(entry).map_err(|error| StoreError::Corrupt(error.to_string()))?;
+        let id = log_id_to_wire(&entry.id);
         let previous = lock(&self.inner.applied).chain;
-        let chain = wire.chain(previous);
+        let chain = chain_of(entry, previous);
         if entry.chain.is_some_and(|stored| stored != chain) {
-            let index = wire.id.index;
+            let index = id.index;
             return Err(StoreError::Corrupt(format!(
                 "entry {index} does not continue the applied history"
             )));
@@ -218,7 +218,7 @@ impl<R: AsyncRuntime> MachineAdapter<R> {
         };
         lock(&self.inner.policy).applied(at.index, command_len);
         let answer = match &entry.payload {
-            EntryPayload::Normal(command) => self.inner.machine.apply(at, wire.id.leader, chain, &command.0),
+            EntryPayload::Normal(command) => self.inner.machine.apply(at, id.leader, chain, &command.0),
             EntryPayload::Blank | EntryPayload::Membership(_) => {
                 self.inner.machine.advance(at, chain);
                 Vec::new()

@@ -16,7 +16,10 @@ use openraft_rt::AsyncRuntime;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
-    codec::{WireEntry, WireLogId, WireMember, WireMembership, WirePayload, WireVote},
+    codec::{
+        CHAINED_BLANK, CHAINED_COMMAND, WireEntry, WireLogId, WireMember, WireMembership, WirePayload, WireVote,
+        chained,
+    },
     snapshot_data::SnapshotData,
 };
 
@@ -277,6 +280,19 @@ pub(super) fn entry_to_wire(entry: &Entry) -> Result<WireEntry, super::codec::To
         id: log_id_to_wire(&entry.id),
         payload,
     })
+}
+
+/// The chain at `entry`, above an entry whose chain is `previous`. Copies nothing of a command.
+pub(super) fn chain_of(entry: &Entry, previous: Digest) -> Digest {
+    let id = log_id_to_wire(&entry.id);
+    match &entry.payload {
+        EntryPayload::Blank => chained(previous, &id, CHAINED_BLANK, &[]),
+        EntryPayload::Normal(command) => chained(previous, &id, CHAINED_COMMAND, &command.0),
+        EntryPayload::Membership(members) => {
+            let payload = WirePayload::Membership(members_to_wire(members));
+            WireEntry { id, payload }.chain(previous)
+        }
+    }
 }
 
 /// # Errors

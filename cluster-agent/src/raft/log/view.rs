@@ -14,7 +14,7 @@ use common::ids::{Digest, LogIndex};
 use super::super::{
     codec::{self, APPEND_ENTRY_BYTES_MAX, CommittedRecord, EntryRecord, PurgedRecord, WireLogId, WireVote},
     store::{LogRecord, LogStore, StoreError},
-    types::{Entry, entry_from_wire, entry_to_wire, index_from_raft},
+    types::{Entry, chain_of, entry_from_wire, index_from_raft, log_id_to_wire},
 };
 
 /// What one entry costs in memory besides its bytes.
@@ -214,18 +214,15 @@ pub(super) fn recover(store: &dyn LogStore, cache_bytes_max: usize) -> Result<Vi
 
 impl View {
     pub(super) fn recover_entry(&mut self, entry: Entry, bytes_len: usize) -> Result<(), StoreError> {
-        let wire = entry_to_wire(&entry).map_err(|error| StoreError::Corrupt(error.to_string()))?;
-        let chain = wire.chain(self.last.and_then(|tip| tip.chain).unwrap_or_default());
+        let id = log_id_to_wire(&entry.id);
+        let chain = chain_of(&entry, self.last.and_then(|tip| tip.chain).unwrap_or_default());
         if entry.chain != Some(chain) {
             return Err(StoreError::Corrupt(format!(
                 "entry {}: its chain does not follow",
-                wire.id.index
+                id.index
             )));
         }
-        let tip = Tip {
-            id: wire.id,
-            chain: Some(chain),
-        };
+        let tip = Tip { id, chain: Some(chain) };
         let cached = Arc::new(Cached {
             entry,
             bytes_len,
@@ -233,7 +230,7 @@ impl View {
         });
         self.last = Some(tip);
         self.cache_bytes += bytes_len + CACHE_OVERHEAD_BYTES;
-        self.cache.insert(wire.id.index, cached);
+        self.cache.insert(id.index, cached);
         self.evict();
         Ok(())
     }
