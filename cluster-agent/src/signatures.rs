@@ -7,6 +7,8 @@
 //! * A bad signature is not remembered: whoever sends it pays for the check.
 //! * Memory is bounded: a signature takes the place of another one, a busy key that of the one that was idle longest.
 
+#![allow(clippy::disallowed_types, reason = "looked up by signature and never iterated")]
+
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     hash::{BuildHasherDefault, Hasher},
@@ -63,7 +65,6 @@ struct Good {
 }
 
 #[derive(Default)]
-#[allow(clippy::disallowed_types, reason = "never iterated")]
 struct Remembered {
     good: HashMap<Signature, Good, BuildHasherDefault<FirstBytes>>,
     /// Oldest first.

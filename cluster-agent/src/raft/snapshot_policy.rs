@@ -1,9 +1,9 @@
 //! When a snapshot is due, and how much log is kept below one.
 //!
 //! # Rules
-//! * A snapshot is due after a number of entries or of bytes since the last, whichever comes first; but not
-//!   before as much was written to the log as the last one has. So what is written for snapshots stays
-//!   within what is written to the log itself.
+//! * A snapshot is due after a number of entries or of bytes since the last, whichever comes first; but if
+//!   the last one has more than 4 MiB, not before as much was written to the log. So what is written for
+//!   snapshots stays within what is written to the log itself.
 //! * Of a large one, 32 MiB or a quarter of it are enough, whichever is more: a restart applies the log again.
 //! * Below a snapshot the log keeps a number of entries, and of those no more than a number of bytes.
 //!
@@ -18,6 +18,8 @@ use common::{
     ids::LogIndex,
 };
 
+/// A snapshot up to this size delays nothing.
+const SMALL_BYTES: u64 = 4 * 1024 * 1024;
 /// From this much log on, a quarter of the last snapshot is enough for the next one.
 const LARGE_BYTES: u64 = 32 * 1024 * 1024;
 /// Distance of two marks in the log.
@@ -95,7 +97,8 @@ impl SnapshotPolicy {
 
     pub fn is_due(&self) -> bool {
         let is_reached = self.entries_since >= self.bounds.entries || self.bytes_since >= self.bounds.bytes;
-        let is_worth = self.bytes_since >= self.last_bytes.min(LARGE_BYTES.max(self.last_bytes / 4));
+        let is_worth = self.last_bytes <= SMALL_BYTES
+            || self.bytes_since >= self.last_bytes.min(LARGE_BYTES.max(self.last_bytes / 4));
         is_reached && is_worth && !self.is_building && !bug::active(Bug::LogNeverPurged)
     }
 
@@ -159,7 +162,7 @@ mod tests {
                 policy.is_due()
             })
         };
-        assert_eq!(due_after(10), Some(4), "a small one delays nothing");
+        assert_eq!(due_after(4_000_000), Some(4), "a small one delays nothing");
         assert_eq!(due_after(20_000_000), Some(80));
         assert_eq!(due_after(100_000_000), Some(135), "32 MiB");
         assert_eq!(due_after(400_000_000), Some(400));
