@@ -8,7 +8,7 @@
 //! * Upon a position asked for at `t0` and applied now: the cluster's state here is fresh as of `t0`.
 //! * Upon a block that executed a batch of the own cluster closed above a position asked for at `t0`:
 //!   the global view is fresh as of `t0`. The same if it holds an entry signed here after `t0`.
-//! * Ages grow with the own clock times `(1 + rho)`. After a start everything is unknown.
+//! * Ages grow with the own clock divided by `1 - rho`. After a start everything is unknown.
 //! * Upon word that the quorum is lost: `read_only` at once, and until a position that was asked for
 //!   afterwards comes (`catching_up`) and is applied. Ages do not change with it.
 //! * The mode also changes when evidence merely ages; the instant of the next such change is known.
@@ -115,9 +115,14 @@ impl Freshness {
         self.global_fresh_as_of_us = self.global_fresh_as_of_us.max(Some(t0_us));
     }
 
+    /// What the slowest clock shows of a second, in microseconds.
+    fn shown_ppm(&self) -> u128 {
+        u128::from(1_000_000_u32.saturating_sub(self.drift_ppm).max(1))
+    }
+
     fn age_us(&self, as_of_us: Option<u64>, now_us: u64) -> Option<u64> {
         let age = u128::from(now_us.saturating_sub(as_of_us?));
-        let grown = age + (age * u128::from(self.drift_ppm)).div_ceil(1_000_000);
+        let grown = (age * 1_000_000).div_ceil(self.shown_ppm());
         Some(u64::try_from(grown).unwrap_or(u64::MAX))
     }
 
@@ -186,8 +191,7 @@ impl Freshness {
 
     /// The first instant at which what is fresh as of `as_of_us` is older than `age_us_max`.
     fn lapses_us(&self, as_of_us: Option<u64>, age_us_max: u64) -> Option<u64> {
-        let million = 1_000_000u128;
-        let longest = u128::from(age_us_max) * million / (million + u128::from(self.drift_ppm));
+        let longest = u128::from(age_us_max) * self.shown_ppm() / 1_000_000;
         let longest = u64::try_from(longest).unwrap_or(u64::MAX);
         Some(as_of_us?.saturating_add(longest).saturating_add(1))
     }

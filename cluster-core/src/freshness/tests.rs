@@ -2,14 +2,13 @@ use proptest::prelude::*;
 
 use super::*;
 
+const LIMITS: FreshnessLimits = FreshnessLimits {
+    quorum_age_us_max: 1_000_000,
+    global_age_us_max: 3_000_000,
+};
+
 fn freshness() -> Freshness {
-    Freshness::new(
-        500,
-        FreshnessLimits {
-            quorum_age_us_max: 1_000_000,
-            global_age_us_max: 3_000_000,
-        },
-    )
+    Freshness::new(500, LIMITS)
 }
 
 #[test]
@@ -28,9 +27,20 @@ fn age_counts_from_the_question_and_grows_by_drift() {
     assert_eq!(f.staleness_us(1_100_000), None, "not applied yet");
     assert_eq!((f.mode(1_100_000), f.behind()), (Mode::CatchingUp, 7));
     f.applied(LogIndex(7));
-    assert_eq!(f.staleness_us(2_000_000), Some(1_000_500));
+    assert_eq!(f.staleness_us(2_000_000), Some(1_000_501));
     assert_eq!(f.mode(1_500_000), Mode::Island);
     assert_eq!(f.mode(2_000_000), Mode::ReadOnly, "no answer for longer than the limit");
+}
+
+#[test]
+fn age_on_the_slowest_clock_is_not_below_the_truth_however_slow_that_is() {
+    // Of ten hours such clocks show 18 s less than all, and three quarters.
+    for (drift_ppm, shown_us) in [(500, 35_982_000_000), (250_000, 27_000_000_000)] {
+        let mut f = Freshness::new(drift_ppm, LIMITS);
+        f.answered(0, LogIndex(7));
+        f.applied(LogIndex(7));
+        assert_eq!(f.staleness_us(shown_us), Some(36_000_000_000));
+    }
 }
 
 #[test]
@@ -44,11 +54,11 @@ fn global_view_is_fresh_only_through_a_batch_closed_above_the_position() {
     f.own_batch_final(LogIndex(9));
     assert_eq!(
         f.global_age_us(1_300_000),
-        Some(300_150),
+        Some(300_151),
         "only the first question is below the cut"
     );
     f.own_entry_final(1_250_000);
-    assert_eq!(f.global_age_us(1_300_000), Some(50_025));
+    assert_eq!(f.global_age_us(1_300_000), Some(50_026));
     assert_eq!(f.mode(1_300_000), Mode::Normal);
 }
 
@@ -60,7 +70,7 @@ fn lost_quorum_is_read_only_at_once_and_until_a_later_position_is_applied() {
     f.answered(1_400_000, LogIndex(8));
     f.quorum_lost(1_500_000);
     assert_eq!(f.mode(1_500_000), Mode::ReadOnly);
-    assert_eq!(f.staleness_us(1_500_000), Some(500_250), "ages do not change with it");
+    assert_eq!(f.staleness_us(1_500_000), Some(500_251), "ages do not change with it");
     f.applied(LogIndex(8));
     assert_eq!(f.mode(1_600_000), Mode::ReadOnly, "asked for before the loss");
     f.answered(1_700_000, LogIndex(12));
