@@ -95,8 +95,8 @@ bugs! {
     NullifyAfterFinalize = "nullify-after-finalize",
     /// Proposers carry wrong roots, and nobody compares them.
     WrongRoots = "wrong-roots",
-    /// Nothing is proposed at the depth cap.
-    SilentAtDepthCap = "silent-at-depth-cap",
+    /// A validator that is far behind does not ask for what became final without it.
+    SyncNotAsked = "sync-not-asked",
     /// No block and no batch is fetched.
     NoFetch = "no-fetch",
     /// Validators send nothing twice.

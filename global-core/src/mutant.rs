@@ -34,9 +34,6 @@ macro_rules! is_seeded {
     (NullifyAfterFinalize) => {
         common::bug::active(common::bug::Bug::NullifyAfterFinalize)
     };
-    (SilentAtDepthCap) => {
-        common::bug::active(common::bug::Bug::SilentAtDepthCap)
-    };
     (NoFetch) => {
         common::bug::active(common::bug::Bug::NoFetch)
     };

@@ -288,6 +288,8 @@ impl World {
         self.nemesis.heal(&mut self.fleet, healed_us);
         self.fleet.supervise().await;
         self.fleet.witness.see(&Observation::Healed);
+        // Heights count from here, for the checker too.
+        self.fleet.witness.see(&self.health());
         let first = self.lowest_height();
         loop {
             if !self.tick().await {

@@ -69,8 +69,6 @@ pub enum Kind {
     Lossy,
     /// Every link carries 16 kB a second and has eight times the delay; `who` does not count.
     Thin,
-    /// Every link takes 150 to 190 ms, which is more than the fleet is made for; `who` does not count.
-    Slow,
 }
 
 /// One fault of a scenario.
@@ -274,14 +272,6 @@ impl Scripted {
                     ..usual
                 };
                 (Family::Quality, Box::new(Quality::new("thin", conditions)))
-            }
-            Kind::Slow => {
-                let conditions = LinkConditions {
-                    delay_us_min: 150_000,
-                    delay_us_max: 190_000,
-                    ..usual
-                };
-                (Family::Quality, Box::new(Quality::new("slow", conditions)))
             }
         }
     }

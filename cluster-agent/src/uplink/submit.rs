@@ -283,7 +283,7 @@ impl Shell {
     /// A validator lacks batches before `seq`: it gets those that are certified here.
     async fn fill_gap(&self, next: BatchSeq, seq: BatchSeq, device: DeviceId) {
         let missing = (next.0..seq.0).map(BatchSeq).take(IN_FLIGHT_MAX);
-        for seq in missing {
+        for seq in missing.filter(|_| !bug::active(Bug::BatchNotResubmitted)) {
             let batch = self
                 .machine
                 .with(|state| lock(&self.collector).certified(&state.queue, seq));

@@ -20,11 +20,11 @@ pub enum Stage {
     Crashes,
     /// One cluster of 3 on links that lose, delay and double.
     BadLinks,
-    /// Little and long work in a cluster of 5, whose members are cut off one after the other.
+    /// Little and long work in a cluster of 5, whose members are cut off one after the other, each for longer than a lease.
     Leases,
-    /// The same on clocks that gain and lose a tenth.
+    /// The same on clocks that gain and lose up to a quarter.
     Drift,
-    /// One cluster of 3 with small snapshots, whose processes are killed.
+    /// One cluster of 3 with small snapshots, whose leaders are killed one after the other.
     Snapshots,
     /// Many writes and a small outbox, cut off from the validators for a long time.
     FullOutbox,
@@ -36,8 +36,10 @@ pub enum Stage {
     Island,
     /// Validators that do not reach each other for a while.
     Apart,
-    /// Links that are slower than the fleet is made for, for a while.
-    SlowLinks,
+    /// One validator is down while the others finalize more than can be walked back block by block.
+    Absence,
+    /// One cluster of 3 on links that hold some frames up, so that later ones overtake them.
+    Jitter,
 }
 
 fn weather(every_ms: u64, lasts_ms: (u64, u64), only: Option<Family>) -> Weather {
@@ -51,7 +53,7 @@ fn weather(every_ms: u64, lasts_ms: (u64, u64), only: Option<Family>) -> Weather
 
 impl Stage {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Storm,
         Self::Cuts,
         Self::Crashes,
@@ -64,7 +66,8 @@ impl Stage {
         Self::Stations,
         Self::Island,
         Self::Apart,
-        Self::SlowLinks,
+        Self::Absence,
+        Self::Jitter,
     ];
 
     /// Its name in commands and tables.
@@ -83,7 +86,8 @@ impl Stage {
             Self::Stations => "stations",
             Self::Island => "island",
             Self::Apart => "apart",
-            Self::SlowLinks => "slow-links",
+            Self::Absence => "absence",
+            Self::Jitter => "jitter",
         }
     }
 
@@ -106,15 +110,27 @@ impl Stage {
         plan.weather = match self {
             Self::Storm => weather(2_500, (300, 6_000), None),
             Self::Cuts | Self::Stations => weather(2_500, (1_000, 6_000), Some(Family::Partition)),
-            Self::Crashes | Self::Snapshots => weather(2_000, (300, 3_000), Some(Family::Process)),
+            Self::Crashes => weather(2_000, (300, 3_000), Some(Family::Process)),
             Self::BadLinks => weather(2_000, (1_000, 5_000), Some(Family::Quality)),
             Self::FullOutbox => weather(3_000, (8_000, 15_000), Some(Family::Partition)),
-            Self::Rush | Self::Leases | Self::Drift | Self::Island | Self::Apart | Self::SlowLinks => {
-                weather(0, (1_000, 1_000), None)
-            }
+            Self::Rush
+            | Self::Snapshots
+            | Self::Leases
+            | Self::Drift
+            | Self::Island
+            | Self::Apart
+            | Self::Absence
+            | Self::Jitter => weather(0, (1_000, 1_000), None),
         };
         match self {
-            Self::Storm | Self::Crashes | Self::Island | Self::Apart | Self::SlowLinks => {}
+            Self::Storm | Self::Crashes | Self::Island | Self::Apart => {}
+            Self::Absence => plan.lasts = Duration::from_secs(36),
+            Self::Jitter => {
+                plan.conditions.links.spike_ppm = 30_000;
+                plan.conditions.links.spike_us = 300_000;
+                plan.load.write_every = Duration::from_millis(40);
+                plan.load.read_every = Duration::from_millis(20);
+            }
             Self::BadLinks => plan.load.read_every = Duration::from_millis(40),
             Self::Cuts => {
                 plan.population.agents = 5;
@@ -123,11 +139,15 @@ impl Stage {
             Self::Leases | Self::Drift => {
                 // Fewer tasks than vehicles: whatever is free is claimed at once.
                 plan.population.agents = 5;
-                plan.load.write_every = Duration::from_millis(2_500);
-                plan.load.work_max = Duration::from_secs(16);
-                plan.lasts = Duration::from_secs(50);
+                plan.load.write_every = Duration::from_secs(7);
+                plan.load.work_max = Duration::from_secs(40);
+                plan.lasts = Duration::from_secs(140);
+                plan.load.look_us = (20_000, 80_000);
             }
-            Self::Snapshots => plan.conditions.snapshot_entries = (60, 20),
+            Self::Snapshots => {
+                plan.conditions.snapshot_entries = (60, 20);
+                plan.lasts = Duration::from_secs(28);
+            }
             Self::FullOutbox => {
                 plan.load.write_every = Duration::from_millis(30);
                 plan.conditions.outbox_bytes_max = Some(24_000);
@@ -141,7 +161,7 @@ impl Stage {
             Self::Stations => plan.population.clusters = 2,
         }
         if self == Self::Drift {
-            plan.conditions.drift_ppm_max = 100_000;
+            plan.conditions.drift_ppm_max = 250_000;
         }
         plan
     }
@@ -156,14 +176,19 @@ impl Stage {
             who: vec![who.to_owned()],
         };
         match self {
-            Self::Leases | Self::Drift => vec![
-                fault(6_000, 12_000, Kind::Isolate, "c1-2"),
-                fault(20_000, 12_000, Kind::Isolate, "c1-3"),
-                fault(34_000, 12_000, Kind::Isolate, "c1-4"),
-            ],
+            // Each in its turn, for longer than a lease.
+            Self::Leases | Self::Drift => (0..12)
+                .map(|turn| {
+                    let who = format!("c1-{}", turn % 5 + 1);
+                    fault(6_000 + turn * 11_000, 9_500, Kind::Isolate, &who)
+                })
+                .collect(),
             Self::Island => vec![fault(4_000, 8_000, Kind::FromValidators, "c1")],
             Self::Apart => vec![fault(4_000, 10_000, Kind::InPieces, "validators")],
-            Self::SlowLinks => vec![fault(3_000, 16_000, Kind::Slow, "all")],
+            Self::Absence => vec![fault(2_000, 33_000, Kind::Crash, "v4")],
+            Self::Snapshots => (0..8)
+                .map(|turn| fault(3_000 + turn * 3_000, 1_200, Kind::Crash, "leader c1"))
+                .collect(),
             _ => Vec::new(),
         }
     }

@@ -75,9 +75,12 @@ impl Operator {
         let mut open = 0;
         let every_us = u64::try_from(every.as_micros()).unwrap_or(u64::MAX);
         let done = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
-        while !self.desk.journal().is_over {
+        loop {
             let pause_us = self.random.between(every_us / 2, every_us * 3 / 2);
             tokio::time::sleep(Duration::from_micros(pause_us)).await;
+            if self.desk.journal().is_over {
+                return;
+            }
             if open - done.load(std::sync::atomic::Ordering::Relaxed) >= OPEN_MAX {
                 continue;
             }
