@@ -2,7 +2,10 @@
 //!
 //! `sim run --seed S` runs one fleet and prints what it came to; the same seed gives the same trace hash.
 //! `sim soak --seeds A..B` runs many, and prints each that broke something with the command that shows it.
+//! `sim shrink` leaves out of a failing run what it does not need, `sim replay` runs what is left, `sim report` draws a run.
 //! `sim mutants` breaks rules on purpose and shows which checker notices.
+
+mod tools;
 
 use std::{
     path::{Path, PathBuf},
@@ -75,6 +78,45 @@ enum Command {
         #[arg(short, long, value_enum, default_value_t = Output::Table)]
         output: Output,
     },
+    /// Leaves out the faults, enemies and time that a violation does not need; exit 1 when there is a violation.
+    Shrink {
+        /// The run that breaks something.
+        #[arg(long)]
+        seed: u64,
+        #[command(flatten)]
+        shape: Shape,
+        /// Runs that may be tried.
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        tries_max: u32,
+        /// Where the smallest schedule is written; default: `shrunk-SEED.toml`.
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
+    /// Runs a schedule that `shrink` wrote; exit 1 when an invariant broke.
+    Replay {
+        /// The file.
+        file: PathBuf,
+        /// How the result is printed.
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+    /// Runs one fleet and writes one page that shows it, for a browser without a network; exit 1 when an invariant broke.
+    Report {
+        /// Determines the run.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        #[command(flatten)]
+        shape: Shape,
+        /// A story from configs/scenarios, instead of drawn faults.
+        #[arg(long, conflicts_with_all = ["population", "secs", "fault_every"])]
+        scenario: Option<PathBuf>,
+        /// A schedule that `shrink` wrote, instead of drawn faults.
+        #[arg(long, conflicts_with_all = ["population", "secs", "fault_every", "scenario"])]
+        schedule: Option<PathBuf>,
+        /// Where the page is written.
+        #[arg(long, default_value = "report.html")]
+        out: PathBuf,
+    },
     /// Runs many seeds; exit 1 when an invariant broke in any.
     Soak {
         /// First seed and the one behind the last, as in 0..200.
@@ -110,6 +152,8 @@ enum Size {
     Small,
     /// 50 clusters of 10 agents and 7 validators: for scale.
     Fleet,
+    /// 2 clusters of 3 agents and 4 validators, some of all in an enemy's hands: for attacks.
+    Byzantine,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -146,6 +190,7 @@ impl Shape {
         let mut plan = match self.population {
             Size::Small => Plan::small(seed),
             Size::Fleet => Plan::fleet(seed),
+            Size::Byzantine => Plan::byzantine(seed),
         };
         if let Some(secs) = self.secs {
             plan.lasts = Duration::from_secs(secs);
@@ -161,6 +206,7 @@ impl Shape {
         let population = match self.population {
             Size::Small => "",
             Size::Fleet => " --population fleet",
+            Size::Byzantine => " --population byzantine",
         };
         let option = |name: &str, value: Option<u64>| value.map_or(String::new(), |value| format!(" --{name} {value}"));
         let (secs, every) = (option("secs", self.secs), option("fault-every", self.fault_every));
@@ -219,6 +265,20 @@ pub fn main() -> ExitCode {
             jobs,
             output,
         } => return judge_checkers(sample, bug.as_deref(), seeds_max, jobs, output),
+        Command::Shrink {
+            seed,
+            shape,
+            tries_max,
+            out,
+        } => return tools::shrink(shape, seed, tries_max, out),
+        Command::Replay { file, output } => return tools::replay(&file, output),
+        Command::Report {
+            seed,
+            shape,
+            scenario,
+            schedule,
+            out,
+        } => return tools::report(shape, seed, scenario, schedule, &out),
         Command::Run {
             seed, shape, output, ..
         } => run_one(output, &shape.command(seed), || run(shape.plan(seed))),
@@ -422,6 +482,11 @@ fn as_json(report: &Report, wall: Duration) -> Value {
         .iter()
         .map(|violation| json!({ "checker": violation.checker, "at_ms": violation.at_ms, "what": violation.what }))
         .collect();
+    let enemies: Vec<Value> = report
+        .enemies
+        .iter()
+        .map(|enemy| json!({ "who": enemy.who, "actor": enemy.actor.word(), "deeds": enemy.deeds }))
+        .collect();
     let population = report.plan.population;
     json!({
         "seed": report.plan.seed,
@@ -442,6 +507,7 @@ fn as_json(report: &Report, wall: Duration) -> Value {
         "nodes": population.nodes(),
         "messages": report.counts.of(Event::Delivered),
         "faults": faults,
+        "enemies": enemies,
         "tasks_acked": report.tasks_acked,
         "tasks_final": report.tasks_final,
         "completed": report.completed,
@@ -479,6 +545,9 @@ fn print_table(report: &Report, wall: Duration) {
         report.retries, report.linearizable_reads, report.no_quorum
     );
     println!("height        {}", report.height);
+    for enemy in &report.enemies {
+        println!("{:<13} {enemy}", "enemy");
+    }
     for family in Family::ALL {
         let of_family = report.faults.iter().filter(|fault| fault.family == family);
         for fault in of_family {

@@ -5,6 +5,8 @@
 //! * A process that ends by itself is killed and started again after a while, as a supervisor would. It
 //!   may end only when its disk was in trouble; everything else is a finding.
 
+mod enemies;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
@@ -33,9 +35,12 @@ use common::{
 use futures::FutureExt;
 use global_validator::{Door as ValidatorDoor, Ports as ValidatorPorts, Setup, Validator, exit::Stop};
 
+use enemies::Placed;
+
 use crate::{
+    byzantine::{Enemy, twins},
     ports::{
-        Direction, DiskTiming, DiskTrouble, LinkConditions, RecordPool, SimClock, SimDisk, SimLog, SimNetwork,
+        Direction, DiskTiming, DiskTrouble, Host, LinkConditions, RecordPool, SimClock, SimDisk, SimLog, SimNetwork,
         SimSnapshots,
     },
     random::Stream,
@@ -97,10 +102,12 @@ pub const DRIFT_PPM: u32 = 500;
 
 /// What a process runs on.
 struct Machine {
+    id: ProcessId,
     idx: NodeIdx,
     device: DeviceId,
     /// Of an agent.
     cluster: Option<ClusterId>,
+    host: Host,
     disk: SimDisk,
     clock: SimClock,
     process: Option<Process>,
@@ -191,6 +198,9 @@ pub struct SimFleet {
     sides: BTreeMap<String, bool>,
     /// Clusters in which something was cut, opened, started or killed since their sides were looked at.
     sides_changed: BTreeSet<ClusterId>,
+    placed: Vec<Placed>,
+    /// Enemies that wait for a leader.
+    waiting: Vec<Enemy>,
 }
 
 /// The timing of a development fleet, for links of up to 100 ms and clocks that drift by up to `drift_ppm`.
@@ -227,6 +237,8 @@ fn exit_codes(trouble: DiskTrouble) -> &'static [u8] {
     }
 }
 
+/// Exit code of a member that its own cluster contradicts.
+const EXIT_CONTRADICTED: u8 = 70;
 /// Time after which a process that ended by itself is started again.
 const RESTART_US: u64 = 1_000_000;
 
@@ -269,6 +281,8 @@ impl SimFleet {
             cuts: BTreeMap::new(),
             sides: BTreeMap::new(),
             sides_changed: BTreeSet::new(),
+            placed: Vec::new(),
+            waiting: Vec::new(),
         };
         let mut pools: BTreeMap<ClusterId, RecordPool> = BTreeMap::new();
         for member in sim.fleet.registry.members() {
@@ -309,9 +323,11 @@ impl SimFleet {
             // Machines booted at different times.
             let clock = SimClock::new(sim.trace.clone(), u64::from(member.idx.0 + 1) * 60_000_000, drift_ppm);
             let machine = Machine {
+                id: ProcessId(member.idx.0),
                 idx: member.idx,
                 device: member.id,
                 cluster: member.cluster,
+                host: Host::First,
                 disk,
                 clock,
                 process: None,
@@ -330,10 +346,19 @@ impl SimFleet {
         self.agents.keys().cloned().collect()
     }
 
-    /// Names of all validators.
+    /// Names of all validators; the second of twins is not counted.
     #[must_use]
     pub fn validator_names(&self) -> Vec<String> {
-        self.validators.keys().cloned().collect()
+        let is_first = |name: &&String| self.machine(name).host == Host::First;
+        self.validators.keys().filter(is_first).cloned().collect()
+    }
+
+    /// Names of the validators that are in nobody's hands.
+    #[must_use]
+    pub fn honest_validators(&self) -> Vec<String> {
+        let mut names = self.validator_names();
+        names.retain(|name| self.placed.iter().all(|enemy| enemy.who != *name));
+        names
     }
 
     /// Names of the agents of each cluster.
@@ -387,7 +412,7 @@ impl SimFleet {
     /// The number of a process.
     #[must_use]
     pub fn id(&self, name: &str) -> ProcessId {
-        ProcessId(self.machine(name).idx.0)
+        self.machine(name).id
     }
 
     /// The clocks of a machine.
@@ -471,7 +496,7 @@ impl SimFleet {
             } else {
                 self.start_validator(&name).await
             };
-            let is_in_trouble = !self.machine(&name).may_end.is_empty();
+            let is_in_trouble = !self.machine(&name).may_end.is_empty() || self.witness.suspects().has_process(&name);
             if let Err(reason) = started {
                 if !is_in_trouble {
                     self.witness
@@ -485,16 +510,25 @@ impl SimFleet {
 
     /// Ends processes that cannot go on, and tells the witness of those that had no reason.
     fn look_after_all(&mut self, now_us: u64) {
+        let suspects = self.witness.suspects();
         let mut ended = Vec::new();
         for (name, machine) in &self.machines {
             let Some(process) = &machine.process else { continue };
+            if suspects.has_process(name) {
+                // Whoever holds it starts it again.
+                if process.panicked().is_some() || self.ending(name).is_some() {
+                    ended.push(name.clone());
+                }
+                continue;
+            }
             if let Some(panic) = process.panicked() {
                 self.witness.violate("no-panic", format!("{name} panicked: {panic}"));
             }
             let Some((code, reason)) = self.ending(name) else {
                 continue;
             };
-            if !machine.may_end.contains(&code) {
+            let is_misled = code == EXIT_CONTRADICTED && suspects.has_mate(name);
+            if !machine.may_end.contains(&code) && !is_misled {
                 self.witness.violate(
                     "restarts",
                     format!("{name} ended by itself with exit code {code}: {reason}"),
@@ -559,10 +593,13 @@ impl SimFleet {
                 return Err(error.to_string());
             }
         };
-        self.network.connect(device, process.clone(), Arc::new(door));
+        self.network
+            .connect(device, Host::First, process.clone(), Arc::new(door));
         self.trace.record(Event::Started, idx.0, idx.0, name.as_bytes());
         let crash = self.machine(name).crash_at_apply.clone();
-        self.witness.watch_agent(&process, &agent, name, idx, crash);
+        if !self.witness.suspects().has_process(name) {
+            self.witness.watch_agent(&process, &agent, name, idx, crash);
+        }
         let open = OpenDoor {
             process: process.clone(),
             agent: agent.clone(),
@@ -581,9 +618,10 @@ impl SimFleet {
     async fn start_validator(&mut self, name: &str) -> Result<(), String> {
         let process = self.life(name);
         let machine = self.machine(name);
-        let (idx, device) = (machine.idx, machine.device);
+        let (id, idx, device, host) = (machine.id, machine.idx, machine.device, machine.host);
+        let label = name.trim_end_matches(twins::SUFFIX);
         let ports = ValidatorPorts {
-            transport: self.network.transport(device),
+            transport: self.network.transport_of(device, host),
             clock: Arc::new(machine.clock.clone()),
             spawner: Arc::new(process.clone()),
             entropy: Arc::new(process.clone()),
@@ -591,8 +629,8 @@ impl SimFleet {
         };
         let setup = Setup {
             genesis: Arc::new(self.fleet.genesis.clone()),
-            label: Label::new(name).expect("names of a test fleet are labels"),
-            consensus_key: self.fleet.consensus_key(name),
+            label: Label::new(label).expect("names of a test fleet are labels"),
+            consensus_key: self.fleet.consensus_key(label),
             clone_watch: Duration::from_millis(500),
         };
         let door = ValidatorDoor::new();
@@ -604,9 +642,11 @@ impl SimFleet {
                 return Err(stop.to_string());
             }
         };
-        self.network.connect(device, process.clone(), Arc::new(door));
-        self.trace.record(Event::Started, idx.0, idx.0, name.as_bytes());
-        self.witness.watch_validator(&process, &validator, name, idx);
+        self.network.connect(device, host, process.clone(), Arc::new(door));
+        self.trace.record(Event::Started, id.0, id.0, name.as_bytes());
+        if !self.witness.suspects().has_process(name) {
+            self.witness.watch_validator(&process, &validator, name, idx);
+        }
         self.validators.insert(name.to_owned(), Some(validator));
         self.machine_mut(name).process = Some(process);
         self.sides_changed = (0..self.population.clusters).map(ClusterId).collect();
@@ -618,7 +658,7 @@ impl SimFleet {
         let seed = self.seeds.next_u64();
         let machine = self.machine_mut(name);
         machine.may_end = exit_codes(machine.disk.trouble());
-        Process::new(ProcessId(machine.idx.0), seed)
+        Process::new(machine.id, seed)
     }
 
     /// Kills a process as kill -9 would, and keeps it down until `until_us`; its disk keeps what was
@@ -626,7 +666,8 @@ impl SimFleet {
     pub fn kill(&mut self, name: &str, until_us: u64) -> bool {
         let machine = self.machine_mut(name);
         machine.down_until_us = machine.down_until_us.max(until_us);
-        let (process, disk, device) = (machine.process.take(), machine.disk.clone(), machine.device);
+        let (process, disk) = (machine.process.take(), machine.disk.clone());
+        let (device, host) = (machine.device, machine.host);
         let cluster = machine.cluster;
         let Some(process) = process else { return false };
         process.kill();
@@ -638,7 +679,7 @@ impl SimFleet {
         } else {
             self.validators.insert(name.to_owned(), None);
         }
-        self.network.disconnect(&device);
+        self.network.disconnect(&device, host);
         let id = process.id().0;
         self.trace.record(Event::Killed, id, id, name.as_bytes());
         self.sides_changed.extend(cluster);

@@ -3,7 +3,9 @@
 //! * [`run`]: one run of a plan, and what it came to.
 //! * [`fleet`]: which processes run, and how they are started, killed and paused.
 //! * [`faults`]: cuts, bad links, bad disks, wrong clocks, crashes, pauses.
+//! * [`byzantine`]: processes in an enemy's hands.
 //! * [`scenario`]: faults as a story, from a file.
+//! * [`schedule`]: a run as a file, and the smallest one that still fails. [`page`], [`timeline`]: a run for people.
 //! * [`workload`]: what the fleet is asked to do, and what it acknowledged.
 //! * [`witness`]: hears what happens and asks the [`checkers`], one for each invariant.
 //! * [`runtime`]: tokio's current-thread runtime with paused time, under openraft's `AsyncRuntime`.
@@ -21,6 +23,7 @@
     allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::disallowed_macros)
 )]
 
+pub mod byzantine;
 pub mod checkers;
 pub mod cli;
 pub mod faults;
@@ -28,11 +31,14 @@ pub mod fleet;
 pub mod guard_disk;
 mod machine;
 pub mod mutants;
+pub mod page;
 pub mod ports;
 pub mod random;
 pub mod run;
 pub mod runtime;
 pub mod scenario;
+pub mod schedule;
+pub mod timeline;
 pub mod trace;
 pub mod witness;
 pub mod workload;

@@ -17,6 +17,12 @@ impl Stream {
         Self(mix(seed ^ mix(purpose)))
     }
 
+    /// Where it stands: [`Stream::new`] of this goes on in the same way.
+    #[must_use]
+    pub fn state(&self) -> u64 {
+        self.0
+    }
+
     /// The next number.
     pub fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);

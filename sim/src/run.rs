@@ -12,6 +12,7 @@ use std::{
 };
 
 use cluster_agent::raft::{LinkProfile, RaftConfig};
+use cluster_core::queue::ClusterQueue;
 use common::{
     codec::{decode, encode},
     ids::{ClusterId, Digest, Height, TaskId},
@@ -25,12 +26,15 @@ use common::{
 use transport::ports::Transport;
 
 use crate::{
-    checkers::{self, Observation, SETTLE_US},
-    faults::{Injected, Nemesis, Weather},
+    byzantine::{Enemies, EnemyReport},
+    checkers::{self, Checker, Observation, SETTLE_US},
+    faults::{Injected, Nemesis, Strike, Weather},
     fleet::{Conditions, DRIFT_PPM, Population, SimFleet},
     ports::{DiskTiming, LinkConditions},
     random::Stream,
     scenario::{Scenario, Scripted},
+    schedule::Schedule,
+    timeline::{Sample, Timeline},
     trace::{Counts, Trace, Volume},
     witness::{Violation, Witness},
     workload::{self, Desk, Load},
@@ -53,6 +57,8 @@ pub struct Plan {
     pub lasts: Duration,
     /// Only the checker of this name judges; `None`: all do.
     pub judge: Option<&'static str>,
+    /// Processes in an enemy's hands.
+    pub enemies: Enemies,
 }
 
 /// Delays of 2 to 20 ms, a little loss.
@@ -112,6 +118,25 @@ impl Plan {
             },
             lasts: Duration::from_secs(40),
             judge: None,
+            enemies: Enemies::default(),
+        }
+    }
+
+    /// The population for enemies: 2 clusters of 3 agents and 4 validators, one of these in an enemy's
+    /// hands, and in half of the seeds the leader of a cluster as well; faults beside them.
+    #[must_use]
+    pub fn byzantine(seed: u64) -> Self {
+        let small = Self::small(seed);
+        let population = Population {
+            clusters: 2,
+            agents: 3,
+            validators: 4,
+        };
+        Self {
+            population,
+            lasts: Duration::from_secs(20),
+            enemies: Enemies::draw(seed, population),
+            ..small
         }
     }
 
@@ -158,6 +183,10 @@ pub struct Report {
     pub virtual_ms: u64,
     /// Faults, in the order of their ends.
     pub faults: Vec<Injected>,
+    /// Those that were drawn, as they are replayed.
+    pub strikes: Vec<Strike>,
+    /// What enemies did.
+    pub enemies: Vec<EnemyReport>,
     /// Tasks whose submission was acknowledged.
     pub tasks_acked: u64,
     /// Of these, final on every validator.
@@ -174,8 +203,23 @@ pub struct Report {
     pub height: Height,
     /// How each process stood at the end, a line each.
     pub processes: Vec<String>,
+    /// How it looked second by second, if it was filmed.
+    pub timeline: Timeline,
     /// What broke, if anything did.
     pub violation: Option<Violation>,
+}
+
+/// Beside a plan: what happens when, and who looks on.
+#[derive(Default)]
+pub struct Staging<'a> {
+    /// Faults that were drawn before, in the place of new ones.
+    pub replayed: Option<Vec<Strike>>,
+    /// Faults of a scenario.
+    pub script: &'a [Scripted],
+    /// Checkers beside [`checkers::all`].
+    pub checkers: Vec<Box<dyn Checker>>,
+    /// Whether [`Report::timeline`] is kept.
+    pub is_filmed: bool,
 }
 
 /// Runs `plan` to its end.
@@ -184,7 +228,7 @@ pub struct Report {
 /// If a rule of the simulator itself is broken.
 #[must_use]
 pub fn run(plan: Plan) -> Report {
-    run_with(plan, &[])
+    run_staged(plan, Staging::default())
 }
 
 /// Runs a scenario with the chance of `seed`.
@@ -202,6 +246,32 @@ pub fn run_scenario(scenario: &Scenario, seed: u64) -> Report {
 /// As [`run`].
 #[must_use]
 pub fn run_with(plan: Plan, script: &[Scripted]) -> Report {
+    let staging = Staging {
+        script,
+        ..Staging::default()
+    };
+    run_staged(plan, staging)
+}
+
+/// Runs a schedule: equal to the run that it was taken from, if nothing was left out.
+///
+/// # Panics
+/// As [`run`].
+#[must_use]
+pub fn run_schedule(schedule: &Schedule) -> Report {
+    let staging = Staging {
+        replayed: Some(schedule.strikes.clone()),
+        ..Staging::default()
+    };
+    run_staged(schedule.plan(), staging)
+}
+
+/// Runs `plan` with these faults and checkers.
+///
+/// # Panics
+/// As [`run`].
+#[must_use]
+pub fn run_staged(plan: Plan, staging: Staging<'_>) -> Report {
     // All machines of the run check the same signatures and blocks.
     let _recall = Recall::begin();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -209,7 +279,7 @@ pub fn run_with(plan: Plan, script: &[Scripted]) -> Report {
         .start_paused(true)
         .build()
         .expect("a runtime with a timer only needs memory");
-    runtime.block_on(simulate(plan, script))
+    runtime.block_on(simulate(plan, staging))
 }
 
 /// Between two looks at processes and faults.
@@ -229,21 +299,31 @@ struct World {
     fleet: SimFleet,
     desk: Desk,
     nemesis: Nemesis,
+    timeline: Option<Timeline>,
     ticks: u64,
 }
 
-async fn simulate(plan: Plan, script: &[Scripted]) -> Report {
+async fn simulate(plan: Plan, mut staging: Staging<'_>) -> Report {
     let trace = Trace::begin();
+    let extra = std::mem::take(&mut staging.checkers);
     let make = |fleet: &common::testing::Fleet| {
         let genesis = Arc::new(fleet.genesis.clone());
         let set = ValidatorSet::from_genesis(&genesis);
-        Witness::new(trace.clone(), set, checkers::all(&genesis)).only(plan.judge)
+        let mut checkers = checkers::all(&genesis);
+        checkers.extend(extra);
+        Witness::new(trace.clone(), set, checkers).only(plan.judge)
     };
     let mut fleet = SimFleet::new(plan.seed, plan.population, plan.conditions, trace.clone(), make);
+    fleet.hack(plan.enemies);
     fleet.supervise().await;
     let desk = workload::start(&fleet, plan.load, plan.seed);
     let mut world = World {
-        nemesis: Nemesis::new(plan.seed, plan.weather).with_script(script),
+        nemesis: match staging.replayed {
+            Some(strikes) => Nemesis::replaying(strikes),
+            None => Nemesis::new(plan.seed, plan.weather),
+        }
+        .with_script(staging.script),
+        timeline: staging.is_filmed.then(Timeline::default),
         plan,
         trace,
         fleet,
@@ -264,9 +344,11 @@ impl World {
         self.ticks += 1;
         let now_us = self.trace.now_us();
         self.nemesis.step(&mut self.fleet, now_us);
+        self.fleet.step_enemies(now_us);
         self.fleet.supervise().await;
         if self.ticks.is_multiple_of(TICKS_PER_INSPECTION) {
             self.inspect();
+            self.film();
         }
         self.fleet.witness.violation().is_none()
     }
@@ -334,8 +416,49 @@ impl World {
         }
     }
 
+    /// Adds a sample to the timeline, if there is one.
+    fn film(&mut self) {
+        let Some(mut timeline) = self.timeline.take() else {
+            return;
+        };
+        let at_ms = self.trace.now_us() / 1_000;
+        let acknowledged = self.desk.journal().acknowledged.len() as u64;
+        let clusters = self.fleet.clusters();
+        let leader = |members: &Vec<String>| {
+            let name = self.fleet.leader(members)?;
+            let term = self.fleet.agent(&name)?.status().context.term.0;
+            Some((name, term))
+        };
+        let most = |members: &Vec<String>, of: fn(&ClusterQueue) -> u64| {
+            let agents = members.iter().filter_map(|name| self.fleet.agent(name));
+            agents
+                .map(|agent| agent.machine().with(|state| of(&state.queue)))
+                .max()
+                .unwrap_or(0)
+        };
+        let honest = self.fleet.honest_validators();
+        let highest = honest.iter().filter_map(|name| self.fleet.validator(name));
+        let highest = highest.map(|validator| validator.executed().get().queue.height()).max();
+        let sample = Sample {
+            at_ms,
+            leaders: clusters.iter().map(leader).collect(),
+            open_tasks: clusters
+                .iter()
+                .map(|members| most(members, |queue| queue.open_tasks()))
+                .collect(),
+            outbox_bytes: clusters
+                .iter()
+                .map(|members| most(members, |queue| queue.batcher().pending_bytes()))
+                .collect(),
+            finality_lag_ms: timeline.lag_ms(at_ms, acknowledged, self.tasks_final()),
+            heights: (self.lowest_height(), highest.unwrap_or_default()),
+        };
+        timeline.samples.push(sample);
+        self.timeline = Some(timeline);
+    }
+
     fn lowest_height(&self) -> Height {
-        let names = self.fleet.validator_names();
+        let names = self.fleet.honest_validators();
         let heights = names.iter().map(|name| {
             let validator = self.fleet.validator(name);
             validator.map_or(Height(0), |validator| validator.executed().get().queue.height())
@@ -346,7 +469,9 @@ impl World {
     fn health(&self) -> Observation {
         let mut leaderless = Vec::new();
         let mut outbox_bytes = 0;
-        for (number, members) in (0..).zip(self.fleet.clusters()) {
+        let suspects = self.fleet.witness.suspects();
+        let clusters = (0..).zip(self.fleet.clusters());
+        for (number, members) in clusters.filter(|(number, _)| !suspects.has_cluster(ClusterId(*number))) {
             let leader = self.fleet.leader(&members);
             let leader = leader.and_then(|name| Some(self.fleet.agent(&name)?.status().raft));
             let follows = |name: &String| {
@@ -379,7 +504,7 @@ impl World {
 
     /// Acknowledged tasks that every validator's final state has.
     fn tasks_final(&self) -> u64 {
-        let names = self.fleet.validator_names();
+        let names = self.fleet.honest_validators();
         let states: Vec<_> = names
             .iter()
             .map(|name| Some(self.fleet.validator(name)?.executed().get().queue.clone()))
@@ -435,7 +560,10 @@ impl World {
 
     async fn ask_for_proof(&self, task: TaskId) {
         let operator = self.fleet.network.transport(self.fleet.fleet.id("op1"));
-        let validator = self.fleet.fleet.id("v1");
+        let honest = self.fleet.honest_validators();
+        let Some(validator) = honest.first().map(|name| self.fleet.fleet.id(name)) else {
+            return;
+        };
         let body = encode(&OpRequest::Prove { task }).into();
         let asked = operator
             .call(validator, FrameKind::Operate, body, Duration::from_secs(30))
@@ -519,6 +647,8 @@ impl World {
             applies: self.fleet.witness.applies(),
             virtual_ms: self.trace.now_us() / 1_000,
             faults: self.nemesis.injected().to_vec(),
+            strikes: self.nemesis.drawn().to_vec(),
+            enemies: self.fleet.enemies(),
             tasks_acked: journal.acknowledged.len() as u64,
             tasks_final,
             completed: journal.completed,
@@ -527,6 +657,7 @@ impl World {
             no_quorum: journal.no_quorum,
             height,
             processes,
+            timeline: self.timeline.unwrap_or_default(),
             violation: self.fleet.witness.violation(),
         }
     }

@@ -8,9 +8,10 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use cluster_agent::raft::LinkProfile;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
+    byzantine::{ActorKind, Enemies, Enemy, Post},
     faults::{
         Family, Fault,
         clock::Clock,
@@ -87,6 +88,16 @@ pub struct Scripted {
     pub who: Vec<String>,
 }
 
+/// One process in an enemy's hands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScriptedEnemy {
+    /// A validator (`v2`), a member (`c1-3`), or `leader c1`.
+    pub who: String,
+    /// What is done with it.
+    pub actor: ActorKind,
+}
+
 /// A story.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -109,6 +120,9 @@ pub struct Scenario {
     /// Between two writes through one cluster.
     #[serde(default = "write_every_ms")]
     pub write_every_ms: u64,
+    /// Processes in an enemy's hands, from the beginning; leaders from the third second on.
+    #[serde(default, rename = "enemy")]
+    pub enemies: Vec<ScriptedEnemy>,
     /// Ascending by `at_ms`.
     #[serde(default, rename = "fault")]
     pub faults: Vec<Scripted>,
@@ -151,6 +165,7 @@ impl Scenario {
         if !(1..=86_400).contains(&self.secs) || !(1..=60_000).contains(&self.write_every_ms) {
             return Err("secs must be 1 to 86400 and write_every_ms 1 to 60000".into());
         }
+        self.enemies()?.check(self.population())?;
         if self
             .faults
             .iter()
@@ -166,6 +181,28 @@ impl Scenario {
             self.check_word(word).map_err(|why| format!("who \"{word}\" {why}"))?;
         }
         Ok(())
+    }
+
+    fn population(&self) -> Population {
+        Population {
+            clusters: self.clusters,
+            agents: self.agents,
+            validators: self.validators,
+        }
+    }
+
+    fn enemies(&self) -> Result<Enemies, String> {
+        let read = |enemy: &ScriptedEnemy| {
+            let post = Post::parse(&enemy.who);
+            let post = post.ok_or_else(|| format!("who \"{}\" cannot be an enemy", enemy.who))?;
+            let actor = enemy.actor;
+            Ok(Enemy { post, actor })
+        };
+        let enemies = self.enemies.iter().map(read).collect::<Result<Vec<_>, String>>()?;
+        if enemies.len() > Enemies::MAX {
+            return Err(format!("{} enemies, at most {}", enemies.len(), Enemies::MAX));
+        }
+        Ok(Enemies::of(&enemies))
     }
 
     fn check_word(&self, word: &str) -> Result<(), &'static str> {
@@ -193,11 +230,8 @@ impl Scenario {
             Plan::fleet(seed)
         };
         plan.conditions.profile = self.profile;
-        plan.population = Population {
-            clusters: self.clusters,
-            agents: self.agents,
-            validators: self.validators,
-        };
+        plan.population = self.population();
+        plan.enemies = self.enemies().expect("it was checked when it was read");
         plan.lasts = Duration::from_secs(self.secs);
         plan.load.write_every = Duration::from_millis(self.write_every_ms);
         plan.weather.every_us = 0;
@@ -339,13 +373,13 @@ mod tests {
             let scenario = Scenario::from_toml(&std::fs::read_to_string(&path).unwrap());
             let scenario = scenario.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
             assert!(
-                !scenario.faults.is_empty() && scenario.story.len() > 40,
+                !(scenario.faults.is_empty() && scenario.enemies.is_empty()) && scenario.story.len() > 40,
                 "{}",
                 path.display()
             );
             let ends_ms = scenario.faults.iter().map(|fault| fault.at_ms + fault.lasts_ms).max();
             assert!(
-                ends_ms <= Some(scenario.secs * 1_000),
+                ends_ms.unwrap_or(0) <= scenario.secs * 1_000,
                 "{}: healed before its end",
                 path.display()
             );

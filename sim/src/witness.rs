@@ -23,6 +23,7 @@ use common::{
 use global_validator::{Validator, batch_store::BatchStore};
 
 use crate::{
+    byzantine::suspects::Suspects,
     checkers::{Checker, LogTail, Observation},
     fleet::CrashSwitch,
     guard_disk::GuardDisks,
@@ -53,6 +54,7 @@ struct Inner {
     set: ValidatorSet,
     checkers: Vec<Box<dyn Checker>>,
     violation: Option<Violation>,
+    suspects: Suspects,
     logs: BTreeMap<ClusterId, Vec<(String, SimLog)>>,
     /// Batches whose entries were told already.
     closed: BTreeMap<(ClusterId, BatchSeq), Digest>,
@@ -94,6 +96,7 @@ impl Witness {
             set,
             checkers,
             violation: None,
+            suspects: Suspects::default(),
             logs: BTreeMap::new(),
             closed: BTreeMap::new(),
             executed: Height(0),
@@ -123,6 +126,23 @@ impl Witness {
         self
     }
 
+    /// Another witness of the same run, who asks nobody: for clients whom nothing was promised.
+    #[must_use]
+    pub fn blind(&self) -> Self {
+        Self::new(self.trace.clone(), self.lock().set.clone(), Vec::new())
+    }
+
+    /// Who is held to nothing, or to less.
+    #[must_use]
+    pub fn suspects(&self) -> Suspects {
+        self.lock().suspects.clone()
+    }
+
+    /// Makes more of them known.
+    pub fn suspect(&self, add: impl FnOnce(&mut Suspects)) {
+        add(&mut self.lock().suspects);
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -140,7 +160,9 @@ impl Witness {
         if inner.violation.is_some() {
             return;
         }
-        for checker in &mut inner.checkers {
+        let Inner { checkers, suspects, .. } = &mut *inner;
+        let judging = (checkers.iter_mut()).filter(|checker| suspects.judges(checker.name(), seen));
+        for checker in judging {
             if let Err(what) = checker.observe(now_us, seen) {
                 let checker = checker.name();
                 inner.violation = Some(Violation {

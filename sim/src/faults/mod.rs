@@ -20,6 +20,8 @@ pub mod quality;
 
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{fleet::SimFleet, random::Stream, scenario::Scripted};
 
 /// One fault, from its beginning to its end.
@@ -38,7 +40,8 @@ pub trait Fault: Send {
 }
 
 /// Sort of fault, for counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Family {
     /// Cuts.
     Partition,
@@ -105,6 +108,40 @@ pub struct Weather {
     pub only: Option<Family>,
 }
 
+/// One drawn fault, as it was: the same chance in the same state of the fleet makes the same fault.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Strike {
+    /// From 1, in the order of the beginnings.
+    pub number: u64,
+    /// Sort.
+    pub family: Family,
+    /// When it begins, virtual microseconds.
+    pub at_us: u64,
+    /// How long it lasts.
+    pub lasts_us: u64,
+    /// Where the stream of chance stood, in hexadecimal.
+    #[serde(with = "hexadecimal")]
+    pub chance: u64,
+    /// For the reader: what it was.
+    #[serde(default)]
+    pub what: String,
+}
+
+/// Numbers above those that TOML has.
+mod hexadecimal {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(number: &u64, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&format!("{number:016x}"))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+        let text = String::deserialize(from)?;
+        u64::from_str_radix(&text, 16).map_err(D::Error::custom)
+    }
+}
+
 struct Active {
     family: Family,
     fault: Box<dyn Fault>,
@@ -119,6 +156,10 @@ pub struct Nemesis {
     next_us: u64,
     begun: u64,
     script: VecDeque<Scripted>,
+    /// Faults that were drawn in another run.
+    replayed: VecDeque<Strike>,
+    /// Faults that were drawn in this one.
+    drawn: Vec<Strike>,
     active: Vec<Active>,
     injected: Vec<Injected>,
 }
@@ -139,8 +180,25 @@ impl Nemesis {
             next_us,
             begun: 0,
             script: VecDeque::new(),
+            replayed: VecDeque::new(),
+            drawn: Vec::new(),
             active: Vec::new(),
             injected: Vec::new(),
+        }
+    }
+
+    /// These faults, ascending by their times, and no others.
+    #[must_use]
+    pub fn replaying(strikes: Vec<Strike>) -> Self {
+        let calm = Weather {
+            every_us: 0,
+            lasts_us: (0, 0),
+            at_once_max: 0,
+            only: None,
+        };
+        Self {
+            replayed: strikes.into(),
+            ..Self::new(0, calm)
         }
     }
 
@@ -178,6 +236,10 @@ impl Nemesis {
             active.fault.step(fleet, now_us);
         }
         self.follow_script(fleet, now_us);
+        while let Some(strike) = self.replayed.pop_front_if(|next| next.at_us <= now_us) {
+            let fault = draw(&strike, fleet, &mut Stream::new(strike.chance));
+            self.begin(fleet, strike.family, fault, now_us, now_us + strike.lasts_us);
+        }
         if now_us < self.next_us {
             return;
         }
@@ -198,17 +260,20 @@ impl Nemesis {
         if is_alone && self.active.iter().any(|active| active.family == family) {
             return;
         }
-        let random = &mut self.random;
-        let fault = match family {
-            Family::Partition => partition::draw(self.begun, fleet, random),
-            Family::Quality => quality::draw(fleet, random),
-            Family::Disk => disk::draw(fleet, random),
-            Family::Clock => clock::draw(fleet, random),
-            Family::Process => process::draw(fleet, random),
+        let mut strike = Strike {
+            number: self.begun,
+            family,
+            at_us: now_us,
+            lasts_us: 0,
+            chance: self.random.state(),
+            what: String::new(),
         };
+        let fault = draw(&strike, fleet, &mut self.random);
         let (shortest_us, longest_us) = self.weather.lasts_us;
-        let until_us = now_us + self.random.between(shortest_us, longest_us);
-        self.begin(fleet, family, fault, now_us, until_us);
+        strike.lasts_us = self.random.between(shortest_us, longest_us);
+        strike.what = fault.describe();
+        self.begin(fleet, family, fault, now_us, now_us + strike.lasts_us);
+        self.drawn.push(strike);
     }
 
     fn end_due(&mut self, fleet: &mut SimFleet, now_us: u64, is_due: impl Fn(&Active) -> bool) {
@@ -233,14 +298,32 @@ impl Nemesis {
     pub fn heal(&mut self, fleet: &mut SimFleet, now_us: u64) {
         self.next_us = u64::MAX;
         self.script.clear();
+        self.replayed.clear();
         self.end_due(fleet, now_us, |_| true);
         fleet.let_all_start();
+    }
+
+    /// What was drawn, in the order of the beginnings.
+    #[must_use]
+    pub fn drawn(&self) -> &[Strike] {
+        &self.drawn
     }
 
     /// What was injected and has ended, in the order of their ends.
     #[must_use]
     pub fn injected(&self) -> &[Injected] {
         &self.injected
+    }
+}
+
+/// Whom a fault hits and how.
+fn draw(strike: &Strike, fleet: &SimFleet, random: &mut Stream) -> Box<dyn Fault> {
+    match strike.family {
+        Family::Partition => partition::draw(strike.number, fleet, random),
+        Family::Quality => quality::draw(fleet, random),
+        Family::Disk => disk::draw(fleet, random),
+        Family::Clock => clock::draw(fleet, random),
+        Family::Process => process::draw(fleet, random),
     }
 }
 

@@ -78,10 +78,15 @@ enum Write {
     Rewrite(String, Vec<Vec<u8>>),
 }
 
+/// Small files and journals.
+type Contents = (BTreeMap<String, Vec<u8>>, BTreeMap<String, Vec<(u64, Vec<u8>)>>);
+
 #[derive(Default)]
 struct Files {
     small: BTreeMap<String, Vec<u8>>,
     journals: BTreeMap<String, Vec<(u64, Vec<u8>)>>,
+    /// A copy of both, as somebody made it once.
+    backup: Option<Contents>,
     /// Begun and not yet synced, by number.
     in_flight: BTreeMap<u64, Write>,
     writes: u64,
@@ -184,6 +189,23 @@ impl SimDisk {
         for write in std::mem::take(&mut files.in_flight).into_values() {
             files.tear(write, &mut self.random());
         }
+    }
+
+    /// Copies what is synced.
+    pub fn back_up(&self) {
+        let mut files = self.files();
+        files.backup = Some((files.small.clone(), files.journals.clone()));
+    }
+
+    /// Puts the last copy in the place of everything. False if there is none.
+    pub fn restore(&self) -> bool {
+        let mut files = self.files();
+        let Some((small, journals)) = files.backup.clone() else {
+            return false;
+        };
+        (files.small, files.journals) = (small, journals);
+        files.in_flight.clear();
+        true
     }
 
     /// A number of the disk's own stream.

@@ -9,8 +9,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::wire::frame::{
-    ANSWER_KIND, FRAME_HEADER_BYTES, FrameKind, REFUSAL_KIND, Refusal, read_answer_header, read_request_header,
+use common::{
+    ids::{DeviceId, NodeIdx},
+    wire::frame::{
+        ANSWER_KIND, FRAME_HEADER_BYTES, FrameKind, REFUSAL_KIND, Refusal, read_answer_header, read_request_header,
+    },
 };
 use futures::{FutureExt as _, future::BoxFuture};
 use tokio::{
@@ -22,6 +25,7 @@ use transport::ports::{CallError, Lane, LaneReceiver, LaneSender};
 use super::{
     links::Direction,
     network::{SimNetwork, framed},
+    twins::Host,
 };
 use crate::trace::Event;
 
@@ -36,14 +40,17 @@ pub(super) struct Way {
     direction: Direction,
     kind: FrameKind,
     is_request: bool,
+    /// Whose tap sees the requests, and whom they are for.
+    opener: Option<(DeviceId, Host, NodeIdx)>,
 }
 
 impl Way {
-    pub(super) fn requests(direction: Direction, kind: FrameKind) -> Self {
+    pub(super) fn requests(direction: Direction, kind: FrameKind, opener: (DeviceId, Host, NodeIdx)) -> Self {
         Self {
             direction,
             kind,
             is_request: true,
+            opener: Some(opener),
         }
     }
 
@@ -52,6 +59,7 @@ impl Way {
             direction,
             kind,
             is_request: false,
+            opener: None,
         }
     }
 
@@ -144,6 +152,13 @@ impl Sender {
 
 impl LaneSender for Sender {
     fn send(&mut self, body: Bytes) -> BoxFuture<'_, Result<(), CallError>> {
+        let body = match &self.way.opener {
+            None => Some(body),
+            Some((from, host, to)) => self.network.tapped_lane(from, *host, *to, self.way.kind, body),
+        };
+        let Some(body) = body else {
+            return futures::future::ready(Ok(())).boxed();
+        };
         let frame = framed(self.way.byte(), &body);
         // Checks the cap as the real receiver does.
         assert!(self.way.read(&frame));

@@ -6,9 +6,13 @@ mod lane;
 mod links;
 mod network;
 mod raft_log;
+mod tap;
+mod twins;
 
 pub use clock::SimClock;
 pub use disk::{DiskTiming, DiskTrouble, SimDisk};
 pub use links::{Direction, Fate, LinkConditions, Links};
-pub use network::{Listener, SimNetwork, SimTransport};
+pub use network::{Listener, SharedTap, SimNetwork, SimTransport};
 pub use raft_log::{Kept, RecordPool, SimLog, SimSnapshots};
+pub use tap::{Leaves, Sending, Tap};
+pub use twins::{Host, Sides};

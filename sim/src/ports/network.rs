@@ -11,6 +11,7 @@
 //! * Frames of a lane keep their order: one that is lost is sent again later, and those behind it wait. A cut
 //!   silences the lane for good: whoever waits for an answer gives it up.
 //! * A doubled request is handled twice, and its second answer goes nowhere.
+//! * A process in an enemy's hands has a tap ([`super::tap`]); an identity on two hosts has sides ([`super::twins`]).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +23,7 @@ use bytes::Bytes;
 use common::{
     ids::{DeviceId, NodeIdx},
     wire::frame::{
-        ANSWER_KIND, FrameKind, Hello, Protocol, REFUSAL_KIND, Refusal, frame_header, read_answer_header,
+        ANSWER_KIND, FrameKind, Hello, Protocol, REFUSAL_KIND, Refusal, RefusalCode, frame_header, read_answer_header,
         read_request_header,
     },
 };
@@ -31,6 +32,8 @@ use transport::ports::{BoxFuture, CallError, Lane, Peer, Service, Transport};
 use super::{
     lane::{self, Way},
     links::{Direction, Fate, IDLE_US, LinkConditions, Links},
+    tap::{Leaves, Sending, Tap},
+    twins::{Host, Sides},
 };
 use crate::{
     runtime::{Process, ProcessId},
@@ -39,6 +42,8 @@ use crate::{
 
 /// A lost packet of a stream is noticed after three round trips, and not before this.
 const RETRANSMISSION_US_MIN: u64 = 10_000;
+/// What a tap sends besides is given up after this time.
+const BESIDES_DEADLINE: Duration = Duration::from_secs(5);
 /// More losses of one frame silence its lane.
 const RETRANSMISSIONS_MAX: usize = 5;
 
@@ -47,13 +52,74 @@ struct Running {
     service: Arc<dyn Service>,
 }
 
-struct Known {
+/// One host of an identity.
+struct Place {
     id: ProcessId,
-    idx: NodeIdx,
-    hello: Hello,
     running: Option<Running>,
     /// When the last life ended.
     down_since_us: Option<u64>,
+    tap: Option<SharedTap>,
+}
+
+impl Place {
+    fn new(id: ProcessId) -> Self {
+        Self {
+            id,
+            running: None,
+            down_since_us: None,
+            tap: None,
+        }
+    }
+}
+
+struct Known {
+    idx: NodeIdx,
+    hello: Hello,
+    first: Place,
+    /// A second host with the same key.
+    twin: Option<(Sides, Place)>,
+}
+
+impl Known {
+    fn place(&self, host: Host) -> &Place {
+        match (&self.twin, host) {
+            (Some((_, second)), Host::Second) => second,
+            _ => &self.first,
+        }
+    }
+
+    fn place_mut(&mut self, host: Host) -> &mut Place {
+        match (&mut self.twin, host) {
+            (Some((_, second)), Host::Second) => second,
+            _ => &mut self.first,
+        }
+    }
+
+    /// Which hosts hear `other`.
+    fn hosts(&self, other: NodeIdx, now_us: u64) -> (Host, Option<Host>) {
+        match &self.twin {
+            Some((sides, _)) => sides.of(other, now_us),
+            None => (Host::First, None),
+        }
+    }
+}
+
+/// A tap that the network and whoever set it share.
+pub type SharedTap = Arc<Mutex<dyn Tap>>;
+
+/// Where a frame comes from and where it goes.
+#[derive(Clone, Copy)]
+struct Ends {
+    from: DeviceId,
+    from_idx: NodeIdx,
+    to: DeviceId,
+    to_idx: NodeIdx,
+    direction: Direction,
+    host: Host,
+    /// Also to this host.
+    also: Option<Host>,
+    /// False between twins' sides.
+    is_reached: bool,
 }
 
 /// Told of every request that leaves a device, before anything happens to it.
@@ -98,48 +164,68 @@ impl SimNetwork {
 
     /// Makes a device known under the identity that peers are told; the network vouches for it as TLS would.
     pub fn enroll(&self, id: ProcessId, idx: NodeIdx, hello: Hello) {
-        self.lock().known.insert(
-            hello.device,
-            Known {
-                id,
-                idx,
-                hello,
-                running: None,
-                down_since_us: None,
-            },
-        );
+        let known = Known {
+            idx,
+            first: Place::new(id),
+            twin: None,
+            hello,
+        };
+        self.lock().known.insert(known.hello.device, known);
     }
 
-    /// The transport of an enrolled device.
+    /// Makes a second host of an enrolled device known, as the process `id`.
+    pub fn enroll_twin(&self, device: &DeviceId, id: ProcessId, sides: Sides) {
+        if let Some(known) = self.lock().known.get_mut(device) {
+            known.twin = Some((sides, Place::new(id)));
+        }
+    }
+
+    /// Puts a tap between a host of `device` and its links.
+    pub fn set_tap(&self, device: &DeviceId, host: Host, tap: SharedTap) {
+        if let Some(known) = self.lock().known.get_mut(device) {
+            known.place_mut(host).tap = Some(tap);
+        }
+    }
+
+    /// The transport of an enrolled device that runs on one host.
     #[must_use]
     pub fn transport(&self, device: DeviceId) -> Arc<SimTransport> {
+        self.transport_of(device, Host::First)
+    }
+
+    /// The transport of a host of an enrolled device.
+    #[must_use]
+    pub fn transport_of(&self, device: DeviceId, host: Host) -> Arc<SimTransport> {
         Arc::new(SimTransport {
             network: self.clone(),
             device,
+            host,
         })
     }
 
-    /// Connects a life of an enrolled device.
+    /// Connects a life of a host of an enrolled device.
     ///
     /// # Panics
     /// If it is not enrolled.
-    pub fn connect(&self, device: DeviceId, process: Process, service: Arc<dyn Service>) {
+    pub fn connect(&self, device: DeviceId, host: Host, process: Process, service: Arc<dyn Service>) {
         let mut state = self.lock();
         let known = state
             .known
             .get_mut(&device)
             .expect("devices are enrolled before they connect");
-        known.running = Some(Running { process, service });
-        known.down_since_us = None;
+        let place = known.place_mut(host);
+        place.running = Some(Running { process, service });
+        place.down_since_us = None;
     }
 
-    /// Cuts a device off: its life is over.
-    pub fn disconnect(&self, device: &DeviceId) {
+    /// Cuts a host of a device off: its life is over.
+    pub fn disconnect(&self, device: &DeviceId, host: Host) {
         let now_us = self.trace.now_us();
-        if let Some(known) = self.lock().known.get_mut(device)
-            && known.running.take().is_some()
-        {
-            known.down_since_us = Some(now_us);
+        if let Some(known) = self.lock().known.get_mut(device) {
+            let place = known.place_mut(host);
+            if place.running.take().is_some() {
+                place.down_since_us = Some(now_us);
+            }
         }
     }
 
@@ -166,8 +252,82 @@ impl SimNetwork {
         self.lock().links.is_open(a.0, b.0)
     }
 
-    fn id_of(&self, device: &DeviceId) -> u32 {
-        self.lock().known.get(device).map_or(u32::MAX, |known| known.id.0)
+    /// The ends of a frame that a host of `from` sends to `to` now. `None` if one of them is not enrolled.
+    fn ends(&self, from: &DeviceId, host: Host, to: &DeviceId) -> Option<Ends> {
+        let now_us = self.trace.now_us();
+        let state = self.lock();
+        let (near, far) = (state.known.get(from)?, state.known.get(to)?);
+        let (far_host, also) = far.hosts(near.idx, now_us);
+        let sides = near.twin.as_ref();
+        Some(Ends {
+            from: *from,
+            from_idx: near.idx,
+            to: *to,
+            to_idx: far.idx,
+            direction: (near.place(host).id.0, far.place(far_host).id.0),
+            host: far_host,
+            also,
+            is_reached: sides.is_none_or(|(sides, _)| sides.reaches(host, far.idx, now_us)),
+        })
+    }
+
+    fn is_tapped(&self, device: &DeviceId) -> bool {
+        let state = self.lock();
+        state.known.get(device).is_some_and(|known| known.first.tap.is_some())
+    }
+
+    /// Asks the tap of a host, if it has one, and sends what it wants sent besides.
+    fn tapped<T>(&self, device: &DeviceId, host: Host, ask: impl FnOnce(&mut dyn Tap, u64) -> T) -> Option<T> {
+        let now_us = self.trace.now_us();
+        let (tap, process) = {
+            let state = self.lock();
+            let place = state.known.get(device)?.place(host);
+            (place.tap.clone()?, place.running.as_ref()?.process.clone())
+        };
+        let (told, besides) = {
+            let mut tap = tap.lock().unwrap_or_else(PoisonError::into_inner);
+            let told = ask(&mut *tap, now_us);
+            (told, tap.besides())
+        };
+        for sending in besides {
+            self.send_besides(device, host, &process, sending);
+        }
+        Some(told)
+    }
+
+    fn send_besides(&self, device: &DeviceId, host: Host, process: &Process, sending: Sending) {
+        let is_one = |known: &&Known| known.idx == sending.to;
+        let to = self.lock().known.values().find(is_one).map(|known| known.hello.device);
+        let Some(to) = to.filter(|to| to != device && sending.body.len() <= sending.kind.request_bytes_max()) else {
+            return;
+        };
+        let (network, from) = (self.clone(), *device);
+        drop(process.spawn(async move {
+            tokio::time::sleep(Duration::from_micros(sending.after_us)).await;
+            if network.has_connection(&from, &to)
+                && let Some(ends) = network.ends(&from, host, &to)
+            {
+                let exchange = SimTransport::exchange(network, ends, sending.kind, sending.body);
+                // What it is told is of no matter.
+                let _ = tokio::time::timeout(BESIDES_DEADLINE, exchange).await;
+            }
+        }));
+    }
+
+    /// What a frame of a lane becomes on its way out. `None` if it is held back.
+    pub(super) fn tapped_lane(
+        &self,
+        from: &DeviceId,
+        host: Host,
+        to: NodeIdx,
+        kind: FrameKind,
+        body: Bytes,
+    ) -> Option<Bytes> {
+        match self.tapped(from, host, |tap, now_us| tap.sends(now_us, to, kind, &body)) {
+            None | Some(Leaves::Late(_)) => Some(body),
+            Some(Leaves::As(other)) => Some(other),
+            Some(Leaves::Never) => None,
+        }
     }
 
     /// One way over a link. `None` if the frame was lost; inside, when it arrives once more, from now.
@@ -221,6 +381,8 @@ impl SimNetwork {
         let (Some(near), Some(far)) = (state.known.get(a), state.known.get(b)) else {
             return false;
         };
+        let (host, _) = far.hosts(near.idx, now_us);
+        let (near, far) = (&near.first, far.place(host));
         let silent = state.links.silent_since_us(near.id.0, far.id.0);
         let is_started = far.running.is_some() || far.down_since_us.is_some();
         let silent_us = silent.into_iter().chain(far.down_since_us).min();
@@ -234,17 +396,12 @@ impl SimNetwork {
     }
 
     /// The peer as the receiver sees it, and the receiver's life, if it is up.
-    fn receiver(
-        &self,
-        from: &DeviceId,
-        to: &DeviceId,
-        protocol: Protocol,
-    ) -> Option<(Peer, Process, Arc<dyn Service>)> {
+    fn receiver(&self, ends: &Ends, host: Host, protocol: Protocol) -> Option<(Peer, Process, Arc<dyn Service>)> {
         let state = self.lock();
-        let sender = state.known.get(from)?;
-        let running = state.known.get(to)?.running.as_ref()?;
+        let sender = state.known.get(&ends.from)?;
+        let running = state.known.get(&ends.to)?.place(host).running.as_ref()?;
         let peer = Peer {
-            device: *from,
+            device: ends.from,
             idx: sender.idx,
             protocol,
             hello: sender.hello.clone(),
@@ -253,25 +410,38 @@ impl SimNetwork {
     }
 }
 
-/// The network as one device sees it.
+/// The network as one host of a device sees it.
 pub struct SimTransport {
     network: SimNetwork,
     device: DeviceId,
+    host: Host,
 }
 
 impl SimTransport {
-    async fn exchange(network: SimNetwork, from: DeviceId, to: DeviceId, kind: FrameKind, body: Bytes) -> Exchange {
-        let (from_id, to_id) = (network.id_of(&from), network.id_of(&to));
+    async fn exchange(network: SimNetwork, ends: Ends, kind: FrameKind, body: Bytes) -> Exchange {
+        let (from_id, to_id) = ends.direction;
         let request = framed(kind.byte(), &body);
+        if !ends.is_reached {
+            network.trace.record(Event::Dropped, from_id, to_id, &request);
+            return Exchange::Silence;
+        }
         let Some(again) = network.cross((from_id, to_id), &request, true).await else {
             return Exchange::Silence;
         };
-        let Some((peer, process, service)) = network.receiver(&from, &to, kind.protocol()) else {
+        let receiver = network.receiver(&ends, ends.host, kind.protocol());
+        let Some((peer, process, service)) = receiver else {
             network.trace.record(Event::Dropped, from_id, to_id, &request);
             return Exchange::Silence;
         };
         network.trace.record(Event::Delivered, from_id, to_id, &request);
         let request: Arc<[u8]> = request.into();
+        if let Some(also) = ends.also {
+            network.deliver_also(&ends, also, kind, &request);
+        }
+        let hears = |tap: &mut dyn Tap, now_us| tap.hears(now_us, ends.from_idx, kind, &body);
+        if network.tapped(&ends.to, ends.host, hears) == Some(false) {
+            return Exchange::Answer(framed(ANSWER_KIND, &[]));
+        }
         if let Some(later) = again {
             let second = handle(service.clone(), peer.clone(), kind, request.clone());
             let (trace, copy) = (network.trace.clone(), request.clone());
@@ -282,18 +452,78 @@ impl SimTransport {
                 let _ = second.await;
             }));
         }
-        let handled = process.spawn(handle(service, peer, kind, request));
-        let answer = match handled.await {
-            Ok(Ok(body)) => framed(ANSWER_KIND, &body),
-            Ok(Err(refusal)) => framed(REFUSAL_KIND, &common::codec::encode(&refusal)),
-            // The receiver was killed while it worked, or panicked, which its process remembers.
-            Err(_) => return Exchange::Silence,
+        // The receiver was killed while it worked, or panicked, which its process remembers.
+        let Ok(handled) = process.spawn(handle(service, peer, kind, request)).await else {
+            return Exchange::Silence;
+        };
+        let answer = match network.tapped_answer(&ends, kind, &body, handled) {
+            Ok(body) => framed(ANSWER_KIND, &body),
+            Err(refusal) => framed(REFUSAL_KIND, &common::codec::encode(&refusal)),
         };
         if network.cross((to_id, from_id), &answer, false).await.is_none() {
             return Exchange::Silence;
         }
         network.trace.record(Event::Delivered, to_id, from_id, &answer);
         Exchange::Answer(answer)
+    }
+
+    /// What leaves in the place of a request. `Err` is what the process is told of one that is held back.
+    async fn outgoing(
+        network: &SimNetwork,
+        ends: &Ends,
+        host: Host,
+        kind: FrameKind,
+        body: Bytes,
+    ) -> Result<Bytes, Result<Bytes, CallError>> {
+        let sends = |tap: &mut dyn Tap, now_us| tap.sends(now_us, ends.to_idx, kind, &body);
+        match network.tapped(&ends.from, host, sends) {
+            None => Ok(body),
+            Some(Leaves::As(other)) => Ok(other),
+            Some(Leaves::Late(after_us)) => {
+                tokio::time::sleep(Duration::from_micros(after_us)).await;
+                Ok(body)
+            }
+            Some(Leaves::Never) if has_empty_answer(kind) => Err(Ok(Bytes::new())),
+            Some(Leaves::Never) => Err(Err(CallError::Broken("held back".into()))),
+        }
+    }
+}
+
+/// Whether a request of this kind only tells something.
+fn has_empty_answer(kind: FrameKind) -> bool {
+    matches!(
+        kind,
+        FrameKind::Proposal | FrameKind::Vote | FrameKind::Certificate | FrameKind::BatchNotice | FrameKind::Attest
+    )
+}
+
+impl SimNetwork {
+    /// Hands a request to the other twin as well; what that one answers goes to nobody.
+    fn deliver_also(&self, ends: &Ends, host: Host, kind: FrameKind, request: &Arc<[u8]>) {
+        let Some((peer, process, service)) = self.receiver(ends, host, kind.protocol()) else {
+            return;
+        };
+        let (_, body) = split(request);
+        let hears = |tap: &mut dyn Tap, now_us| tap.hears(now_us, ends.from_idx, kind, body);
+        if self.tapped(&ends.to, host, hears) != Some(false) {
+            drop(process.spawn(handle(service, peer, kind, request.clone())));
+        }
+    }
+
+    fn tapped_answer(
+        &self,
+        ends: &Ends,
+        kind: FrameKind,
+        request: &[u8],
+        answer: Result<Bytes, Refusal>,
+    ) -> Result<Bytes, Refusal> {
+        let honest = answer.clone();
+        let answers = |tap: &mut dyn Tap, now_us| tap.answers(now_us, ends.from_idx, kind, request, answer);
+        let told = self.tapped(&ends.to, ends.host, answers).unwrap_or(honest);
+        match told {
+            Ok(body) if body.len() > kind.answer_bytes_max() => Err(Refusal::new(RefusalCode::Busy, "too long")),
+            told => told,
+        }
     }
 }
 
@@ -323,18 +553,25 @@ impl Transport for SimTransport {
             "{kind:?} of {} bytes is above its cap",
             body.len()
         );
-        let (network, from) = (self.network.clone(), self.device);
+        let (network, from, host) = (self.network.clone(), self.device, self.host);
         let listener = network.lock().listener.clone();
-        if let Some(listener) = listener {
+        // What an enemy signs is nobody's promise.
+        if let Some(listener) = listener.filter(|_| !network.is_tapped(&from)) {
             listener(from, kind, &body);
         }
         Box::pin(async move {
-            if !network.has_connection(&from, &to) {
+            let ends = network.ends(&from, host, &to);
+            let Some(ends) = ends.filter(|_| network.has_connection(&from, &to)) else {
                 tokio::time::sleep(network.dial_time(deadline)).await;
                 return Err(CallError::Unreachable(to));
-            }
+            };
+            let body = match Self::outgoing(&network, &ends, host, kind, body).await {
+                Ok(body) => body,
+                Err(held_back) => return held_back,
+            };
+            let tapped = network.clone();
             let exchange = async {
-                match Self::exchange(network, from, to, kind, body).await {
+                match Self::exchange(network, ends, kind, body).await {
                     Exchange::Answer(frame) => Ok(frame),
                     Exchange::Silence => {
                         tokio::time::sleep(Duration::from_micros(IDLE_US)).await;
@@ -347,7 +584,12 @@ impl Transport for SimTransport {
                 .map_err(|_| CallError::Timeout(deadline))??;
             let (header, body) = split(&frame);
             match read_answer_header(kind, header) {
-                Ok((true, _)) => Ok(Bytes::copy_from_slice(body)),
+                Ok((true, _)) => {
+                    let body = Bytes::copy_from_slice(body);
+                    let honest = body.clone();
+                    let is_told = |tap: &mut dyn Tap, now_us| tap.is_told(now_us, ends.to_idx, kind, body);
+                    Ok(tapped.tapped(&from, host, is_told).unwrap_or(honest))
+                }
                 Ok((false, _)) => match common::codec::decode::<Refusal>(body) {
                     Ok(refusal) => Err(CallError::Refused(refusal)),
                     Err(error) => Err(CallError::Broken(error.to_string())),
@@ -359,20 +601,22 @@ impl Transport for SimTransport {
 
     fn open_lane(&self, to: DeviceId, kind: FrameKind, deadline: Duration) -> BoxFuture<Result<Lane, CallError>> {
         assert!(kind.is_lane(), "{kind:?} is a single request's");
-        let (network, from) = (self.network.clone(), self.device);
+        let (network, from, host) = (self.network.clone(), self.device, self.host);
         Box::pin(async move {
-            if !network.has_connection(&from, &to) {
+            let ends = network.ends(&from, host, &to);
+            let Some(ends) = ends.filter(|_| network.has_connection(&from, &to)) else {
                 tokio::time::sleep(network.dial_time(deadline)).await;
                 return Err(CallError::Unreachable(to));
-            }
-            let Some((peer, process, service)) = network.receiver(&from, &to, kind.protocol()) else {
+            };
+            let Some((peer, process, service)) = network.receiver(&ends, ends.host, kind.protocol()) else {
                 tokio::time::sleep(deadline).await;
                 return Err(CallError::Unreachable(to));
             };
-            let (near, far) = (network.id_of(&from), network.id_of(&to));
+            let (near, far) = ends.direction;
+            let opener = (from, host, ends.to_idx);
             let (ours, theirs) = lane::pair(
                 &network,
-                Way::requests((near, far), kind),
+                Way::requests((near, far), kind, opener),
                 Way::answers((far, near), kind),
             );
             // Ends with the receiver's process.

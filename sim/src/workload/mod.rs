@@ -10,7 +10,10 @@ pub mod vehicle;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -58,8 +61,6 @@ pub struct Journal {
     pub linearizable_reads: u64,
     /// Writes and reads refused for want of a majority.
     pub no_quorum: u64,
-    /// No new writes: the run comes to its end.
-    pub is_over: bool,
     calls: u64,
 }
 
@@ -73,6 +74,8 @@ pub struct Desk {
     /// Keys.
     pub fleet: Arc<Fleet>,
     journal: Arc<Mutex<Journal>>,
+    /// The run comes to its end. Shared by all desks of it.
+    is_closed: Arc<AtomicBool>,
 }
 
 impl Desk {
@@ -84,6 +87,16 @@ impl Desk {
             witness: fleet.witness.clone(),
             fleet: Arc::new(fleet.fleet.clone()),
             journal: Arc::default(),
+            is_closed: Arc::default(),
+        }
+    }
+
+    /// For clients of a cluster with a hacked member: nobody judges what they are told.
+    fn unheard(&self) -> Self {
+        Self {
+            witness: self.witness.blind(),
+            journal: Arc::default(),
+            ..self.clone()
         }
     }
 
@@ -94,7 +107,12 @@ impl Desk {
 
     /// No new work from now on; what was begun is finished.
     pub fn close(&self) {
-        self.journal().is_over = true;
+        self.is_closed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether new work may begin.
+    fn is_open(&self) -> bool {
+        !self.is_closed.load(Ordering::Relaxed)
     }
 
     /// Tells that a call on a task of cluster scope begins; returns its number.
@@ -121,9 +139,12 @@ impl Desk {
 /// Starts all clients. They run until the run ends.
 pub fn start(fleet: &SimFleet, load: Load, seed: u64) -> Desk {
     let desk = Desk::of(fleet);
+    let unheard = desk.unheard();
+    let suspects = fleet.witness.suspects();
     let clients = Process::new(ProcessId(u32::MAX), seed);
     for (number, agents) in (0..).zip(fleet.clusters()) {
         let cluster = ClusterId(number);
+        let desk = if suspects.has_cluster(cluster) { &unheard } else { &desk };
         let stream = |purpose: u64| Stream::split(seed, purpose ^ u64::from(number) << 40);
         let operator = operator::Operator::new(desk.clone(), cluster, agents.clone(), stream(0x6f70));
         drop(clients.spawn(operator.work(load.write_every)));

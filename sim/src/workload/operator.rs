@@ -78,7 +78,7 @@ impl Operator {
         loop {
             let pause_us = self.random.between(every_us / 2, every_us * 3 / 2);
             tokio::time::sleep(Duration::from_micros(pause_us)).await;
-            if self.desk.journal().is_over {
+            if !self.desk.is_open() {
                 return;
             }
             if open - done.load(std::sync::atomic::Ordering::Relaxed) >= OPEN_MAX {

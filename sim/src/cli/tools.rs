@@ -1,0 +1,147 @@
+//! `sim shrink`, `sim replay` and `sim report`.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use super::{COMMIT, Output, Shape, Size, read_scenario, run_one};
+use crate::{
+    page::page,
+    run::{Staging, run, run_schedule, run_staged},
+    schedule::{Fleet, Schedule, shrink as shrunk},
+    witness::Violation,
+};
+
+/// Input that is invalid, or a file that cannot be read or written.
+const EXIT_INVALID: u8 = 6;
+
+fn invalid(path: &Path, problem: impl std::fmt::Display) -> ExitCode {
+    eprintln!("sim: {}: {problem}", path.display());
+    ExitCode::from(EXIT_INVALID)
+}
+
+fn read_schedule(path: &Path) -> Result<Schedule, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+    Schedule::from_toml(&text).map_err(|error| error.to_string())
+}
+
+fn fleet(shape: Shape) -> Fleet {
+    match shape.population {
+        Size::Small => Fleet::Small,
+        Size::Fleet => Fleet::Fleet,
+        Size::Byzantine => Fleet::Byzantine,
+    }
+}
+
+/// Runs `seed`, and if it breaks something finds and writes the smallest schedule that breaks the same.
+pub(super) fn shrink(shape: Shape, seed: u64, tries_max: u32, out: Option<PathBuf>) -> ExitCode {
+    let report = run(shape.plan(seed));
+    let Some(Violation { checker, .. }) = report.violation else {
+        println!("seed {seed} breaks nothing: there is nothing to shrink");
+        return ExitCode::SUCCESS;
+    };
+    let first = Schedule::of(fleet(shape), &report);
+    eprintln!("sim: {} faults: {}", first.strikes.len(), first.violation);
+    let (faults, mut last) = (first.strikes.len(), report);
+    let (mut smallest, tries) = shrunk(first, tries_max, |smaller| {
+        let report = run_schedule(smaller);
+        let is_same = report
+            .violation
+            .as_ref()
+            .is_some_and(|violation| violation.checker == checker);
+        eprintln!(
+            "sim: {} faults, {} s: {}",
+            smaller.strikes.len(),
+            smaller.secs,
+            if is_same { "still broken" } else { "not broken so" }
+        );
+        if is_same {
+            last = report;
+        }
+        is_same
+    });
+    smallest.violation = last.violation.as_ref().map(ToString::to_string).unwrap_or_default();
+    smallest.trace_hash = last.trace_hash.to_hex();
+    smallest.commit = COMMIT.to_owned();
+    let out = out.unwrap_or_else(|| PathBuf::from(format!("shrunk-{seed}.toml")));
+    let text = smallest.to_toml();
+    if let Err(error) = std::fs::write(&out, &text) {
+        return invalid(&out, error);
+    }
+    println!("{text}");
+    println!(
+        "# {} of {faults} faults are needed ({tries} tries)",
+        smallest.strikes.len()
+    );
+    println!("# again with: sim replay {}", out.display());
+    ExitCode::FAILURE
+}
+
+/// Runs a schedule.
+pub(super) fn replay(file: &Path, output: Output) -> ExitCode {
+    let schedule = match read_schedule(file) {
+        Ok(schedule) => schedule,
+        Err(problem) => return invalid(file, problem),
+    };
+    let mut hash = String::new();
+    let again = format!("sim replay {}", file.display());
+    let is_clean = run_one(output, &again, || {
+        let report = run_schedule(&schedule);
+        hash = report.trace_hash.to_hex();
+        report
+    });
+    if !schedule.trace_hash.is_empty() && schedule.trace_hash != hash {
+        eprintln!(
+            "sim: the trace differs from the one in the file, which commit {} wrote; this is {COMMIT}",
+            schedule.commit
+        );
+    }
+    if is_clean { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs a fleet before a camera and writes the page.
+pub(super) fn report(
+    shape: Shape,
+    seed: u64,
+    scenario: Option<PathBuf>,
+    schedule: Option<PathBuf>,
+    out: &Path,
+) -> ExitCode {
+    let mut staging = Staging {
+        is_filmed: true,
+        ..Staging::default()
+    };
+    let (report, again) = match (scenario, schedule) {
+        (Some(path), _) => {
+            let scenario = match read_scenario(&path) {
+                Ok(scenario) => scenario,
+                Err(problem) => return invalid(&path, problem),
+            };
+            staging.script = &scenario.faults;
+            let again = format!("sim run --scenario {} --seed {seed}", path.display());
+            (run_staged(scenario.plan(seed), staging), again)
+        }
+        (None, Some(path)) => {
+            let schedule = match read_schedule(&path) {
+                Ok(schedule) => schedule,
+                Err(problem) => return invalid(&path, problem),
+            };
+            staging.replayed = Some(schedule.strikes.clone());
+            let again = format!("sim replay {}", path.display());
+            (run_staged(schedule.plan(), staging), again)
+        }
+        (None, None) => (run_staged(shape.plan(seed), staging), shape.command(seed)),
+    };
+    if let Err(error) = std::fs::write(out, page(&report, COMMIT, &again)) {
+        return invalid(out, error);
+    }
+    println!("{}", out.display());
+    match &report.violation {
+        Some(violation) => {
+            eprintln!("sim: {violation}");
+            ExitCode::FAILURE
+        }
+        None => ExitCode::SUCCESS,
+    }
+}

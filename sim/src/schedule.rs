@@ -1,0 +1,287 @@
+//! A run as a file: everything that decides it, each fault on its own, so that some can be left out.
+//!
+//! # Rules
+//! * A schedule has the faults that a run drew: when, for how long, of which sort, and the chance by which a fault
+//!   finds its victims when it begins, since it may ask who leads then.
+//! * [`shrink`] leaves out what the failure does not need. What is left is read by `sim replay`.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    byzantine::{ActorKind, Enemies, Enemy, Post},
+    faults::Strike,
+    run::{Plan, Report},
+    scenario::ScriptedEnemy,
+};
+
+/// Which fleet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fleet {
+    /// [`Plan::small`].
+    Small,
+    /// [`Plan::fleet`].
+    Fleet,
+    /// [`Plan::byzantine`].
+    Byzantine,
+}
+
+impl Fleet {
+    /// Its plan.
+    #[must_use]
+    pub fn plan(self, seed: u64) -> Plan {
+        match self {
+            Self::Small => Plan::small(seed),
+            Self::Fleet => Plan::fleet(seed),
+            Self::Byzantine => Plan::byzantine(seed),
+        }
+    }
+
+    /// The word in files and commands.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Small => "small",
+            Self::Fleet => "fleet",
+            Self::Byzantine => "byzantine",
+        }
+    }
+}
+
+/// One run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Schedule {
+    /// Determines everything below chance.
+    pub seed: u64,
+    /// Which fleet.
+    pub population: Fleet,
+    /// How long the operators write and faults come, virtual seconds.
+    pub secs: u64,
+    /// For the reader: what broke.
+    #[serde(default)]
+    pub violation: String,
+    /// For the reader: the hash of the run, by the build of `commit`.
+    #[serde(default)]
+    pub trace_hash: String,
+    /// For the reader: the build that wrote the file.
+    #[serde(default)]
+    pub commit: String,
+    /// Processes in an enemy's hands.
+    #[serde(default, rename = "enemy")]
+    pub enemies: Vec<ScriptedEnemy>,
+    /// Faults, ascending by number.
+    #[serde(default, rename = "strike")]
+    pub strikes: Vec<Strike>,
+}
+
+/// What is wrong with a schedule file.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("schedule: {0}")]
+pub struct ScheduleError(String);
+
+impl Schedule {
+    /// The schedule of a run of a whole population: its faults as they were drawn, and its enemies.
+    #[must_use]
+    pub fn of(population: Fleet, report: &Report) -> Self {
+        let plan = &report.plan;
+        let enemy = |enemy: Enemy| ScriptedEnemy {
+            who: enemy.post.to_string(),
+            actor: enemy.actor,
+        };
+        Self {
+            seed: plan.seed,
+            population,
+            secs: plan.lasts.as_secs(),
+            violation: report.violation.as_ref().map(ToString::to_string).unwrap_or_default(),
+            trace_hash: report.trace_hash.to_hex(),
+            commit: String::new(),
+            enemies: plan.enemies.iter().map(enemy).collect(),
+            strikes: report.strikes.clone(),
+        }
+    }
+
+    /// Reads a file's text.
+    ///
+    /// # Errors
+    /// [`ScheduleError`] with the key.
+    pub fn from_toml(text: &str) -> Result<Self, ScheduleError> {
+        let schedule: Self =
+            toml::from_str(text).map_err(|error| ScheduleError(error.to_string().trim_end().into()))?;
+        if !(1..=86_400).contains(&schedule.secs) {
+            return Err(ScheduleError(format!("secs {} is not in 1 to 86400", schedule.secs)));
+        }
+        let numbers_rise = schedule.strikes.is_sorted_by(|a, b| a.number < b.number);
+        if !numbers_rise || !schedule.strikes.is_sorted_by_key(|strike| strike.at_us) {
+            return Err(ScheduleError("strikes must ascend by number and at_us".into()));
+        }
+        let enemies = schedule.enemies().map_err(ScheduleError)?;
+        let population = schedule.population.plan(schedule.seed).population;
+        enemies.check(population).map_err(ScheduleError)?;
+        Ok(schedule)
+    }
+
+    /// The file's text.
+    ///
+    /// # Panics
+    /// Never: it holds nothing that TOML cannot say.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("numbers, words and lists of them")
+    }
+
+    fn enemies(&self) -> Result<Enemies, String> {
+        let read = |enemy: &ScriptedEnemy| {
+            let post = Post::parse(&enemy.who);
+            let post = post.ok_or_else(|| format!("who \"{}\" cannot be an enemy", enemy.who))?;
+            let actor: ActorKind = enemy.actor;
+            Ok(Enemy { post, actor })
+        };
+        let enemies = self.enemies.iter().map(read).collect::<Result<Vec<_>, String>>()?;
+        if enemies.len() > Enemies::MAX {
+            return Err(format!("{} enemies, at most {}", enemies.len(), Enemies::MAX));
+        }
+        Ok(Enemies::of(&enemies))
+    }
+
+    /// What is run; its faults are [`strikes`](Self::strikes).
+    ///
+    /// # Panics
+    /// If an enemy is none: files are checked when they are read.
+    #[must_use]
+    pub fn plan(&self) -> Plan {
+        Plan {
+            lasts: Duration::from_secs(self.secs),
+            enemies: self.enemies().expect("checked when it was read or drawn"),
+            ..self.population.plan(self.seed)
+        }
+    }
+}
+
+/// The smallest schedule found that still fails: faults, enemies and time that the failure does not need are
+/// left out, in halves, quarters and one by one. `fails` is asked at most `tries_max` times. Returns how often it was.
+pub fn shrink(first: Schedule, tries_max: u32, mut fails: impl FnMut(&Schedule) -> bool) -> (Schedule, u32) {
+    let mut tries = 0;
+    let mut smallest = first;
+    let mut try_it = |smallest: &mut Schedule, smaller: Schedule| {
+        if tries == tries_max {
+            return false;
+        }
+        tries += 1;
+        let still_fails = fails(&smaller);
+        if still_fails {
+            *smallest = smaller;
+        }
+        still_fails
+    };
+    let mut chunk = smallest.strikes.len();
+    while chunk > 0 {
+        let mut at = 0;
+        while at < smallest.strikes.len() {
+            let mut smaller = smallest.clone();
+            smaller.strikes.drain(at..(at + chunk).min(smallest.strikes.len()));
+            if !try_it(&mut smallest, smaller) {
+                at += chunk;
+            }
+        }
+        chunk /= 2;
+    }
+    for at in (0..smallest.enemies.len()).rev() {
+        let mut smaller = smallest.clone();
+        smaller.enemies.remove(at);
+        try_it(&mut smallest, smaller);
+    }
+    let busy_until_us = smallest
+        .strikes
+        .iter()
+        .map(|strike| strike.at_us + strike.lasts_us)
+        .max();
+    let needed_secs = busy_until_us.unwrap_or(0) / 1_000_000 + 1;
+    for secs in [needed_secs, smallest.secs / 2, smallest.secs * 3 / 4] {
+        if (1..smallest.secs).contains(&secs) {
+            let smaller = Schedule {
+                secs,
+                ..smallest.clone()
+            };
+            if try_it(&mut smallest, smaller) {
+                break;
+            }
+        }
+    }
+    (smallest, tries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::faults::Family;
+
+    fn schedule() -> Schedule {
+        let enemy = ScriptedEnemy {
+            who: "v2".into(),
+            actor: ActorKind::Twins,
+        };
+        let strike = |number: u64| Strike {
+            number,
+            family: Family::ALL[number as usize % Family::ALL.len()],
+            at_us: number * 1_000_000,
+            lasts_us: 500_000,
+            chance: u64::MAX - number,
+            what: "anything".into(),
+        };
+        Schedule {
+            seed: 5,
+            population: Fleet::Byzantine,
+            secs: 30,
+            violation: String::new(),
+            trace_hash: String::new(),
+            commit: String::new(),
+            enemies: vec![enemy],
+            strikes: (1..=12).map(strike).collect(),
+        }
+    }
+
+    #[test]
+    fn file_says_all_there_is_to_a_run() {
+        let first = schedule();
+        let read = Schedule::from_toml(&first.to_toml());
+        assert_eq!(read, Ok(first.clone()));
+        assert_eq!(read.map(|read| read.plan().enemies), Ok(first.plan().enemies));
+    }
+
+    #[test]
+    fn mistakes_in_a_file_are_named() {
+        let text = schedule().to_toml();
+        let told = |from: &str, to: &str| {
+            Schedule::from_toml(&text.replacen(from, to, 1))
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(told("secs = 30", "secs = 0").contains("secs"));
+        assert!(told("number = 1\n", "number = 99\n").contains("ascend"));
+        assert!(told("who = \"v", "who = \"x").contains("cannot be an enemy"));
+        assert!(told("seed", "sead").contains("sead"));
+    }
+
+    #[test]
+    fn what_a_failure_does_not_need_is_left_out() {
+        let first = schedule();
+        let needed = [first.strikes[2].number, first.strikes[7].number];
+        let fails = |schedule: &Schedule| {
+            let has = |number: &u64| schedule.strikes.iter().any(|strike| strike.number == *number);
+            needed.iter().all(has)
+        };
+        let (smallest, tries) = shrink(first.clone(), 200, fails);
+        let left: Vec<u64> = smallest.strikes.iter().map(|strike| strike.number).collect();
+        assert_eq!(left, needed);
+        assert!(smallest.enemies.is_empty() && smallest.secs < first.secs && tries < 100);
+    }
+
+    #[test]
+    fn tries_are_bounded() {
+        let (smallest, tries) = shrink(schedule(), 3, |_| false);
+        assert_eq!((smallest, tries), (schedule(), 3));
+    }
+}

@@ -1,0 +1,87 @@
+//! Processes in an enemy's hands: every actor in turn, and a run in which there are too many of them.
+
+use std::time::Duration;
+
+use sim::{
+    byzantine::{ActorKind, Enemies, Enemy, Post},
+    faults::Family,
+    run::{Plan, Report, Staging, run, run_staged},
+    scenario::{Kind, Scripted},
+};
+
+fn attacked(seed: u64, secs: u64, enemies: &[Enemy]) -> Plan {
+    Plan {
+        lasts: Duration::from_secs(secs),
+        enemies: Enemies::of(enemies),
+        ..Plan::byzantine(seed)
+    }
+}
+
+fn is_harmless(report: &Report) {
+    let seed = report.plan.seed;
+    assert_eq!(
+        report.violation, None,
+        "seed {seed}: {:?}, {:#?}",
+        report.enemies, report.processes
+    );
+    assert!(report.tasks_acked > 10, "seed {seed} shows nothing");
+    assert_eq!(report.tasks_final, report.tasks_acked, "seed {seed}");
+    assert_eq!(report.enemies.len(), report.plan.enemies.iter().count());
+    for enemy in &report.enemies {
+        assert!(!enemy.deeds.is_empty(), "seed {seed}: {enemy:?} did nothing");
+    }
+}
+
+/// Every actor once, at every post that it is made for, with faults beside it.
+fn every_actor_at(post: Post, fits: fn(ActorKind) -> bool) {
+    for (seed, actor) in (1..).zip(ActorKind::ALL.into_iter().filter(|actor| fits(*actor))) {
+        let mut plan = attacked(seed, 8, &[Enemy { post, actor }]);
+        plan.weather.every_us = 4_000_000;
+        is_harmless(&run(plan));
+    }
+}
+
+#[test]
+fn one_validator_of_four_harms_nobody() {
+    every_actor_at(Post::Validator(2), ActorKind::is_for_validators);
+}
+
+#[test]
+fn hacked_leader_harms_no_other_cluster() {
+    every_actor_at(Post::Leader { cluster: 1 }, ActorKind::is_for_members);
+}
+
+#[test]
+fn seeds_draw_enemies_that_harm_nobody() {
+    for seed in 0..3 {
+        let mut plan = Plan::byzantine(seed);
+        plan.lasts = Duration::from_secs(8);
+        is_harmless(&run(plan));
+    }
+}
+
+/// The check of the check: half of the validators vote for everything, and the others cannot hear each other.
+/// Each of these then finalizes a chain of its own.
+#[test]
+fn two_double_voters_of_four_fork_the_chain_and_are_caught() {
+    let double = |number| Enemy {
+        post: Post::Validator(number),
+        actor: ActorKind::DoubleVoter,
+    };
+    let mut plan = attacked(1, 30, &[double(1), double(2)]);
+    plan.weather.every_us = 0;
+    let apart = Scripted {
+        at_ms: 3_000,
+        lasts_ms: 25_000,
+        kind: Kind::InPieces,
+        who: vec!["v3".into(), "v4".into()],
+    };
+    let staging = Staging {
+        script: &[apart],
+        ..Staging::default()
+    };
+    let report = run_staged(plan, staging);
+    let violation = report.violation.expect("a fork");
+    assert_eq!(violation.checker, "agreement", "{violation}");
+    assert!(report.faults.iter().all(|fault| fault.family == Family::Partition));
+}

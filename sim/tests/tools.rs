@@ -1,0 +1,113 @@
+//! What `sim shrink`, `replay` and `report` rest on, over real runs.
+
+use std::time::Duration;
+
+use sim::{
+    checkers::{Checker, Observation},
+    page::page,
+    run::{Plan, Report, Staging, run, run_schedule, run_staged},
+    schedule::{Fleet, Schedule, shrink},
+};
+
+/// Holds the fleet to what nobody promised: no agent is ever cut off from its majority.
+struct NobodyIsCutOff;
+
+impl Checker for NobodyIsCutOff {
+    fn name(&self) -> &'static str {
+        "nobody-is-cut-off"
+    }
+
+    fn observe(&mut self, now_us: u64, seen: &Observation) -> Result<(), String> {
+        match seen {
+            // Before this time processes start one after the other.
+            Observation::Side {
+                agent,
+                has_majority: false,
+                ..
+            } if now_us > 2_000_000 => Err(format!("{agent} is cut off")),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn stormy() -> Plan {
+    // One cluster is enough, and fast.
+    let mut seeds = (1..).map(Plan::small);
+    let mut plan = seeds
+        .find(|plan| plan.population.clusters == 1)
+        .expect("one in four seeds");
+    plan.lasts = Duration::from_secs(14);
+    plan.weather.every_us = 1_500_000;
+    plan
+}
+
+fn judged(schedule: &Schedule) -> Report {
+    let staging = Staging {
+        replayed: Some(schedule.strikes.clone()),
+        checkers: vec![Box::new(NobodyIsCutOff)],
+        ..Staging::default()
+    };
+    run_staged(schedule.plan(), staging)
+}
+
+fn fails(schedule: &Schedule) -> bool {
+    let violation = judged(schedule).violation;
+    violation.is_some_and(|violation| violation.checker == "nobody-is-cut-off")
+}
+
+#[test]
+fn schedule_that_fails_shrinks_to_one_fault_and_is_replayed_from_its_file() {
+    let first = Schedule::of(Fleet::Small, &run(stormy()));
+    assert!(first.strikes.len() > 4 && fails(&first), "{first:?}");
+    let (smallest, tries) = shrink(first, 64, fails);
+    assert_eq!(smallest.strikes.len(), 1, "after {tries} tries: {smallest:?}");
+    let read = Schedule::from_toml(&smallest.to_toml()).unwrap();
+    let (told, again) = (judged(&smallest), judged(&read));
+    assert!(told.violation.is_some());
+    assert_eq!(told, again);
+    let mut nothing = smallest;
+    nothing.strikes.clear();
+    assert!(!fails(&nothing), "what is left is needed");
+}
+
+#[test]
+fn replayed_schedule_has_the_trace_of_the_run_it_was_taken_from() {
+    let mut plan = Plan::byzantine(4);
+    plan.lasts = Duration::from_secs(8);
+    plan.weather.every_us = 1_500_000;
+    let first = run(plan);
+    assert!(first.violation.is_none() && first.strikes.len() > 2, "{first:?}");
+    let schedule = Schedule::of(Fleet::Byzantine, &first);
+    let again = run_schedule(&Schedule::from_toml(&schedule.to_toml()).unwrap());
+    assert_eq!(first.trace_hash, again.trace_hash);
+    assert_eq!(first.faults, again.faults);
+}
+
+#[test]
+fn page_of_a_run_shows_it_and_needs_no_network() {
+    let staging = Staging {
+        is_filmed: true,
+        ..Staging::default()
+    };
+    let report = run_staged(stormy(), staging);
+    assert!(report.timeline.samples.len() >= 14);
+    let html = page(&report, "0123456789ab", "sim run --seed 3");
+    for needed in [
+        "c1-",
+        "term ",
+        "Leaders",
+        "Finality lag",
+        "Queue depth",
+        &report.trace_hash.to_hex(),
+    ] {
+        assert!(html.contains(needed), "{needed}");
+    }
+    for fault in &report.faults {
+        assert!(html.contains(&fault.what.replace('"', "&quot;")), "{}", fault.what);
+    }
+    for foreign in ["<script", "http:", "https:", "src=", "url(", "@import"] {
+        assert!(!html.contains(foreign), "{foreign}");
+    }
+    assert_eq!(html.matches("<svg").count(), html.matches("</svg>").count());
+    assert!(html.len() < 1_000_000, "{}", html.len());
+}
