@@ -213,7 +213,7 @@ impl Write {
         }
         let pause_ms = self.random.between(200, 6_000);
         tokio::time::sleep(Duration::from_millis(pause_ms)).await;
-        if !self.desk.journal().is_over {
+        if self.desk.is_open() {
             let pick = self.random.between(0, self.agents.len() as u64 - 1) as usize;
             self.attempt(pick).await;
         }
