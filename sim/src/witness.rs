@@ -16,7 +16,7 @@ use common::{
     block::{BatchRef, Block, Proposal},
     certificate::{SignedVote, Vote},
     codec::decode,
-    ids::{BatchSeq, ClusterId, DeviceId, Digest, Height, LogIndex, NodeIdx, Term, View},
+    ids::{BatchSeq, ClusterId, Digest, Height, LogIndex, NodeIdx, Term, View},
     validator_set::ValidatorSet,
     wire::frame::FrameKind,
 };
@@ -27,7 +27,7 @@ use crate::{
     checkers::{Checker, LogTail, Observation},
     fleet::CrashSwitch,
     guard_disk::GuardDisks,
-    ports::{Kept, SimDisk, SimLog},
+    ports::{Kept, Sender, SimDisk, SimLog},
     runtime::Process,
     trace::{Event, Trace},
 };
@@ -67,7 +67,7 @@ struct Inner {
     /// What proposals refer to, by view and digest; the newest.
     proposals: BTreeMap<(View, Digest), Vec<BatchRef>>,
     /// The last proposal of each validator, which goes to everybody.
-    last_proposal: BTreeMap<DeviceId, Bytes>,
+    last_proposal: BTreeMap<NodeIdx, Bytes>,
     /// Batches on the disks of running validators.
     stores: BTreeMap<NodeIdx, BatchStore>,
     guards: GuardDisks,
@@ -325,11 +325,14 @@ impl Witness {
         });
     }
 
-    /// A frame leaves a device.
-    pub fn hear(&self, from: DeviceId, kind: FrameKind, body: &Bytes) {
+    /// A frame leaves a device. What others than its signer send says nothing about the signer: honest validators pass
+    /// on what an enemy proposed twice, and enemies put any name under anything.
+    pub fn hear(&self, from: Sender, kind: FrameKind, body: &Bytes) {
         match kind {
-            FrameKind::Vote => {
-                if let Ok(signed) = decode::<SignedVote>(body) {
+            FrameKind::Vote if !from.is_hacked => {
+                if let Ok(signed) = decode::<SignedVote>(body)
+                    && signed.voter == from.idx
+                {
                     let lacks = self.lock().guards.lacks(signed.voter, &signed.vote);
                     self.see(&Observation::Voted {
                         validator: signed.voter,
@@ -340,18 +343,19 @@ impl Witness {
                 }
             }
             FrameKind::Proposal => {
-                if self.lock().last_proposal.insert(from, body.clone()).as_ref() == Some(body) {
+                if self.lock().last_proposal.insert(from.idx, body.clone()).as_ref() == Some(body) {
                     return;
                 }
                 if let Ok(proposal) = decode::<Proposal>(body) {
-                    self.tell_proposal(&proposal.block);
+                    self.tell_proposal(from, &proposal.block);
                 }
             }
             _ => {}
         }
     }
 
-    fn tell_proposal(&self, block: &Block) {
+    /// Remembers what the block refers to, and tells of it if it is the sender's own.
+    fn tell_proposal(&self, from: Sender, block: &Block) {
         let ballot = block.header.ballot();
         let mut inner = self.lock();
         inner
@@ -362,7 +366,9 @@ impl Witness {
         }
         let by = inner.set.leader(ballot.view);
         drop(inner);
-        self.see(&Observation::Proposed { validator: by, ballot });
+        if by == from.idx && !from.is_hacked {
+            self.see(&Observation::Proposed { validator: by, ballot });
+        }
     }
 
     /// A batch of the block that is voted for, if its voter does not hold it.

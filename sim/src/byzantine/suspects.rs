@@ -83,7 +83,9 @@ fn origin(seen: &Observation) -> (Option<&str>, Option<ClusterId>) {
         | Observation::Side { agent, cluster, .. } => (Some(agent), Some(*cluster)),
         Observation::Executed { validator, .. } | Observation::Root { validator, .. } => (Some(validator), None),
         Observation::Knows { process, cluster, .. } => (Some(process), *cluster),
-        Observation::Sizes { agent, .. } | Observation::Stands { agent, .. } => (Some(agent), None),
+        Observation::Sizes { agent, .. } | Observation::Stands { agent, .. } | Observation::Begins { agent } => {
+            (Some(agent), None)
+        }
         Observation::Acts { drone, .. } => (Some(drone), None),
         Observation::Closed { cluster, .. } | Observation::Logs { cluster, .. } => (None, Some(*cluster)),
         _ => (None, None),

@@ -12,7 +12,7 @@ mod twins;
 pub use clock::SimClock;
 pub use disk::{DiskTiming, DiskTrouble, SimDisk};
 pub use links::{Direction, Fate, LinkConditions, Links};
-pub use network::{Listener, SharedTap, SimNetwork, SimTransport};
+pub use network::{Listener, Sender, SharedTap, SimNetwork, SimTransport};
 pub use raft_log::{Kept, RecordPool, SimLog, SimSnapshots};
 pub use tap::{Leaves, Sending, Tap};
 pub use twins::{Host, Sides};

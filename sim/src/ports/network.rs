@@ -122,8 +122,18 @@ struct Ends {
     is_reached: bool,
 }
 
-/// Told of every request that leaves a device, before anything happens to it.
-pub type Listener = Arc<dyn Fn(DeviceId, FrameKind, &Bytes) + Send + Sync>;
+/// Who sends a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sender {
+    /// The device, by its key.
+    pub idx: NodeIdx,
+    /// Whether it is in an enemy's hands.
+    pub is_hacked: bool,
+}
+
+/// Told of every request that leaves a device, before anything happens to it on the way. Of a device with a tap: of
+/// what the tap lets out.
+pub type Listener = Arc<dyn Fn(Sender, FrameKind, &Bytes) + Send + Sync>;
 
 struct State {
     links: Links,
@@ -271,9 +281,22 @@ impl SimNetwork {
         })
     }
 
-    fn is_tapped(&self, device: &DeviceId) -> bool {
-        let state = self.lock();
-        state.known.get(device).is_some_and(|known| known.first.tap.is_some())
+    /// Tells the listener of a request that leaves `device`, if it leaves honest or hacked hands, whichever is asked for.
+    fn overhear(&self, device: &DeviceId, of_hacked: bool, kind: FrameKind, body: &Bytes) {
+        let (listener, sender) = {
+            let state = self.lock();
+            let (Some(listener), Some(known)) = (&state.listener, state.known.get(device)) else {
+                return;
+            };
+            let sender = Sender {
+                idx: known.idx,
+                is_hacked: known.first.tap.is_some(),
+            };
+            (listener.clone(), sender)
+        };
+        if sender.is_hacked == of_hacked {
+            listener(sender, kind, body);
+        }
     }
 
     /// Asks the tap of a host, if it has one, and sends what it wants sent besides.
@@ -420,6 +443,7 @@ pub struct SimTransport {
 impl SimTransport {
     async fn exchange(network: SimNetwork, ends: Ends, kind: FrameKind, body: Bytes) -> Exchange {
         let (from_id, to_id) = ends.direction;
+        network.overhear(&ends.from, true, kind, &body);
         let request = framed(kind.byte(), &body);
         if !ends.is_reached {
             network.trace.record(Event::Dropped, from_id, to_id, &request);
@@ -554,11 +578,7 @@ impl Transport for SimTransport {
             body.len()
         );
         let (network, from, host) = (self.network.clone(), self.device, self.host);
-        let listener = network.lock().listener.clone();
-        // What an enemy signs is nobody's promise.
-        if let Some(listener) = listener.filter(|_| !network.is_tapped(&from)) {
-            listener(from, kind, &body);
-        }
+        network.overhear(&from, false, kind, &body);
         Box::pin(async move {
             let ends = network.ends(&from, host, &to);
             let Some(ends) = ends.filter(|_| network.has_connection(&from, &to)) else {
