@@ -5,7 +5,7 @@ use std::time::Duration;
 use sim::{
     byzantine::{ActorKind, Enemies, Enemy, Post},
     faults::Family,
-    run::{Plan, Report, Staging, run, run_staged},
+    run::{Plan, Report, Staging, run, run_staged, run_with},
     scenario::{Kind, Scripted},
 };
 
@@ -39,9 +39,15 @@ fn every_actor_at(post: Post, fits: fn(ActorKind) -> bool) {
         let acts = |seed| {
             let mut plan = attacked(seed, 8, &[Enemy { post, actor }]);
             plan.weather.every_us = 4_000_000;
-            // Whoever was away for a while is sent a snapshot.
+            // A mate of the leader is away for a while, and is sent a snapshot.
             plan.conditions.snapshot_entries = (40, 4);
-            let report = run(plan);
+            let away = Scripted {
+                at_ms: 3_500,
+                lasts_ms: 2_500,
+                kind: Kind::Crash,
+                who: vec!["c1-2".into()],
+            };
+            let report = run_with(plan, &[away]);
             is_harmless(&report);
             report.enemies.iter().all(|enemy| !enemy.deeds.is_empty())
         };
