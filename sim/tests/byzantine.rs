@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use common::{testing::Fleet, wire::frame::FrameKind};
 use sim::{
-    byzantine::{ActorKind, Enemies, Enemy, Post},
+    byzantine::{ActorKind, Enemies, Enemy, Hacked, Hand, Post},
     faults::Family,
+    ports::{Leaves, Tap},
+    random::Stream,
     run::{Plan, Report, Staging, run, run_staged, run_with},
     scenario::{Kind, Scripted},
 };
@@ -49,7 +53,9 @@ fn every_actor_at(post: Post, fits: fn(ActorKind) -> bool) {
             };
             let report = run_with(plan, &[away]);
             is_harmless(&report);
-            report.enemies.iter().all(|enemy| !enemy.deeds.is_empty())
+            // A member is asked for nothing that a poisoner damages, unless its snapshot is wanted.
+            let may_wait = actor == ActorKind::Poisoner && post.cluster().is_some();
+            may_wait || report.enemies.iter().all(|enemy| !enemy.deeds.is_empty())
         };
         let mut seeds = (0..SEEDS_MAX).map(|more| number + more * 100);
         assert!(seeds.any(acts), "{post} as a {} did nothing", actor.word());
@@ -64,6 +70,19 @@ fn one_validator_of_four_harms_nobody() {
 #[test]
 fn hacked_leader_harms_no_other_cluster() {
     every_actor_at(Post::Leader { cluster: 1 }, ActorKind::is_for_members);
+}
+
+#[test]
+fn poisoner_damages_most_pieces_of_a_snapshot() {
+    let fleet = Fleet::dev();
+    let hand = Hand::of(&fleet, "c1-1", Stream::new(7));
+    let mut hacked = Hacked::new(hand, ActorKind::Poisoner);
+    let piece = Bytes::from(vec![5; 64]);
+    let to = fleet.idx("c1-2");
+    let sent = (0..100).map(|_| hacked.sends(0, to, FrameKind::RaftSnapshot, &piece));
+    let damaged = sent.filter(|sent| *sent != Leaves::As(piece.clone())).count();
+    assert!((50..100).contains(&damaged), "{damaged} of 100");
+    assert_eq!(hacked.deeds().values().sum::<u64>(), damaged as u64);
 }
 
 #[test]

@@ -30,15 +30,14 @@ impl Checker for NobodyIsCutOff {
     }
 }
 
-fn stormy() -> Plan {
-    // One cluster is enough, and fast.
-    let mut seeds = (1..).map(Plan::small);
-    let mut plan = seeds
-        .find(|plan| plan.population.clusters == 1)
-        .expect("one in four seeds");
-    plan.lasts = Duration::from_secs(14);
-    plan.weather.every_us = 1_500_000;
-    plan
+/// One cluster is enough, and fast.
+fn storms() -> impl Iterator<Item = Plan> {
+    let small = (1..64).map(Plan::small).filter(|plan| plan.population.clusters == 1);
+    small.map(|mut plan| {
+        plan.lasts = Duration::from_secs(14);
+        plan.weather.every_us = 1_500_000;
+        plan
+    })
 }
 
 fn judged(schedule: &Schedule) -> Report {
@@ -56,18 +55,23 @@ fn fails(schedule: &Schedule) -> bool {
 }
 
 #[test]
-fn schedule_that_fails_shrinks_to_one_fault_and_is_replayed_from_its_file() {
-    let first = Schedule::of(Fleet::Small, &run(stormy()));
-    assert!(first.strikes.len() > 4 && fails(&first), "{first:?}");
-    let (smallest, tries) = shrink(first, 64, fails);
-    assert_eq!(smallest.strikes.len(), 1, "after {tries} tries: {smallest:?}");
+fn schedule_that_fails_shrinks_to_what_it_needs_and_is_replayed_from_its_file() {
+    let mut storms = storms().map(|plan| Schedule::of(Fleet::Small, &run(plan)));
+    let first = storms.find(|first| first.strikes.len() > 3 && fails(first));
+    let (smallest, tries) = shrink(first.expect("some storm cuts somebody off"), 64, fails);
+    assert!(
+        (1..3).contains(&smallest.strikes.len()),
+        "after {tries} tries: {smallest:?}"
+    );
     let read = Schedule::from_toml(&smallest.to_toml()).unwrap();
     let (told, again) = (judged(&smallest), judged(&read));
     assert!(told.violation.is_some());
     assert_eq!(told, again);
-    let mut nothing = smallest;
-    nothing.strikes.clear();
-    assert!(!fails(&nothing), "what is left is needed");
+    for at in 0..smallest.strikes.len() {
+        let mut less = smallest.clone();
+        less.strikes.remove(at);
+        assert!(!fails(&less), "what is left is needed");
+    }
 }
 
 #[test]
@@ -76,7 +80,7 @@ fn replayed_schedule_has_the_trace_of_the_run_it_was_taken_from() {
     plan.lasts = Duration::from_secs(8);
     plan.weather.every_us = 1_500_000;
     let first = run(plan);
-    assert!(first.violation.is_none() && first.strikes.len() > 2, "{first:?}");
+    assert!(first.violation.is_none() && !first.strikes.is_empty(), "{first:?}");
     let schedule = Schedule::of(Fleet::Byzantine, &first);
     let again = run_schedule(&Schedule::from_toml(&schedule.to_toml()).unwrap());
     assert_eq!(first.trace_hash, again.trace_hash);
@@ -89,7 +93,7 @@ fn page_of_a_run_shows_it_and_needs_no_network() {
         is_filmed: true,
         ..Staging::default()
     };
-    let report = run_staged(stormy(), staging);
+    let report = run_staged(storms().next().expect("one in four seeds has one cluster"), staging);
     assert!(report.timeline.samples.len() >= 14);
     let html = page(&report, "0123456789ab", "sim run --seed 3");
     for needed in [
