@@ -1,7 +1,7 @@
 //! Proposes two blocks in one view: one half of the validators gets the one, the other half the other, and it
 //! votes for both.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 
 use bytes::Bytes;
 use common::{
@@ -57,16 +57,16 @@ impl Equivocator {
         if hand.set.leader(view) != hand.me {
             return honest();
         }
-        if !self.doubles.contains_key(&view) {
+        if let Entry::Vacant(place) = self.doubles.entry(view) {
             let Some(other) = Self::other(hand, &proposal) else {
                 return honest();
             };
             let camp = hand.validators.clone().into_iter().filter(|_| hand.one_in(2)).collect();
             let real = proposal.block.header.ballot();
-            self.doubles.insert(view, Double { real, other, camp });
-            while self.doubles.len() > VIEWS_MAX {
-                self.doubles.pop_first();
-            }
+            place.insert(Double { real, other, camp });
+        }
+        while self.doubles.len() > VIEWS_MAX {
+            self.doubles.pop_first();
         }
         match self.doubles.get(&view) {
             Some(double) if double.camp.contains(&to) => {
