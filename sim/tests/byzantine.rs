@@ -102,7 +102,7 @@ fn two_double_voters_of_four_fork_the_chain_and_are_caught() {
         post: Post::Validator(number),
         actor: ActorKind::DoubleVoter,
     };
-    let caught = (1..=12).find_map(|seed| {
+    let is_caught = |seed| {
         let mut plan = attacked(seed, 30, &[double(1), double(2)]);
         plan.weather.every_us = 0;
         // From the begin: who hears of the other chain stops itself.
@@ -120,7 +120,7 @@ fn two_double_voters_of_four_fork_the_chain_and_are_caught() {
         let violation = report.violation.expect("half of the validators are too many");
         assert!(report.faults.iter().all(|fault| fault.family == Family::Partition));
         eprintln!("seed {seed}: {violation}");
-        (violation.checker == "agreement").then_some(seed)
-    });
-    assert!(caught.is_some(), "the checker notices within twelve seeds");
+        violation.checker == "agreement"
+    };
+    assert!((1..=12).any(is_caught), "the checker notices within twelve seeds");
 }
