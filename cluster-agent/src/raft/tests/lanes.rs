@@ -81,7 +81,9 @@ async fn peer_with_many_lanes_delays_nobody_but_itself() {
     let (target, log) = Target::holding(&[b"a"]).await;
     // Each is served, or waits for its turn, for as long as it is open.
     let mut idle: Vec<Lane> = (0..40).map(|_| target.lane(3)).collect();
-    tokio::time::sleep(Duration::from_millis(1)).await;
+    // One thread begins them in turn: with this answer all 40 have begun. (It refuses a leader of the past.)
+    send(&mut idle[0], append(leads(0, 3), &log, &[], None)).await;
+    assert!(answer(&mut idle[0]).await.is_some());
     let mut lane = target.lane(2);
     let third = command(log_id(1, 2, 3), b"b");
     send(&mut lane, append(leads(1, 2), &log, &[third], None)).await;
