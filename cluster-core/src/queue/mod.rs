@@ -430,6 +430,7 @@ impl ClusterQueue {
             // A new task. Most have no other event: room for just that.
             self.derived.add_event(&task, &event);
             if let Some(before) = self.state.pending.insert(task, Shared::new(vec![event])) {
+                // Only where one entry took effect twice, a rule that the simulator can break.
                 before.iter().for_each(|event| self.derived.remove_event(&task, event));
             }
             return;
