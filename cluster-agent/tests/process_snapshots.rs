@@ -5,6 +5,7 @@ mod processes;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    pin::pin,
     time::Duration,
 };
 
@@ -17,7 +18,7 @@ use common::{
         op::{AgentStatus, Consistency, Mode, OpAnswer, OpRequest},
     },
 };
-use futures::future::join_all;
+use futures::future::{join_all, select};
 use processes::{AGENTS, Operator, PATIENCE, Place, Process, Shape};
 use rand::{RngExt as _, SeedableRng as _, rngs::Xoshiro256PlusPlus};
 use tokio::time::{Instant, sleep};
@@ -156,10 +157,7 @@ impl Cluster {
                 sleep(Duration::from_millis(1)).await;
             }
         };
-        tokio::select! {
-            () = is_over => {}
-            () = is_seen => {}
-        }
+        select(pin!(is_over), pin!(is_seen)).await;
     }
 
     /// Waits until all agents say that they are not behind, with one state at one index and no draft left.
