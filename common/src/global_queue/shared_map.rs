@@ -9,7 +9,7 @@ use crate::{crypto::sha256, genesis::padded, ids::Digest, merkle};
 
 /// Buckets of a [`HashedMap`].
 const BUCKETS: usize = 1_024;
-/// Buckets under one cached inner hash.
+/// Buckets in a group, under one cached inner hash.
 const GROUP: usize = 32;
 
 /// A key that says which bucket it belongs to: the first ten bits, so that buckets are in key order.
@@ -52,15 +52,28 @@ impl<K: BucketKey, V> Bucket<K, V> {
     }
 }
 
-/// An ordered map in 1,024 buckets. A copy shares all buckets; a change copies one.
+/// Buckets side by side, with what is known of them since the last refresh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Group<K, V> {
+    buckets: [Arc<Bucket<K, V>>; GROUP],
+    digests: [Digest; GROUP],
+    root: Digest,
+}
+
+impl<K: BucketKey, V: Clone> Group<K, V> {
+    /// The bucket for change. Copies what others still share.
+    fn bucket_mut(&mut self, bucket: usize) -> &mut Bucket<K, V> {
+        Arc::make_mut(&mut self.buckets[bucket % GROUP])
+    }
+}
+
+/// An ordered map in 1,024 buckets, 32 in a group. A copy shares all groups; a change copies one, and one bucket.
 ///
 /// The root is the RFC 6962 root over bucket digests. [`refresh`](Self::refresh) rehashes the rows,
 /// buckets and inner hashes that were touched since the last one, and nothing else.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct HashedMap<K, V> {
-    buckets: Arc<Vec<Arc<Bucket<K, V>>>>,
-    digests: Arc<Vec<Digest>>,
-    groups: Vec<Digest>,
+    groups: Vec<Arc<Group<K, V>>>,
     root: Digest,
     dirty: BTreeSet<K>,
     len: usize,
@@ -69,19 +82,41 @@ pub(super) struct HashedMap<K, V> {
 
 impl<K: BucketKey, V: Clone + Digested> HashedMap<K, V> {
     pub(super) fn new() -> Self {
-        // All buckets begin as the same empty one; the first change of each copies it.
+        // All begin as the same empty one; the first change of each copies it.
         let empty = Arc::new(Bucket { rows: BTreeMap::new() });
-        let digests = vec![empty.digest(); BUCKETS];
-        let groups = vec![merkle::root(&digests[..GROUP]); BUCKETS / GROUP];
+        let digests = [empty.digest(); GROUP];
+        let group = Arc::new(Group {
+            buckets: std::array::from_fn(|_| empty.clone()),
+            digests,
+            root: merkle::root(&digests),
+        });
         Self {
-            root: merkle::root(&groups),
-            buckets: Arc::new(vec![empty; BUCKETS]),
-            digests: Arc::new(digests),
-            groups,
+            root: merkle::root(&[group.root; BUCKETS / GROUP]),
+            groups: vec![group; BUCKETS / GROUP],
             dirty: BTreeSet::new(),
             len: 0,
             bytes: 0,
         }
+    }
+
+    fn bucket(&self, key: &K) -> &Bucket<K, V> {
+        let at = key.bucket();
+        &self.groups[at / GROUP].buckets[at % GROUP]
+    }
+
+    fn bucket_mut(&mut self, key: &K) -> &mut Bucket<K, V> {
+        let at = key.bucket();
+        Arc::make_mut(&mut self.groups[at / GROUP]).bucket_mut(at)
+    }
+
+    fn buckets_from(&self, bucket: usize) -> impl Iterator<Item = &Bucket<K, V>> {
+        let groups = self.groups[bucket / GROUP..].iter();
+        let buckets = groups.flat_map(|group| group.buckets.iter().map(|bucket| &**bucket));
+        buckets.skip(bucket % GROUP)
+    }
+
+    fn buckets(&self) -> impl Iterator<Item = &Bucket<K, V>> {
+        self.buckets_from(0)
     }
 
     /// Encoded bytes of all values in a snapshot, as of the last refresh.
@@ -94,41 +129,41 @@ impl<K: BucketKey, V: Clone + Digested> HashedMap<K, V> {
     }
 
     pub(super) fn get(&self, key: &K) -> Option<&V> {
-        self.buckets[key.bucket()].rows.get(key).map(|slot| &*slot.value)
+        self.bucket(key).rows.get(key).map(|slot| &*slot.value)
     }
 
     /// The value for change; its digest is stale until the next refresh.
     pub(super) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
-        if !self.buckets[key.bucket()].rows.contains_key(key) {
+        if !self.bucket(key).rows.contains_key(key) {
             return None;
         }
         self.dirty.insert(*key);
-        let bucket = Arc::make_mut(&mut Arc::make_mut(&mut self.buckets)[key.bucket()]);
-        bucket.rows.get_mut(key).map(|slot| Arc::make_mut(&mut slot.value))
+        self.bucket_mut(key)
+            .rows
+            .get_mut(key)
+            .map(|slot| Arc::make_mut(&mut slot.value))
     }
 
     /// Adds or replaces a value.
     pub(super) fn insert(&mut self, key: K, value: V) {
         self.dirty.insert(key);
-        let bucket = Arc::make_mut(&mut Arc::make_mut(&mut self.buckets)[key.bucket()]);
         let slot = Slot {
             value: Arc::new(value),
             digest: Digest::default(),
             bytes: 0,
         };
-        let before = bucket.rows.insert(key, slot);
+        let before = self.bucket_mut(&key).rows.insert(key, slot);
         self.len += usize::from(before.is_none());
         self.bytes -= before.map_or(0, |slot| slot.bytes);
     }
 
     /// Takes a value out.
     pub(super) fn remove(&mut self, key: &K) -> Option<Arc<V>> {
-        if !self.buckets[key.bucket()].rows.contains_key(key) {
+        if !self.bucket(key).rows.contains_key(key) {
             return None;
         }
         self.dirty.insert(*key);
-        let bucket = Arc::make_mut(&mut Arc::make_mut(&mut self.buckets)[key.bucket()]);
-        let slot = bucket.rows.remove(key)?;
+        let slot = self.bucket_mut(key).rows.remove(key)?;
         self.len -= 1;
         self.bytes -= slot.bytes;
         Some(slot.value)
@@ -136,16 +171,14 @@ impl<K: BucketKey, V: Clone + Digested> HashedMap<K, V> {
 
     /// All values in key order.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
-        self.buckets
-            .iter()
+        self.buckets()
             .flat_map(|bucket| bucket.rows.iter().map(|(key, slot)| (key, &*slot.value)))
     }
 
     /// Values above `after` in key order.
     pub(super) fn iter_after(&self, after: Option<K>) -> impl Iterator<Item = (&K, &V)> {
         let first = after.map_or(0, |key| key.bucket());
-        self.buckets[first..]
-            .iter()
+        self.buckets_from(first)
             .flat_map(|bucket| bucket.rows.iter().map(|(key, slot)| (key, &*slot.value)))
             .skip_while(move |(key, _)| after.is_some_and(|after| **key <= after))
     }
@@ -155,27 +188,28 @@ impl<K: BucketKey, V: Clone + Digested> HashedMap<K, V> {
         if self.dirty.is_empty() {
             return;
         }
-        let buckets = Arc::make_mut(&mut self.buckets);
         let mut touched = BTreeSet::new();
         for key in core::mem::take(&mut self.dirty) {
-            let bucket = Arc::make_mut(&mut buckets[key.bucket()]);
-            if let Some(slot) = bucket.rows.get_mut(&key) {
+            if let Some(slot) = self.bucket_mut(&key).rows.get_mut(&key) {
                 let (digest, bytes) = slot.value.digest();
-                self.bytes = self.bytes - slot.bytes + bytes;
-                (slot.digest, slot.bytes) = (digest, bytes);
+                let before = std::mem::replace(&mut slot.bytes, bytes);
+                slot.digest = digest;
+                self.bytes = self.bytes - before + bytes;
             }
             touched.insert(key.bucket());
         }
-        let digests = Arc::make_mut(&mut self.digests);
         let mut groups = BTreeSet::new();
         for at in touched {
-            digests[at] = buckets[at].digest();
+            let group = Arc::make_mut(&mut self.groups[at / GROUP]);
+            group.digests[at % GROUP] = group.buckets[at % GROUP].digest();
             groups.insert(at / GROUP);
         }
-        for group in groups {
-            self.groups[group] = merkle::root(&digests[group * GROUP..][..GROUP]);
+        for at in groups {
+            let group = Arc::make_mut(&mut self.groups[at]);
+            group.root = merkle::root(&group.digests);
         }
-        self.root = merkle::root(&self.groups);
+        let roots: Vec<Digest> = self.groups.iter().map(|group| group.root).collect();
+        self.root = merkle::root(&roots);
     }
 
     /// The root after the last refresh.
@@ -187,8 +221,7 @@ impl<K: BucketKey, V: Clone + Digested> HashedMap<K, V> {
     /// The root computed from the values alone, by the definition and without any cache.
     pub(super) fn root_from_scratch(&self) -> Digest {
         let digests: Vec<Digest> = self
-            .buckets
-            .iter()
+            .buckets()
             .map(|bucket| {
                 let rows = bucket.rows.iter().map(|(key, slot)| {
                     let (digest, bytes) = slot.value.digest();
