@@ -266,6 +266,10 @@ pub(super) fn tasks_of(
                 tasks.push(global.view_of(row));
                 found += 1;
             }
+            // Whatever follows has a higher id than one that does not go out already.
+            if found > limit {
+                break;
+            }
         }
         if page < TASKS_MAX || found > limit {
             break;
