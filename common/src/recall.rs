@@ -4,8 +4,10 @@
 //! # Rules
 //! * Only answers of pure functions are kept, by a digest of everything that they depend on. So results are the same
 //!   with and without this memory; only time differs.
-//! * The first question is always answered by the real function. So is every 16th repetition of a change of state,
+//! * The first question is answered by the real function. So is every 16th repetition of a change of state,
 //!   and it must come out the same: a change that depends on anything else is a bug that shows here.
+//! * Who made something knows the answer: a signature that this thread made is good, except of one in 16, which
+//!   the real function is asked about.
 //! * Nothing is recalled outside of a [`Recall`]'s life, or on another thread.
 //! * At most twice the room's bound is kept; the older half is forgotten as a whole.
 //!
@@ -46,6 +48,14 @@ pub fn recalled<A: Clone + 'static>(room: Room, question: impl FnOnce() -> Diges
     }
 }
 
+/// The answer is known already to whoever made what is asked about.
+pub fn known<A: Clone + 'static>(room: Room, question: impl FnOnce() -> Digest, answer: A) {
+    #[cfg(feature = "recall")]
+    memory::known(room, question, answer);
+    #[cfg(not(feature = "recall"))]
+    let _ = (room, question, answer);
+}
+
 /// Changes `state` as a function of nothing but itself and what `question` is a digest of, together with the state.
 pub fn recalled_change<S: Clone + 'static, A: Clone + PartialEq + 'static>(
     room: Room,
@@ -69,7 +79,7 @@ mod memory {
     use super::Room;
     use crate::ids::Digest;
 
-    /// One repetition of a change in this many is carried out and compared.
+    /// One repetition of a change, and one known answer, in this many is not relied on.
     const CHECKED_ONE_IN: u64 = 16;
 
     /// Answers by question, in two generations.
@@ -160,6 +170,16 @@ mod memory {
         answer
     }
 
+    pub(super) fn known<A: Clone + 'static>(room: Room, question: impl FnOnce() -> Digest, answer: A) {
+        if !is_on() {
+            return;
+        }
+        let question = question();
+        if u64::from(question.0[0]) % CHECKED_ONE_IN != 0 {
+            within(room, |answers| answers.keep(question, answer, room.most()));
+        }
+    }
+
     pub(super) fn recalled_change<S: Clone + 'static, A: Clone + PartialEq + 'static>(
         room: Room,
         state: &mut S,
@@ -233,6 +253,26 @@ mod memory {
             assert!(!other, "of one thread");
             drop(recall);
             assert_eq!((ask(1), asked.get()), (2, 5), "gone with its life");
+        }
+
+        #[test]
+        fn known_answer_is_not_asked_for_but_now_and_then() {
+            let asked = Cell::new(0);
+            let ask = |number: u64| {
+                let function = || {
+                    asked.set(asked.get() + 1);
+                    number
+                };
+                recalled(Room::Key, || question(number), function)
+            };
+            known(Room::Key, || question(0), 0_u64);
+            assert_eq!((ask(0), asked.get()), (0, 1), "nothing is kept before a recall begins");
+            let _recall = Recall::begin();
+            for number in 0..320 {
+                known(Room::Key, || question(number), number);
+                assert_eq!(ask(number), number);
+            }
+            assert!((5..60).contains(&asked.get()), "{}", asked.get());
         }
 
         #[test]

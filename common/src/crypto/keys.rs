@@ -14,7 +14,7 @@ use crate::{
     certificate::{Ballot, NullifyBallot},
     entry::EntryHeader,
     ids::{ChainId, Digest},
-    recall::{Room, recalled},
+    recall::{Room, known, recalled},
 };
 
 /// An Ed25519 signature (RFC 8032), in two halves so that serde can derive its encoding.
@@ -111,12 +111,14 @@ impl AdmittedKey {
     /// Whether `signature` over `message` verifies under this key, strictly.
     #[must_use]
     pub fn verifies(&self, message: &[u8], signature: &Signature) -> bool {
-        // The two parts in front have a fixed length.
-        let question = || sha256(&[&self.to_bytes(), &signature.to_bytes(), message]);
-        recalled(Room::Signature, question, || {
-            let signature = ed25519_dalek::Signature::from_bytes(&signature.to_bytes());
-            self.0.verify_strict(message, &signature).is_ok()
-        })
+        recalled(
+            Room::Signature,
+            || question(&self.to_bytes(), signature, message),
+            || {
+                let signature = ed25519_dalek::Signature::from_bytes(&signature.to_bytes());
+                self.0.verify_strict(message, &signature).is_ok()
+            },
+        )
     }
 }
 
@@ -229,7 +231,16 @@ impl fmt::Debug for ConsensusKey {
 }
 
 fn sign<T: Serialize>(key: &SigningKey, tag: Tag, chain: &ChainId, body: &T) -> Signature {
-    Signature::from_bytes(&key.sign(&preimage(tag, chain, body)).to_bytes())
+    let message = preimage(tag, chain, body);
+    let signature = Signature::from_bytes(&key.sign(&message).to_bytes());
+    let public = || key.verifying_key().to_bytes();
+    known(Room::Signature, || question(&public(), &signature, &message), true);
+    signature
+}
+
+/// What is asked about a signature. The two parts in front have a fixed length.
+pub(super) fn question(key: &[u8; 32], signature: &Signature, message: &[u8]) -> Digest {
+    sha256(&[key, &signature.to_bytes(), message])
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use curve25519_dalek::{
 };
 use sha2::{Digest as _, Sha512};
 
-use super::{AdmittedKey, Signature, sha256};
+use super::{AdmittedKey, Signature, keys::question};
 use crate::recall::{Room, recalled};
 
 /// An admitted key with a table of its multiples: 30 KB, made in some 100 us.
@@ -42,7 +42,7 @@ impl PreparedKey {
     /// Whether `signature` over `message` verifies under this key: as [`AdmittedKey::verifies`], sooner.
     #[must_use]
     pub fn verifies(&self, message: &[u8], signature: &Signature) -> bool {
-        let question = || sha256(&[&self.key.to_bytes(), &signature.to_bytes(), message]);
+        let question = || question(&self.key.to_bytes(), signature, message);
         recalled(Room::Signature, question, || self.equation_holds(message, signature))
     }
 
