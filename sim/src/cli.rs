@@ -8,6 +8,7 @@
 mod tools;
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::atomic::{AtomicU64, Ordering},
@@ -359,9 +360,23 @@ struct Totals {
     runs: u64,
     virtual_ms: u64,
     node_ms: u64,
-    faults: u64,
+    faults: BTreeMap<&'static str, u64>,
     tasks_acked: u64,
     violations: Vec<Value>,
+}
+
+/// A soak says how far it is every so many runs.
+const RUNS_PER_WORD: u64 = 50;
+
+impl Totals {
+    fn in_words(&self) -> String {
+        format!(
+            "{:.1} node-hours, {} faults, {} violations",
+            self.node_ms as f64 / 3.6e6,
+            self.faults.values().sum::<u64>(),
+            self.violations.len()
+        )
+    }
 }
 
 fn soak((from, to): (u64, u64), jobs: u8, shape: Shape, output: Output) -> bool {
@@ -382,6 +397,9 @@ fn soak((from, to): (u64, u64), jobs: u8, shape: Shape, output: Output) -> bool 
             complain(&report, &shape.command(seed));
             let mut totals = totals.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             add(&mut totals, &report, wall, shape);
+            if totals.runs.is_multiple_of(RUNS_PER_WORD) {
+                eprintln!("sim: {} of {} runs, {}", totals.runs, to - from, totals.in_words());
+            }
         }
     };
     // Runs share nothing: each has its own thread and its own time.
@@ -398,7 +416,8 @@ fn soak((from, to): (u64, u64), jobs: u8, shape: Shape, output: Output) -> bool 
         "sim_seconds": totals.virtual_ms as f64 / 1e3,
         "node_hours": totals.node_ms as f64 / 3.6e6,
         "wall_seconds": began.elapsed().as_secs_f64(),
-        "faults": totals.faults,
+        "faults": totals.faults.values().sum::<u64>(),
+        "faults_by_family": totals.faults,
         "tasks_acked": totals.tasks_acked,
         "violations": totals.violations,
     });
@@ -413,7 +432,9 @@ fn add(totals: &mut Totals, report: &Report, wall: Duration, shape: Shape) {
     totals.runs += 1;
     totals.virtual_ms += report.virtual_ms;
     totals.node_ms += report.virtual_ms * u64::from(report.plan.population.nodes());
-    totals.faults += report.faults.len() as u64;
+    for fault in &report.faults {
+        *totals.faults.entry(fault.family.word()).or_default() += 1;
+    }
     totals.tasks_acked += report.tasks_acked;
     if let Some(violation) = &report.violation {
         totals.violations.push(json!({

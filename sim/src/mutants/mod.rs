@@ -4,18 +4,21 @@
 //! * A second binary is built with the feature `seeded-bugs`; this one has no bug in it. Each run is a process of its
 //!   own.
 //! * In a run with a bug only the checker of its row judges. A panic, or an end of a process, notices nothing.
+//! * A run that does not end is killed after ten minutes, and noticed nothing.
 //! * The same seed without the bug must pass before *all* checkers, in the same binary.
 
 mod stage;
 mod table;
 
 use std::{
+    io::Read,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use serde_json::{Value, json};
@@ -113,24 +116,59 @@ pub fn build() -> Result<PathBuf, String> {
     }
 }
 
-/// The violation that a run printed, if it printed one.
-fn violation_of(binary: &Path, arguments: &[String]) -> Result<Option<(String, String)>, String> {
-    let output = Command::new(binary)
+/// A run that takes longer never ends: some bugs go round in circles.
+const RUN_MAX: Duration = Duration::from_secs(600);
+/// Between two looks at a run.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// What a run printed and said. One that does not end is killed.
+#[allow(clippy::disallowed_methods, reason = "watches a simulation, and is none")]
+fn output_of(binary: &Path, arguments: &[String]) -> std::io::Result<(String, String)> {
+    let mut child = Command::new(binary)
         .args(arguments)
         .args(["-o", "json"])
-        .output()
-        .map_err(|error| format!("{}: {error}", binary.display()))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let Some(report) = text
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    // Both are read while it runs: a full pipe would stop it.
+    let read = |pipe: Option<Box<dyn Read + Send>>| {
+        std::thread::spawn(move || {
+            let mut text = Vec::new();
+            let read = pipe.map_or(Ok(0), |mut pipe| pipe.read_to_end(&mut text));
+            read.map(|_| String::from_utf8_lossy(&text).into_owned())
+        })
+    };
+    let printed = read(child.stdout.take().map(|pipe| Box::new(pipe) as _));
+    let said = read(child.stderr.take().map(|pipe| Box::new(pipe) as _));
+    let looks_max = RUN_MAX.as_millis() / LOOK_EVERY.as_millis();
+    let mut looks = 0;
+    while child.try_wait()?.is_none() {
+        if looks == looks_max {
+            child.kill()?;
+            child.wait()?;
+            break;
+        }
+        std::thread::sleep(LOOK_EVERY);
+        looks += 1;
+    }
+    let text = |thread: std::thread::JoinHandle<std::io::Result<String>>| {
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(std::io::Error::other("what it said could not be read")))
+    };
+    Ok((text(printed)?, text(said)?))
+}
+
+/// The violation that a run printed, if it printed one.
+fn violation_of(binary: &Path, arguments: &[String]) -> Result<Option<(String, String)>, String> {
+    let (printed, said) = output_of(binary, arguments).map_err(|error| format!("{}: {error}", binary.display()))?;
+    let Some(report) = printed
         .lines()
         .last()
         .and_then(|line| serde_json::from_str::<Value>(line).ok())
     else {
-        // It did not get as far as a report: a panic of the simulator itself.
-        return Ok(Some((
-            "no report".into(),
-            String::from_utf8_lossy(&output.stderr).into(),
-        )));
+        // It did not get as far as a report: a panic of the simulator itself, or it was killed.
+        return Ok(Some(("no report".into(), said)));
     };
     let Some(first) = report["violations"].as_array().and_then(|all| all.first()) else {
         return Ok(None);
