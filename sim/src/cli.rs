@@ -5,27 +5,25 @@
 //! `sim shrink` leaves out of a failing run what it does not need, `sim replay` runs what is left, `sim report` draws a run.
 //! `sim mutants` breaks rules on purpose and shows which checker notices.
 
+mod print;
+mod soak;
 mod tools;
 
 use std::{
-    collections::BTreeMap,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
 use clap::{Parser, Subcommand, ValueEnum};
-use common::wire::frame::{ANSWER_KIND, FrameKind};
-use serde_json::{Value, json};
+
+use print::{as_json, print_table};
+use soak::soak;
 
 use crate::{
-    faults::Family,
-    machine,
     mutants::{self, Stage},
     run::{Plan, Report, run, run_scenario, run_with},
     scenario::Scenario,
-    trace::Event,
 };
 
 #[derive(Parser)]
@@ -353,240 +351,4 @@ fn complain(report: &Report, again: &str) {
         eprintln!("sim: seed {seed} of commit {COMMIT} at {violation}");
         eprintln!("sim: again with: {again}");
     }
-}
-
-#[derive(Default)]
-struct Totals {
-    runs: u64,
-    virtual_ms: u64,
-    node_ms: u64,
-    faults: BTreeMap<&'static str, u64>,
-    tasks_acked: u64,
-    violations: Vec<Value>,
-}
-
-/// A soak says how far it is every so many runs.
-const RUNS_PER_WORD: u64 = 50;
-
-impl Totals {
-    fn in_words(&self) -> String {
-        format!(
-            "{:.1} node-hours, {} faults, {} violations",
-            self.node_ms as f64 / 3.6e6,
-            self.faults.values().sum::<u64>(),
-            self.violations.len()
-        )
-    }
-}
-
-fn soak((from, to): (u64, u64), jobs: u8, shape: Shape, output: Output) -> bool {
-    let next = AtomicU64::new(from);
-    let totals = std::sync::Mutex::new(Totals::default());
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "how fast the simulator is, beside the simulation"
-    )]
-    let began = std::time::Instant::now();
-    let work = || {
-        loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= to {
-                return;
-            }
-            let (report, wall) = timed(|| run(shape.plan(seed)));
-            complain(&report, &shape.command(seed));
-            let mut totals = totals.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            add(&mut totals, &report, wall, shape);
-            if totals.runs.is_multiple_of(RUNS_PER_WORD) {
-                eprintln!("sim: {} of {} runs, {}", totals.runs, to - from, totals.in_words());
-            }
-        }
-    };
-    // Runs share nothing: each has its own thread and its own time.
-    std::thread::scope(|scope| {
-        for _ in 0..jobs {
-            scope.spawn(work);
-        }
-    });
-    let totals = totals.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let summary = json!({
-        "seeds": [from, to],
-        "commit": COMMIT,
-        "runs": totals.runs,
-        "sim_seconds": totals.virtual_ms as f64 / 1e3,
-        "node_hours": totals.node_ms as f64 / 3.6e6,
-        "wall_seconds": began.elapsed().as_secs_f64(),
-        "faults": totals.faults.values().sum::<u64>(),
-        "faults_by_family": totals.faults,
-        "tasks_acked": totals.tasks_acked,
-        "violations": totals.violations,
-    });
-    match output {
-        Output::Json => println!("{summary}"),
-        Output::Table => println!("{summary:#}"),
-    }
-    totals.violations.is_empty()
-}
-
-fn add(totals: &mut Totals, report: &Report, wall: Duration, shape: Shape) {
-    totals.runs += 1;
-    totals.virtual_ms += report.virtual_ms;
-    totals.node_ms += report.virtual_ms * u64::from(report.plan.population.nodes());
-    for fault in &report.faults {
-        *totals.faults.entry(fault.family.word()).or_default() += 1;
-    }
-    totals.tasks_acked += report.tasks_acked;
-    if let Some(violation) = &report.violation {
-        totals.violations.push(json!({
-            "seed": report.plan.seed,
-            "checker": violation.checker,
-            "at_ms": violation.at_ms,
-            "what": violation.what,
-            "command": shape.command(report.plan.seed),
-            "wall_seconds": wall.as_secs_f64(),
-        }));
-    }
-}
-
-const EVENTS: [(&str, Event); 6] = [
-    ("delivered", Event::Delivered),
-    ("dropped", Event::Dropped),
-    ("synced", Event::Synced),
-    ("applied", Event::Applied),
-    ("started", Event::Started),
-    ("killed", Event::Killed),
-];
-
-fn speed(report: &Report, wall: Duration) -> f64 {
-    report.virtual_ms as f64 / 1e3 / wall.as_secs_f64().max(1e-9)
-}
-
-/// Frames and bytes of each kind; every answer and refusal is of a kind of its own.
-fn frames_by_kind(report: &Report) -> Value {
-    let word = |byte: u8| {
-        let kind = FrameKind::ALL.iter().find(|kind| kind.byte() == byte);
-        kind.map_or_else(
-            || {
-                if byte == ANSWER_KIND {
-                    "Answer".to_owned()
-                } else {
-                    "Refusal".to_owned()
-                }
-            },
-            |kind| format!("{kind:?}"),
-        )
-    };
-    let volumes = report.delivered.iter();
-    let of_kind = volumes.map(|(byte, volume)| (word(*byte), json!([volume.frames, volume.bytes])));
-    Value::Object(of_kind.collect())
-}
-
-fn as_json(report: &Report, wall: Duration) -> Value {
-    let kinds: serde_json::Map<String, Value> = EVENTS
-        .iter()
-        .map(|(word, event)| ((*word).to_owned(), report.counts.of(*event).into()))
-        .collect();
-    let faults: Vec<Value> = report
-        .faults
-        .iter()
-        .map(|fault| {
-            json!({
-                "family": fault.family.word(),
-                "what": fault.what,
-                "from_ms": fault.from_ms,
-                "until_ms": fault.until_ms,
-            })
-        })
-        .collect();
-    let violations: Vec<Value> = report
-        .violation
-        .iter()
-        .map(|violation| json!({ "checker": violation.checker, "at_ms": violation.at_ms, "what": violation.what }))
-        .collect();
-    let enemies: Vec<Value> = report
-        .enemies
-        .iter()
-        .map(|enemy| json!({ "who": enemy.who, "actor": enemy.actor.word(), "deeds": enemy.deeds }))
-        .collect();
-    let population = report.plan.population;
-    json!({
-        "seed": report.plan.seed,
-        "commit": COMMIT,
-        "trace_hash": report.trace_hash.to_hex(),
-        "events": EVENTS.iter().map(|(_, event)| report.counts.of(*event)).sum::<u64>(),
-        "kinds": kinds,
-        "frames": report.counts.of(Event::Delivered) + report.counts.of(Event::Dropped),
-        "frames_by_kind": frames_by_kind(report),
-        "rss_mib_peak": machine::rss_mib_peak(),
-        "cpu_seconds": machine::cpu_seconds(),
-        "syncs": report.counts.of(Event::Synced),
-        "applies": report.applies,
-        "sim_seconds": report.virtual_ms as f64 / 1e3,
-        "wall_seconds": wall.as_secs_f64(),
-        "speed": speed(report, wall),
-        "population": { "clusters": population.clusters, "agents": population.agents, "validators": population.validators },
-        "nodes": population.nodes(),
-        "messages": report.counts.of(Event::Delivered),
-        "faults": faults,
-        "enemies": enemies,
-        "tasks_acked": report.tasks_acked,
-        "tasks_final": report.tasks_final,
-        "completed": report.completed,
-        "retries": report.retries,
-        "linearizable_reads": report.linearizable_reads,
-        "no_quorum": report.no_quorum,
-        "height": report.height.0,
-        "violations": violations,
-    })
-}
-
-fn print_table(report: &Report, wall: Duration) {
-    let population = report.plan.population;
-    println!("seed          {} (commit {COMMIT})", report.plan.seed);
-    println!(
-        "population    {} clusters of {} agents, {} validators",
-        population.clusters, population.agents, population.validators
-    );
-    println!("trace hash    {}", report.trace_hash.to_hex());
-    for (word, event) in EVENTS {
-        println!("{word:<13} {}", report.counts.of(event));
-    }
-    println!(
-        "virtual time  {}.{:03} s, {:.1} times as fast as real time",
-        report.virtual_ms / 1_000,
-        report.virtual_ms % 1_000,
-        speed(report, wall)
-    );
-    println!(
-        "tasks         {} acknowledged, {} final, {} completions",
-        report.tasks_acked, report.tasks_final, report.completed
-    );
-    println!(
-        "clients       {} retries, {} linearizable reads, {} refused for want of a majority",
-        report.retries, report.linearizable_reads, report.no_quorum
-    );
-    println!("height        {}", report.height);
-    for enemy in &report.enemies {
-        println!("{:<13} {enemy}", "enemy");
-    }
-    for family in Family::ALL {
-        let of_family = report.faults.iter().filter(|fault| fault.family == family);
-        for fault in of_family {
-            println!(
-                "{:<13} {:>6}.{:03} to {:>6}.{:03} s: {}",
-                family.word(),
-                fault.from_ms / 1_000,
-                fault.from_ms % 1_000,
-                fault.until_ms / 1_000,
-                fault.until_ms % 1_000,
-                fault.what
-            );
-        }
-    }
-    if report.violation.is_some() {
-        for line in &report.processes {
-            println!("{line}");
-        }
-    }
-    println!("violations    {}", u64::from(report.violation.is_some()));
 }

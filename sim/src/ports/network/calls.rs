@@ -1,0 +1,247 @@
+//! The transport of a simulated process: calls and lanes over the links.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use common::{
+    ids::DeviceId,
+    wire::frame::{
+        ANSWER_KIND, FrameKind, Protocol, REFUSAL_KIND, Refusal, RefusalCode, read_answer_header, read_request_header,
+    },
+};
+use transport::ports::{BoxFuture, CallError, Lane, Peer, Service, Transport};
+
+use super::{Ends, SimNetwork, framed, split};
+use crate::{
+    ports::{
+        lane::{self, Way},
+        links::IDLE_US,
+        tap::{Leaves, Tap},
+        twins::Host,
+    },
+    trace::Event,
+};
+
+/// The network as one host of a device sees it.
+pub struct SimTransport {
+    pub(super) network: SimNetwork,
+    pub(super) device: DeviceId,
+    pub(super) host: Host,
+}
+
+impl SimTransport {
+    pub(super) async fn exchange(network: SimNetwork, ends: Ends, kind: FrameKind, body: Bytes) -> Exchange {
+        let (from_id, to_id) = ends.direction;
+        network.overhear(&ends.from, true, kind, &body);
+        let request = framed(kind.byte(), &body);
+        if !ends.is_reached {
+            network.trace.record(Event::Dropped, from_id, to_id, &request);
+            return Exchange::Silence;
+        }
+        let Some(again) = network.cross((from_id, to_id), &request, true).await else {
+            return Exchange::Silence;
+        };
+        let receiver = network.receiver(&ends, ends.host, kind.protocol());
+        let Some((peer, process, service)) = receiver else {
+            network.trace.record(Event::Dropped, from_id, to_id, &request);
+            return Exchange::Silence;
+        };
+        network.trace.record(Event::Delivered, from_id, to_id, &request);
+        let request: Arc<[u8]> = request.into();
+        if let Some(also) = ends.also {
+            network.deliver_also(&ends, also, kind, &request);
+        }
+        let hears = |tap: &mut dyn Tap, now_us| tap.hears(now_us, ends.from_idx, kind, &body);
+        if network.tapped(&ends.to, ends.host, hears) == Some(false) {
+            return Exchange::Answer(framed(ANSWER_KIND, &[]));
+        }
+        if let Some(later) = again {
+            let second = handle(service.clone(), peer.clone(), kind, request.clone());
+            let (trace, copy) = (network.trace.clone(), request.clone());
+            drop(process.spawn(async move {
+                tokio::time::sleep(later).await;
+                trace.record(Event::Delivered, from_id, to_id, &copy);
+                // What it says goes to nobody.
+                let _ = second.await;
+            }));
+        }
+        // The receiver was killed while it worked, or panicked, which its process remembers.
+        let Ok(handled) = process.spawn(handle(service, peer, kind, request)).await else {
+            return Exchange::Silence;
+        };
+        let answer = match network.tapped_answer(&ends, kind, &body, handled) {
+            Ok(body) => framed(ANSWER_KIND, &body),
+            Err(refusal) => framed(REFUSAL_KIND, &common::codec::encode(&refusal)),
+        };
+        if network.cross((to_id, from_id), &answer, false).await.is_none() {
+            return Exchange::Silence;
+        }
+        network.trace.record(Event::Delivered, to_id, from_id, &answer);
+        Exchange::Answer(answer)
+    }
+
+    /// What leaves in the place of a request. `Err` is what the process is told of one that is held back.
+    async fn outgoing(
+        network: &SimNetwork,
+        ends: &Ends,
+        host: Host,
+        kind: FrameKind,
+        body: Bytes,
+    ) -> Result<Bytes, Result<Bytes, CallError>> {
+        let sends = |tap: &mut dyn Tap, now_us| tap.sends(now_us, ends.to_idx, kind, &body);
+        match network.tapped(&ends.from, host, sends) {
+            None => Ok(body),
+            Some(Leaves::As(other)) => Ok(other),
+            Some(Leaves::Late(after_us)) => {
+                tokio::time::sleep(Duration::from_micros(after_us)).await;
+                Ok(body)
+            }
+            Some(Leaves::Never) if has_empty_answer(kind) => Err(Ok(Bytes::new())),
+            Some(Leaves::Never) => Err(Err(CallError::Broken("held back".into()))),
+        }
+    }
+}
+
+/// Whether a request of this kind only tells something.
+fn has_empty_answer(kind: FrameKind) -> bool {
+    matches!(
+        kind,
+        FrameKind::Proposal | FrameKind::Vote | FrameKind::Certificate | FrameKind::BatchNotice | FrameKind::Attest
+    )
+}
+
+impl SimNetwork {
+    /// Hands a request to the other twin as well; what that one answers goes to nobody.
+    fn deliver_also(&self, ends: &Ends, host: Host, kind: FrameKind, request: &Arc<[u8]>) {
+        let Some((peer, process, service)) = self.receiver(ends, host, kind.protocol()) else {
+            return;
+        };
+        let (_, body) = split(request);
+        let hears = |tap: &mut dyn Tap, now_us| tap.hears(now_us, ends.from_idx, kind, body);
+        if self.tapped(&ends.to, host, hears) != Some(false) {
+            drop(process.spawn(handle(service, peer, kind, request.clone())));
+        }
+    }
+
+    fn tapped_answer(
+        &self,
+        ends: &Ends,
+        kind: FrameKind,
+        request: &[u8],
+        answer: Result<Bytes, Refusal>,
+    ) -> Result<Bytes, Refusal> {
+        let honest = answer.clone();
+        let answers = |tap: &mut dyn Tap, now_us| tap.answers(now_us, ends.from_idx, kind, request, answer);
+        let told = self.tapped(&ends.to, ends.host, answers).unwrap_or(honest);
+        match told {
+            Ok(body) if body.len() > kind.answer_bytes_max() => Err(Refusal::new(RefusalCode::Busy, "too long")),
+            told => told,
+        }
+    }
+}
+
+async fn handle(service: Arc<dyn Service>, peer: Peer, kind: FrameKind, request: Arc<[u8]>) -> Result<Bytes, Refusal> {
+    let (header, body) = split(&request);
+    match read_request_header(kind.protocol(), header) {
+        Ok((kind, _)) => service.handle(peer, kind, Bytes::copy_from_slice(body)).await,
+        Err(error) => panic!("a shell sent what its own protocol refuses: {error}"),
+    }
+}
+
+pub(super) enum Exchange {
+    Answer(Vec<u8>),
+    Silence,
+}
+
+impl Transport for SimTransport {
+    fn call(
+        &self,
+        to: DeviceId,
+        kind: FrameKind,
+        body: Bytes,
+        deadline: Duration,
+    ) -> BoxFuture<Result<Bytes, CallError>> {
+        assert!(
+            body.len() <= kind.request_bytes_max(),
+            "{kind:?} of {} bytes is above its cap",
+            body.len()
+        );
+        let (network, from, host) = (self.network.clone(), self.device, self.host);
+        network.overhear(&from, false, kind, &body);
+        Box::pin(async move {
+            let ends = network.ends(&from, host, &to);
+            let Some(ends) = ends.filter(|_| network.has_connection(&from, &to)) else {
+                tokio::time::sleep(network.dial_time(deadline)).await;
+                return Err(CallError::Unreachable(to));
+            };
+            let body = match Self::outgoing(&network, &ends, host, kind, body).await {
+                Ok(body) => body,
+                Err(held_back) => return held_back,
+            };
+            let tapped = network.clone();
+            let exchange = async {
+                match Self::exchange(network, ends, kind, body).await {
+                    Exchange::Answer(frame) => Ok(frame),
+                    Exchange::Silence => {
+                        tokio::time::sleep(Duration::from_micros(IDLE_US)).await;
+                        Err(CallError::Broken("nothing was heard for too long".into()))
+                    }
+                }
+            };
+            let frame = tokio::time::timeout(deadline, exchange)
+                .await
+                .map_err(|_| CallError::Timeout(deadline))??;
+            let (header, body) = split(&frame);
+            match read_answer_header(kind, header) {
+                Ok((true, _)) => {
+                    let body = Bytes::copy_from_slice(body);
+                    let honest = body.clone();
+                    let is_told = |tap: &mut dyn Tap, now_us| tap.is_told(now_us, ends.to_idx, kind, body);
+                    Ok(tapped.tapped(&from, host, is_told).unwrap_or(honest))
+                }
+                Ok((false, _)) => match common::codec::decode::<Refusal>(body) {
+                    Ok(refusal) => Err(CallError::Refused(refusal)),
+                    Err(error) => Err(CallError::Broken(error.to_string())),
+                },
+                Err(error) => panic!("a shell answered {kind:?} with what the caller refuses: {error}"),
+            }
+        })
+    }
+
+    fn open_lane(&self, to: DeviceId, kind: FrameKind, deadline: Duration) -> BoxFuture<Result<Lane, CallError>> {
+        assert!(kind.is_lane(), "{kind:?} is a single request's");
+        let (network, from, host) = (self.network.clone(), self.device, self.host);
+        Box::pin(async move {
+            let ends = network.ends(&from, host, &to);
+            let Some(ends) = ends.filter(|_| network.has_connection(&from, &to)) else {
+                tokio::time::sleep(network.dial_time(deadline)).await;
+                return Err(CallError::Unreachable(to));
+            };
+            let Some((peer, process, service)) = network.receiver(&ends, ends.host, kind.protocol()) else {
+                tokio::time::sleep(deadline).await;
+                return Err(CallError::Unreachable(to));
+            };
+            let (near, far) = ends.direction;
+            let opener = (from, host, ends.to_idx);
+            let (ours, theirs) = lane::pair(
+                &network,
+                Way::requests((near, far), kind, opener),
+                Way::answers((far, near), kind),
+            );
+            // Ends with the receiver's process.
+            drop(process.spawn(service.lane(peer, kind, theirs)));
+            Ok(ours)
+        })
+    }
+
+    fn is_connected(&self, to: &DeviceId, _protocol: Protocol) -> bool {
+        self.network.has_connection(&self.device, to)
+    }
+
+    fn rtt(&self, to: &DeviceId) -> Option<Duration> {
+        let state = self.network.lock();
+        let conditions = state.links.conditions();
+        let mean_us = conditions.delay_us_min + conditions.delay_us_max;
+        state.known.contains_key(to).then(|| Duration::from_micros(mean_us))
+    }
+}

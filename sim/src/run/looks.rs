@@ -1,0 +1,197 @@
+//! What a run looks at from outside: sizes, health, heights, and how it stood at the end.
+
+use std::sync::Arc;
+
+use cluster_agent::raft::RaftConfig;
+use cluster_core::queue::ClusterQueue;
+use common::ids::{ClusterId, Height, TaskId};
+
+use super::World;
+use crate::{checkers::Observation, timeline::Sample};
+
+/// Records above what snapshots leave that a log may have: what comes in while one is made and purged.
+const LOG_SLACK: u64 = 3_000;
+
+impl World {
+    pub(super) fn inspect(&self) {
+        self.fleet.witness.look_at_logs();
+        let (entries, kept) = self.plan.conditions.snapshot_entries;
+        let quota = self
+            .plan
+            .conditions
+            .limits(&RaftConfig::for_profile(self.plan.conditions.profile))
+            .outbox_bytes_max;
+        for name in self.fleet.agent_names() {
+            let (Some(agent), Some(log)) = (self.fleet.agent(&name), self.fleet.log(&name)) else {
+                continue;
+            };
+            let records = log.range().map_or(0, |(first, last)| last.0 + 1 - first.0);
+            self.fleet.witness.see(&Observation::Sizes {
+                agent: name.clone(),
+                outbox_bytes: agent.machine().with(|state| state.queue.batcher().pending_bytes()),
+                outbox_bytes_max: quota,
+                log_records: records,
+                log_records_max: entries + kept + LOG_SLACK,
+            });
+        }
+    }
+
+    /// Adds a sample to the timeline, if there is one.
+    pub(super) fn film(&mut self) {
+        let Some(mut timeline) = self.timeline.take() else {
+            return;
+        };
+        let at_ms = self.trace.now_us() / 1_000;
+        let acknowledged = self.desk.journal().acknowledged.len() as u64;
+        let clusters = self.fleet.clusters();
+        let leader = |members: &Vec<String>| {
+            let name = self.fleet.leader(members)?;
+            let term = self.fleet.agent(&name)?.status().context.term.0;
+            Some((name, term))
+        };
+        let most = |members: &Vec<String>, of: fn(&ClusterQueue) -> u64| {
+            let agents = members.iter().filter_map(|name| self.fleet.agent(name));
+            agents
+                .map(|agent| agent.machine().with(|state| of(&state.queue)))
+                .max()
+                .unwrap_or(0)
+        };
+        let honest = self.fleet.honest_validators();
+        let highest = honest.iter().filter_map(|name| self.fleet.validator(name));
+        let highest = highest.map(|validator| validator.executed().get().queue.height()).max();
+        let sample = Sample {
+            at_ms,
+            leaders: clusters.iter().map(leader).collect(),
+            open_tasks: clusters
+                .iter()
+                .map(|members| most(members, |queue| queue.open_tasks()))
+                .collect(),
+            outbox_bytes: clusters
+                .iter()
+                .map(|members| most(members, |queue| queue.batcher().pending_bytes()))
+                .collect(),
+            finality_lag_ms: timeline.lag_ms(at_ms, acknowledged, self.tasks_final()),
+            heights: (self.lowest_height(), highest.unwrap_or_default()),
+        };
+        timeline.samples.push(sample);
+        self.timeline = Some(timeline);
+    }
+
+    pub(super) fn lowest_height(&self) -> Height {
+        let names = self.fleet.honest_validators();
+        let heights = names.iter().map(|name| {
+            let validator = self.fleet.validator(name);
+            validator.map_or(Height(0), |validator| validator.executed().get().queue.height())
+        });
+        heights.min().unwrap_or_default()
+    }
+
+    pub(super) fn health(&self) -> Observation {
+        let mut leaderless = Vec::new();
+        let mut outbox_bytes = 0;
+        let suspects = self.fleet.witness.suspects();
+        let clusters = (0..).zip(self.fleet.clusters());
+        for (number, members) in clusters.filter(|(number, _)| !suspects.has_cluster(ClusterId(*number))) {
+            let leader = self.fleet.leader(&members);
+            let leader = leader.and_then(|name| Some(self.fleet.agent(&name)?.status().raft));
+            let follows = |name: &String| {
+                let known = self.fleet.agent(name).map(|agent| agent.status().context.leader);
+                known == Some(leader)
+            };
+            if leader.is_none() || !members.iter().all(follows) {
+                leaderless.push(ClusterId(number));
+            }
+            for agent in members.iter().filter_map(|name| self.fleet.agent(name)) {
+                outbox_bytes += agent.machine().with(|state| {
+                    let batcher = state.queue.batcher();
+                    let rows = batcher.outbox().filter(|batch| !batch.entries.is_empty());
+                    rows.map(|batch| batch.bytes).sum::<u64>() + batcher.open_len() as u64
+                });
+            }
+        }
+        let (acknowledged, open_writes) = {
+            let journal = self.desk.journal();
+            (journal.acknowledged.len() as u64, journal.open_writes)
+        };
+        Observation::Health {
+            leaderless,
+            open_writes,
+            outbox_bytes,
+            not_final: acknowledged - self.tasks_final(),
+            height: self.lowest_height(),
+        }
+    }
+
+    /// Acknowledged tasks that every validator's final state has.
+    pub(super) fn tasks_final(&self) -> u64 {
+        let names = self.fleet.honest_validators();
+        let states: Vec<_> = names
+            .iter()
+            .map(|name| Some(self.fleet.validator(name)?.executed().get().queue.clone()))
+            .collect();
+        let is_final = |task: &&TaskId| {
+            let has = |state: &Option<Arc<common::global_queue::GlobalQueue>>| {
+                state.as_ref().is_some_and(|state| state.task(task).is_some())
+            };
+            states.iter().all(has)
+        };
+        self.desk.journal().acknowledged.keys().filter(is_final).count() as u64
+    }
+
+    /// Where everybody stands, for whoever looks into a violation.
+    pub(super) fn processes(&self) -> Vec<String> {
+        let agent = |name: &String| {
+            let Some(agent) = self.fleet.agent(name) else {
+                return format!("{name}: down");
+            };
+            let (status, raft) = (agent.status(), agent.raft().status());
+            let context = &status.context;
+            let (closed, open) = agent.machine().with(|state| {
+                let batcher = state.queue.batcher();
+                (batcher.last_closed().seq, batcher.open_len())
+            });
+            format!(
+                "{name}: {:?} of term {} under {:?}, applied {} of {}, snapshot {}, purged {}, batches {closed} closed and \
+                 {} final, {open} rows open, outbox {} bytes, height {}, {}, age {:?} ms, global age {:?} ms",
+                raft.role,
+                context.term,
+                context.leader.map(|id| id.idx().0),
+                context.applied,
+                status.last_index,
+                raft.snapshot.index,
+                raft.purged.index,
+                status.final_seq,
+                status.outbox_bytes,
+                context.global_height,
+                context.mode.word(),
+                context.staleness_ms,
+                context.global_age_ms,
+            )
+        };
+        let validator = |name: &String| {
+            let Some(validator) = self.fleet.validator(name) else {
+                return format!("{name}: down");
+            };
+            let executed = validator.executed().get();
+            let queue = &executed.queue;
+            let next: Vec<String> = queue
+                .clusters()
+                .filter_map(|cluster| Some(format!("{} of {cluster}", queue.next_batch(cluster)?.1)))
+                .collect();
+            let (height, next) = (validator.blocks().tip().0, next.join(", "));
+            format!(
+                "{name}: view {}, height {height}, executed {}, next batches {next}{}",
+                executed.view,
+                queue.height(),
+                if executed.is_listening { ", listening" } else { "" }
+            )
+        };
+        let agents = self.fleet.agent_names();
+        let validators = self.fleet.validator_names();
+        agents
+            .iter()
+            .map(agent)
+            .chain(validators.iter().map(validator))
+            .collect()
+    }
+}
