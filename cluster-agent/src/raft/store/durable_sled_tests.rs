@@ -14,7 +14,10 @@ use futures::FutureExt;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::*;
+use super::{
+    super::group_commit_tests::{Sort, submit, write},
+    *,
+};
 
 const QUIET: SledOptions = SledOptions {
     cache_bytes: 8 * 1024 * 1024,
@@ -34,17 +37,6 @@ fn record(index: u64, bytes: impl Into<Bytes>) -> LogRecord {
 
 fn records(range: std::ops::Range<u64>) -> Vec<LogRecord> {
     range.map(|index| record(index, format!("entry {index}"))).collect()
-}
-
-fn submit(log: &DurableSled, op: LogOp) -> mpsc::Receiver<Result<(), StoreError>> {
-    let (sender, receiver) = mpsc::channel();
-    log.submit(op, Box::new(move |outcome| drop(sender.send(outcome))));
-    receiver
-}
-
-/// Submits and waits for the acknowledgement.
-fn write(log: &DurableSled, op: LogOp) -> Result<(), StoreError> {
-    submit(log, op).recv().expect("every operation is answered")
 }
 
 fn tree_of(log: &DurableSled) -> Tree {
@@ -234,88 +226,30 @@ fn failed_flush_poisons_the_store_and_is_never_tried_again() {
     assert!(failed.to_string().contains("the device is gone"), "{failed}");
 }
 
+fn sort(dir: &TempDir) -> Sort<DurableSled> {
+    let path = dir.path().to_path_buf();
+    Sort {
+        open: Box::new(move |fsync| {
+            DurableSled::open_with(&path, QUIET, Marker::none(), fsync, Box::new(|_| ())).unwrap()
+        }),
+        flushes: FLUSHES_OF_OPENING,
+        failure: |log| log.failed().now_or_never(),
+    }
+}
+
 #[test]
 fn panic_in_the_writer_poisons_the_store() {
-    let dir = tempfile::tempdir().unwrap();
-    let calls = AtomicUsize::new(0);
-    let fsync: Fsync = Box::new(move |_| {
-        assert!(calls.fetch_add(1, Ordering::SeqCst) < FLUSHES_OF_OPENING, "a bug");
-        Ok(())
-    });
-    let log = DurableSled::open_with(dir.path(), QUIET, Marker::none(), fsync, Box::new(|_| ())).unwrap();
-    assert!(matches!(write(&log, LogOp::Vote("a".into())), Err(StoreError::Io(_))));
-    assert!(matches!(
-        write(&log, LogOp::Vote("b".into())),
-        Err(StoreError::Poisoned(_))
-    ));
+    sort(&fast_dir()).panic_in_the_writer_poisons_the_store();
 }
 
 #[test]
 fn panic_of_who_is_acknowledged_poisons_the_store_and_the_others_are_told() {
-    let dir = tempfile::tempdir().unwrap();
-    let (gate_sender, gate) = mpsc::channel::<()>();
-    let mut flushes = 0;
-    let fsync: Fsync = Box::new(move |file| {
-        flushes += 1;
-        if flushes == FLUSHES_OF_OPENING + 1 {
-            gate.recv().map_err(io::Error::other)?;
-        }
-        file.sync_data()
-    });
-    let log = DurableSled::open_with(dir.path(), QUIET, Marker::none(), fsync, Box::new(|_| ())).unwrap();
-    let first = submit(&log, LogOp::Vote("a".into()));
-    // These two are one group: they wait while the first is being flushed.
-    log.submit(LogOp::Vote("b".into()), Box::new(|_| panic!("a bug of who waits")));
-    let third = submit(&log, LogOp::Vote("c".into()));
-    gate_sender.send(()).unwrap();
-    assert_eq!(first.recv().unwrap(), Ok(()));
-    let _ = third.recv().expect("every operation is answered");
-    assert!(matches!(
-        write(&log, LogOp::Vote("d".into())),
-        Err(StoreError::Poisoned(_))
-    ));
-    let failed = log.failed().now_or_never().expect("the failure is known");
-    assert!(failed.to_string().contains("acknowledgement"), "{failed}");
+    sort(&fast_dir()).panic_of_who_is_acknowledged_poisons_the_store_and_the_others_are_told();
 }
 
 #[test]
 fn waiting_operations_share_one_flush_and_are_acknowledged_in_order() {
-    let dir = tempfile::tempdir().unwrap();
-    let (gate_sender, gate) = mpsc::channel::<()>();
-    let flushes = Arc::new(AtomicUsize::new(0));
-    let counter = flushes.clone();
-    let fsync: Fsync = Box::new(move |file| {
-        if counter.fetch_add(1, Ordering::SeqCst) >= FLUSHES_OF_OPENING {
-            gate.recv().map_err(io::Error::other)?;
-        }
-        file.sync_data()
-    });
-    let log = DurableSled::open_with(dir.path(), QUIET, Marker::none(), fsync, Box::new(|_| ())).unwrap();
-    let (order_sender, order) = mpsc::channel();
-    let send = |number: u64, op| {
-        let sender = order_sender.clone();
-        log.submit(op, Box::new(move |outcome| drop(sender.send((number, outcome)))));
-    };
-    send(0, LogOp::Vote("first".into()));
-    // The writer is inside its first flush now, or will be; what follows waits for it.
-    while flushes.load(Ordering::SeqCst) <= FLUSHES_OF_OPENING {
-        std::thread::yield_now();
-    }
-    for number in 1..=60 {
-        send(number, LogOp::Append(vec![record(number, vec![7; 100])]));
-    }
-    gate_sender.send(()).unwrap();
-    gate_sender.send(()).unwrap();
-    let acknowledged: Vec<_> = (0..=60).map(|_| order.recv().unwrap()).collect();
-    assert_eq!(
-        acknowledged,
-        (0..=60).map(|number| (number, Ok(()))).collect::<Vec<_>>()
-    );
-    assert_eq!(
-        flushes.load(Ordering::SeqCst),
-        FLUSHES_OF_OPENING + 2,
-        "the first operation, the other sixty"
-    );
+    sort(&fast_dir()).waiting_operations_share_one_flush_and_are_acknowledged_in_order();
 }
 
 #[test]

@@ -17,6 +17,8 @@
 
 pub mod durable_sled;
 pub mod group_commit;
+#[cfg(test)]
+mod group_commit_tests;
 pub mod identity;
 pub mod member_log;
 pub mod memory;

@@ -3,17 +3,17 @@
 mod damage;
 mod history;
 
-use std::sync::{
-    atomic::{AtomicUsize, Ordering},
-    mpsc,
-};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use futures::FutureExt;
 use tempfile::TempDir;
 
 use super::*;
-use crate::raft::store::RECORD_BYTES_MAX;
+use crate::raft::store::{
+    RECORD_BYTES_MAX,
+    group_commit_tests::{Sort, submit, write},
+};
 
 const DIRECTORY: [u8; 16] = [7; 16];
 /// Segments so small that most tests use several.
@@ -49,17 +49,6 @@ fn purge(upto: u64) -> LogOp {
         upto: LogIndex(upto),
         marker: format!("purged {upto}").into(),
     }
-}
-
-fn submit(log: &SegmentLog, op: LogOp) -> mpsc::Receiver<Result<(), StoreError>> {
-    let (sender, receiver) = mpsc::channel();
-    log.submit(op, Box::new(move |outcome| drop(sender.send(outcome))));
-    receiver
-}
-
-/// Submits and waits for the acknowledgement.
-fn write(log: &SegmentLog, op: LogOp) -> Result<(), StoreError> {
-    submit(log, op).recv().expect("every operation is answered")
 }
 
 fn all(log: &impl LogStore) -> Vec<LogRecord> {
@@ -188,90 +177,28 @@ fn group_whose_flush_failed_is_written_again_at_the_next_start() {
     assert_eq!(end.group, 2, "the mark says what was relied on");
 }
 
+fn sort(dir: &TempDir) -> Sort<SegmentLog> {
+    let path = dir.path().to_path_buf();
+    Sort {
+        open: Box::new(move |fsync| open_on(&path, fsync)),
+        flushes: 1,
+        failure: |log| log.failed().now_or_never(),
+    }
+}
+
 #[test]
 fn panic_in_the_writer_poisons_the_store() {
-    let dir = fast_dir();
-    let calls = AtomicUsize::new(0);
-    let fsync: Fsync = Box::new(move |_| {
-        assert!(calls.fetch_add(1, Ordering::SeqCst) == 0, "a bug");
-        Ok(())
-    });
-    let log = open_on(dir.path(), fsync);
-    assert!(matches!(write(&log, LogOp::Vote("a".into())), Err(StoreError::Io(_))));
-    assert!(matches!(
-        write(&log, LogOp::Vote("b".into())),
-        Err(StoreError::Poisoned(_))
-    ));
+    sort(&fast_dir()).panic_in_the_writer_poisons_the_store();
 }
 
 #[test]
 fn panic_of_who_is_acknowledged_poisons_the_store_and_the_others_are_told() {
-    let dir = fast_dir();
-    let (gate_sender, gate) = mpsc::channel::<()>();
-    let mut flushes = 0;
-    let fsync: Fsync = Box::new(move |file| {
-        flushes += 1;
-        if flushes == 2 {
-            gate.recv().map_err(io::Error::other)?;
-        }
-        file.sync_data()
-    });
-    let log = open_on(dir.path(), fsync);
-    let first = submit(&log, LogOp::Vote("a".into()));
-    // These two are one group: they wait while the first is being flushed.
-    log.submit(LogOp::Vote("b".into()), Box::new(|_| panic!("a bug of who waits")));
-    let third = submit(&log, LogOp::Vote("c".into()));
-    gate_sender.send(()).unwrap();
-    assert_eq!(first.recv().unwrap(), Ok(()));
-    let _ = third.recv().expect("every operation is answered");
-    assert!(matches!(
-        write(&log, LogOp::Vote("d".into())),
-        Err(StoreError::Poisoned(_))
-    ));
-    let failed = log.failed().now_or_never().expect("the failure is known");
-    assert!(failed.to_string().contains("acknowledgement"), "{failed}");
+    sort(&fast_dir()).panic_of_who_is_acknowledged_poisons_the_store_and_the_others_are_told();
 }
 
 #[test]
 fn waiting_operations_share_one_flush_and_are_acknowledged_in_order() {
-    let dir = fast_dir();
-    let (gate_sender, gate) = mpsc::channel::<()>();
-    let flushes = Arc::new(AtomicUsize::new(0));
-    let counter = flushes.clone();
-    let fsync: Fsync = Box::new(move |file| {
-        if counter.fetch_add(1, Ordering::SeqCst) > 0 {
-            gate.recv().map_err(io::Error::other)?;
-        }
-        file.sync_data()
-    });
-    let log = SegmentLog::open_with(dir.path(), DIRECTORY, SegmentOptions::default(), Marker::none(), fsync).unwrap();
-    let (order_sender, order) = mpsc::channel();
-    let send = |number: u64, op| {
-        let sender = order_sender.clone();
-        log.submit(op, Box::new(move |outcome| drop(sender.send((number, outcome)))));
-    };
-    send(0, LogOp::Vote("first".into()));
-    // The writer is inside its first flush now, or will be; what follows waits for it.
-    while flushes.load(Ordering::SeqCst) < 2 {
-        std::thread::yield_now();
-    }
-    for number in 1..=100 {
-        send(number, LogOp::Append(vec![record(number, vec![7; 100])]));
-    }
-    let early = log.read(LogIndex(1), LogIndex(9), usize::MAX);
-    assert_eq!(early, Ok(vec![]), "nothing is read before it is durable");
-    gate_sender.send(()).unwrap();
-    gate_sender.send(()).unwrap();
-    let acknowledged: Vec<_> = (0..=100).map(|_| order.recv().unwrap()).collect();
-    assert_eq!(
-        acknowledged,
-        (0..=100).map(|number| (number, Ok(()))).collect::<Vec<_>>()
-    );
-    assert_eq!(
-        flushes.load(Ordering::SeqCst),
-        3,
-        "opening, the first operation, the other hundred"
-    );
+    sort(&fast_dir()).waiting_operations_share_one_flush_and_are_acknowledged_in_order();
 }
 
 #[test]
@@ -486,8 +413,8 @@ fn reader_finds_purged_records_or_none_but_no_error() {
     for round in 0..200 {
         let from = round * 20 + 1;
         let new = (from..from + 20).map(|index| record(index, vec![index as u8; 1_000]));
-        write(&log, LogOp::Append(new.collect())).unwrap();
-        write(&log, purge(from + 9)).unwrap();
+        write(&*log, LogOp::Append(new.collect())).unwrap();
+        write(&*log, purge(from + 9)).unwrap();
     }
     done.store(true, Ordering::SeqCst);
     reader.join().unwrap();
