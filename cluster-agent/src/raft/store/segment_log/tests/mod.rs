@@ -3,7 +3,10 @@
 mod damage;
 mod history;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{
+    atomic::{AtomicUsize, Ordering},
+    mpsc,
+};
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -199,6 +202,26 @@ fn panic_of_who_is_acknowledged_poisons_the_store_and_the_others_are_told() {
 #[test]
 fn waiting_operations_share_one_flush_and_are_acknowledged_in_order() {
     sort(&fast_dir()).waiting_operations_share_one_flush_and_are_acknowledged_in_order();
+}
+
+#[test]
+fn nothing_is_read_before_it_is_durable() {
+    let dir = fast_dir();
+    let (gate_sender, gate) = mpsc::channel::<()>();
+    let mut flushes = 0;
+    let fsync: Fsync = Box::new(move |file| {
+        flushes += 1;
+        if flushes > 1 {
+            gate.recv().map_err(io::Error::other)?;
+        }
+        file.sync_data()
+    });
+    let log = open_on(dir.path(), fsync);
+    let written = submit(&log, LogOp::Append(records(1..4)));
+    assert_eq!(log.read(LogIndex(1), LogIndex(4), usize::MAX), Ok(vec![]));
+    gate_sender.send(()).unwrap();
+    assert_eq!(written.recv().unwrap(), Ok(()));
+    assert_eq!(log.read(LogIndex(1), LogIndex(4), usize::MAX), Ok(records(1..4)));
 }
 
 #[test]
