@@ -81,7 +81,9 @@ impl ClusterQueue {
         let before = self.global_height();
         // A block that a quorum finalized and that does not follow ours shows a broken assumption
         // elsewhere; here it changes nothing, and the view stays at its height and says so.
-        let execution = |view: &GlobalQueue| sha256(&[&view.tip().0, &view.state_root().0, &block.digest().0]);
+        // A block says what its batches are, and not which of them are here.
+        let held: Vec<u8> = batches.iter().map(|batch| u8::from(batch.is_some())).collect();
+        let execution = |view: &GlobalQueue| sha256(&[&view.tip().0, &view.state_root().0, &block.digest().0, &held]);
         let executed = recalled_change(Room::Execution, &mut self.global, execution, |view| {
             view.apply(block, &batches, oracle)
         });
