@@ -114,11 +114,15 @@ impl AdmittedKey {
         recalled(
             Room::Signature,
             || question(&self.to_bytes(), signature, message),
-            || {
-                let signature = ed25519_dalek::Signature::from_bytes(&signature.to_bytes());
-                self.0.verify_strict(message, &signature).is_ok()
-            },
+            || self.verifies_afresh(message, signature),
         )
+    }
+
+    /// The same, and nothing that was recalled is the answer.
+    #[must_use]
+    pub fn verifies_afresh(&self, message: &[u8], signature: &Signature) -> bool {
+        let signature = ed25519_dalek::Signature::from_bytes(&signature.to_bytes());
+        self.0.verify_strict(message, &signature).is_ok()
     }
 }
 
