@@ -14,9 +14,10 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use common::{
     codec::{decode, encode},
-    ids::{Digest, Height, TaskId},
+    ids::{ClusterId, Digest, Height, TaskId},
     recall::Recall,
     validator_set::ValidatorSet,
     wire::{
@@ -165,6 +166,12 @@ const TICKS_PER_INSPECTION: u64 = 50;
 const TICKS_PER_HEALTH: u64 = 10;
 /// Proofs asked for at the end.
 const PROOFS: usize = 3;
+/// In a run of this length something is acknowledged.
+const WORK_AFTER: Duration = Duration::from_secs(10);
+/// Questions for one of them.
+const PROOF_TRIES: usize = 12;
+/// Wait for an answer.
+const PROOF_PATIENCE: Duration = Duration::from_secs(5);
 
 struct World {
     plan: Plan,
@@ -205,6 +212,7 @@ async fn simulate(plan: Plan, mut staging: Staging<'_>) -> Report {
     };
     if world.live().await && world.settle().await {
         world.ask_at_the_end().await;
+        world.has_worked();
         world.fleet.witness.finish();
     }
     world.report()
@@ -257,8 +265,8 @@ impl World {
             self.fleet.witness.see(&health);
             let is_well = matches!(
                 &health,
-                Observation::Health { leaderless, open_writes: 0, outbox_bytes: 0, not_final: 0, height }
-                    if leaderless.is_empty() && *height > first
+                Observation::Health { leaderless, unwell, open_writes: 0, outbox_bytes: 0, not_final: 0, height }
+                    if leaderless.is_empty() && unwell.is_empty() && *height > first
             );
             if is_well || self.trace.now_us() - healed_us > SETTLE_US + 1_000_000 {
                 return self.fleet.witness.violation().is_none();
@@ -306,22 +314,38 @@ impl World {
         }
     }
 
+    /// A fleet that refuses everything breaks nothing else.
+    fn has_worked(&self) {
+        let is_long = self.plan.lasts >= WORK_AFTER && self.plan.load.write_every < self.plan.lasts / 4;
+        let suspects = self.fleet.witness.suspects();
+        let mut clusters = (0..self.plan.population.clusters).map(ClusterId);
+        let is_asked = clusters.any(|cluster| !suspects.has_cluster(cluster));
+        if is_long && is_asked && self.desk.journal().acknowledged.is_empty() {
+            self.fleet
+                .witness
+                .violate("recovers", "nothing was acknowledged in the whole run".into());
+        }
+    }
+
     async fn ask_for_proof(&self, task: TaskId) {
         let operator = self.fleet.network.transport(self.fleet.fleet.id("op1"));
-        let honest = self.fleet.honest_validators();
-        let Some(validator) = honest.first().map(|name| self.fleet.fleet.id(name)) else {
-            return;
-        };
-        let body = encode(&OpRequest::Prove { task }).into();
-        let asked = operator
-            .call(validator, FrameKind::Operate, body, Duration::from_secs(30))
-            .await;
-        if let Some(OpAnswer::Proof(bytes)) = asked.ok().and_then(|bytes| decode(&bytes).ok()) {
-            self.fleet.witness.see(&Observation::Proof {
-                task,
-                bytes: bytes.to_vec(),
-            });
+        let body: Bytes = encode(&OpRequest::Prove { task }).into();
+        // A link may lose a question.
+        for name in self.fleet.honest_validators().iter().cycle().take(PROOF_TRIES) {
+            let validator = self.fleet.fleet.id(name);
+            let asked = operator.call(validator, FrameKind::Operate, body.clone(), PROOF_PATIENCE);
+            if let Some(OpAnswer::Proof(bytes)) = asked.await.ok().and_then(|bytes| decode(&bytes).ok()) {
+                return self.fleet.witness.see(&Observation::Proof {
+                    task,
+                    bytes: bytes.to_vec(),
+                });
+            }
         }
+        let task = task.to_hex();
+        self.fleet.witness.violate(
+            "verifiable-offline",
+            format!("task {task} is final, and no validator makes a proof of it"),
+        );
     }
 
     fn report(self) -> Report {

@@ -11,12 +11,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use cluster_agent::{agent::AgentHandle, raft::RaftRole};
+use cluster_agent::{
+    agent::AgentHandle,
+    raft::{RaftRole, store::record_leader},
+};
 use common::{
     block::{BatchRef, Block, Proposal},
     certificate::{SignedVote, Vote},
     codec::decode,
-    ids::{BatchSeq, ClusterId, Digest, Height, LogIndex, NodeIdx, Term, View},
+    ids::{BatchSeq, ClusterId, Digest, Height, LogIndex, LogPosition, NodeIdx, Term, View},
     validator_set::ValidatorSet,
     wire::frame::FrameKind,
 };
@@ -232,21 +235,42 @@ impl Witness {
         self.lock().guards.watch(validator, disk);
     }
 
-    /// Disks of a cluster that hold equal records at `index` or purged it, and how many there are.
+    /// Disks of a cluster that hold the record of `agent` at `index`, or purged it, and how many there are. If
+    /// `agent` has none on its disk, the record that most of them hold counts.
     #[must_use]
-    pub fn copies(&self, cluster: ClusterId, index: LogIndex) -> (usize, usize) {
+    pub fn copies(&self, cluster: ClusterId, agent: &str, index: LogIndex) -> (usize, usize) {
         let inner = self.lock();
         let logs = inner.logs.get(&cluster).map_or(&[][..], Vec::as_slice);
         let mut equal: BTreeMap<Bytes, usize> = BTreeMap::new();
+        let mut own = None;
         let mut purged = 0;
-        for (_, log) in logs {
+        for (name, log) in logs {
             match log.kept(index) {
-                Kept::Record(bytes) => *equal.entry(bytes).or_default() += 1,
+                Kept::Record(bytes) => {
+                    if name == agent {
+                        own = Some(bytes.clone());
+                    }
+                    *equal.entry(bytes).or_default() += 1;
+                }
                 Kept::Purged => purged += 1,
                 Kept::Nothing => {}
             }
         }
-        (equal.values().max().copied().unwrap_or(0) + purged, logs.len())
+        let most = || equal.values().max().copied();
+        let held = own.map_or_else(most, |own| equal.get(&own).copied());
+        (held.unwrap_or(0) + purged, logs.len())
+    }
+
+    /// What the disk of `agent` has at the highest index that was applied in its cluster.
+    fn held(&self, cluster: ClusterId, agent: &str) -> Option<LogPosition> {
+        let inner = self.lock();
+        let index = *inner.committed.get(&cluster)?;
+        let (_, log) = inner.logs.get(&cluster)?.iter().find(|(name, _)| name == agent)?;
+        let Kept::Record(record) = log.kept(index) else {
+            return None;
+        };
+        let (term, _) = record_leader(&record)?;
+        Some(LogPosition { term, index })
     }
 
     /// Shows the ends of all logs.
@@ -315,7 +339,7 @@ impl Witness {
             self.lock().committed.insert(*cluster, highest);
             return;
         }
-        let (copies, voters) = self.copies(*cluster, position.index);
+        let (copies, voters) = self.copies(*cluster, agent, position.index);
         self.see(&Observation::Committed {
             agent: agent.clone(),
             cluster: *cluster,
@@ -414,17 +438,19 @@ impl Witness {
             // The whole status is dear, and most changes are heartbeats.
             if raft.is_leader() {
                 let status = raft.status();
-                if status.role == RaftRole::Leader && status.term > led {
+                if status.role == RaftRole::Leader && status.term != led {
                     led = status.term;
                     self.see(&Observation::Stands {
                         agent: name.clone(),
                         term: status.term,
+                        is_leader: true,
                     });
                     self.see(&Observation::Leads {
                         agent: name.clone(),
                         cluster,
                         term: status.term,
                         last_index: status.last_index,
+                        held: self.held(cluster, &name),
                     });
                 }
             }
@@ -486,8 +512,12 @@ impl Witness {
     /// The batches of a block, if nobody told them before.
     fn tell_batches(&self, validator: &Validator, block: &Block) {
         let height = block.header.height;
-        if std::mem::replace(&mut self.lock().ordered, height) >= height {
-            return;
+        {
+            let mut inner = self.lock();
+            if inner.ordered >= height {
+                return;
+            }
+            inner.ordered = height;
         }
         for batch in &block.refs {
             match validator.batches().get(&batch.digest) {

@@ -43,6 +43,7 @@ mod tests {
             cluster: ClusterId(0),
             term: Term(term),
             last_index: LogIndex(last),
+            held: None,
         }
     }
 

@@ -2,7 +2,7 @@
 //! queue could have produced (Wing & Gong 1993, as `stateright` implements it). Tasks are independent
 //! objects, so each small history is judged alone (locality, Herlihy & Wing 1990).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use common::ids::TaskId;
 use stateright::semantics::{ConsistencyTester, LinearizabilityTester, SequentialSpec};
@@ -11,11 +11,11 @@ use super::{Call, Checker, Observation, Told};
 
 /// Calls of one history; the search takes exponential time.
 const CALLS_MAX: usize = 12;
-/// Histories kept; the first ones of a run are as good as later ones.
+/// Histories kept; the oldest is judged when there are more.
 const TASKS_MAX: usize = 256;
 
-/// A task as one queue would keep it. What drones and lease ends do between is left out: only the
-/// submission and how the task ended count.
+/// A task as one queue would keep it. Who holds it is left out, since the end of a lease is nobody's call: a claim is
+/// good while the task is open. The submission and how the task ended count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Stage {
     #[default]
@@ -36,7 +36,7 @@ impl SequentialSpec for Stage {
             (Self::Absent, Call::Submit) => *self = Self::Open,
             (Self::Open, Call::Complete) => *self = Self::Completed,
             (Self::Open, Call::Cancel) => *self = Self::Canceled,
-            (_, Call::Read) => {}
+            (Self::Open, Call::Claim) | (_, Call::Read) => {}
             // The same bytes again change nothing, and hear what the first did.
             (_, Call::Submit) => return Told::Granted,
             _ => return Told::Rejected,
@@ -54,7 +54,7 @@ impl SequentialSpec for Stage {
     fn is_valid_step(&mut self, call: &Call, told: &Told) -> bool {
         match (call, told) {
             // Rules that this object does not know may reject a write.
-            (Call::Complete | Call::Cancel | Call::Submit, Told::Rejected) => true,
+            (Call::Claim | Call::Complete | Call::Cancel | Call::Submit, Told::Rejected) => true,
             // Links and tries may end an open task at any moment.
             (Call::Read, Told::Ended) if matches!(*self, Self::Open | Self::Ended) => {
                 *self = Self::Ended;
@@ -67,13 +67,65 @@ impl SequentialSpec for Stage {
 
 struct History {
     tester: LinearizabilityTester<u64, Stage>,
-    calls: Vec<u64>,
+    calls: BTreeSet<u64>,
+    /// Too long to be searched: what it has by now is judged, and what comes later is not.
+    is_closed: bool,
 }
 
-/// Collects histories and judges them at the end.
+impl History {
+    fn new() -> Self {
+        Self {
+            tester: LinearizabilityTester::new(Stage::default()),
+            calls: BTreeSet::new(),
+            is_closed: false,
+        }
+    }
+
+    fn judge(&self, task: &TaskId) -> Result<(), String> {
+        if self.tester.serialized_history().is_some() {
+            return Ok(());
+        }
+        Err(format!(
+            "no order of the calls on task {} explains their answers: {:?}",
+            task.to_hex(),
+            self.tester
+        ))
+    }
+}
+
+/// Collects histories; judges each when it makes room for a newer one, or at the end.
 #[derive(Default)]
 pub struct Histories {
     tasks: BTreeMap<TaskId, History>,
+    /// Of all tasks, in the order of their first call.
+    order: VecDeque<TaskId>,
+    /// Judged and gone.
+    judged: BTreeSet<TaskId>,
+}
+
+impl Histories {
+    fn called(&mut self, call: u64, task: TaskId, what: Call) -> Result<(), String> {
+        if self.judged.contains(&task) {
+            return Ok(());
+        }
+        if !self.tasks.contains_key(&task) {
+            self.order.push_back(task);
+        }
+        let history = self.tasks.entry(task).or_insert_with(History::new);
+        // A call that is left out may have changed what later answers say.
+        history.is_closed |= history.calls.len() == CALLS_MAX;
+        if !history.is_closed {
+            history.calls.insert(call);
+            history.tester.on_invoke(call, what)?;
+        }
+        if self.tasks.len() > TASKS_MAX {
+            let oldest = self.order.pop_front().expect("each task has its place");
+            let history = self.tasks.remove(&oldest).expect("each place has its task");
+            self.judged.insert(oldest);
+            history.judge(&oldest)?;
+        }
+        Ok(())
+    }
 }
 
 impl Checker for Histories {
@@ -83,21 +135,10 @@ impl Checker for Histories {
 
     fn observe(&mut self, _now_us: u64, seen: &Observation) -> Result<(), String> {
         match seen {
-            Observation::Called { call, task, what } => {
-                if self.tasks.len() >= TASKS_MAX && !self.tasks.contains_key(task) {
-                    return Ok(());
-                }
-                let history = self.tasks.entry(*task).or_insert_with(|| History {
-                    tester: LinearizabilityTester::new(Stage::default()),
-                    calls: Vec::new(),
-                });
-                if history.calls.len() < CALLS_MAX {
-                    history.calls.push(*call);
-                    history.tester.on_invoke(*call, *what)?;
-                }
-            }
+            Observation::Called { call, task, what } => return self.called(*call, *task, *what),
             Observation::Answered { call, task, told } => {
                 if let Some(history) = self.tasks.get_mut(task)
+                    && !history.is_closed
                     && history.calls.contains(call)
                 {
                     history.tester.on_return(*call, *told)?;
@@ -110,13 +151,7 @@ impl Checker for Histories {
 
     fn finish(&mut self, _now_us: u64) -> Result<(), String> {
         for (task, history) in &self.tasks {
-            if history.tester.serialized_history().is_none() {
-                return Err(format!(
-                    "no order of the calls on task {} explains their answers: {:?}",
-                    task.to_hex(),
-                    history.tester
-                ));
-            }
+            history.judge(task)?;
         }
         Ok(())
     }
@@ -174,5 +209,43 @@ mod tests {
         assert_eq!(then(Call::Complete, Told::Rejected), Ok(()));
         assert!(then(Call::Complete, Told::Granted).is_err());
         assert!(then(Call::Read, Told::Open).is_err());
+    }
+
+    #[test]
+    fn claim_of_what_ended_has_no_order() {
+        let ended = [
+            (1, Ok(Call::Submit)),
+            (1, Err(Told::Granted)),
+            (2, Ok(Call::Claim)),
+            (2, Err(Told::Granted)),
+            (3, Ok(Call::Complete)),
+            (3, Err(Told::Granted)),
+            (4, Ok(Call::Claim)),
+        ];
+        let then = |answer| told(&[&ended[..], &[(4, Err(answer))]].concat());
+        assert_eq!(then(Told::Rejected), Ok(()));
+        assert!(then(Told::Granted).is_err());
+    }
+
+    #[test]
+    fn oldest_history_is_judged_when_there_are_too_many() {
+        let mut checker = Histories::default();
+        let mut see = |call: u64, task: u16, step: Result<Call, Told>| {
+            let mut id = [0; 32];
+            id[..2].copy_from_slice(&task.to_be_bytes());
+            let task = TaskId(id);
+            let seen = match step {
+                Ok(what) => Observation::Called { call, task, what },
+                Err(told) => Observation::Answered { call, task, told },
+            };
+            checker.observe(0, &seen)
+        };
+        // Nobody submitted task 0, and it is said to be there.
+        assert_eq!(see(1, 0, Ok(Call::Read)), Ok(()));
+        assert_eq!(see(1, 0, Err(Told::Open)), Ok(()));
+        for task in 1..TASKS_MAX as u16 {
+            assert_eq!(see(1 + u64::from(task), task, Ok(Call::Submit)), Ok(()));
+        }
+        assert!(see(9_999, TASKS_MAX as u16, Ok(Call::Submit)).is_err());
     }
 }

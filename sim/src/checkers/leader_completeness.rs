@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use common::ids::{ClusterId, LogIndex, Term};
+use common::ids::{ClusterId, LogIndex, LogPosition, Term};
 
 use super::{Checker, Observation};
 
-/// Remembers what was applied in each term.
+/// Remembers what was applied in each term, and the term of the highest index.
 #[derive(Default)]
 pub struct LeaderCompleteness {
     applied: BTreeMap<ClusterId, BTreeMap<Term, LogIndex>>,
+    highest: BTreeMap<ClusterId, LogPosition>,
 }
 
 impl Checker for LeaderCompleteness {
@@ -27,6 +28,10 @@ impl Checker for LeaderCompleteness {
                     .entry(position.term)
                     .or_default();
                 *of_term = (*of_term).max(position.index);
+                let highest = self.highest.entry(*cluster).or_insert(*position);
+                if position.index > highest.index {
+                    *highest = *position;
+                }
                 Ok(())
             }
             Observation::Leads {
@@ -34,7 +39,19 @@ impl Checker for LeaderCompleteness {
                 cluster,
                 term,
                 last_index,
+                held,
             } => {
+                // A long log is no complete one: what it has there counts.
+                if let (Some(held), Some(highest)) = (held, self.highest.get(cluster))
+                    && highest.term < *term
+                    && held.index == highest.index
+                    && held.term != highest.term
+                {
+                    return Err(format!(
+                        "{agent} leads in term {term} with a record of term {} at {}, and one of term {} was committed there",
+                        held.term, held.index, highest.term
+                    ));
+                }
                 let terms = self.applied.get(cluster).into_iter();
                 let before = terms.flat_map(|terms| terms.range(..*term));
                 let committed = before.map(|(_, index)| *index).max().unwrap_or_default();
@@ -61,6 +78,7 @@ mod tests {
             cluster: ClusterId(0),
             term: Term(term),
             last_index: LogIndex(last),
+            held: None,
         };
         let told = |leader| {
             judge(
@@ -69,6 +87,21 @@ mod tests {
             )
         };
         assert_eq!(told(leads(3, 7)), Ok(()));
+        let with_tail = |of_term| {
+            let mut leader = leads(3, 9);
+            if let Observation::Leads { held, .. } = &mut leader {
+                *held = Some(LogPosition {
+                    term: Term(of_term),
+                    index: LogIndex(7),
+                });
+            }
+            told(leader)
+        };
+        assert_eq!(with_tail(2), Ok(()));
+        assert!(
+            with_tail(1).unwrap_err().contains("of term 1"),
+            "a long tail of an older term"
+        );
         assert!(told(leads(3, 6)).is_err());
         assert_eq!(
             told(leads(1, 6)),

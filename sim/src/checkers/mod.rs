@@ -45,6 +45,8 @@ pub use recovers::SETTLE_US;
 pub enum Call {
     /// Submit it.
     Submit,
+    /// Hold it.
+    Claim,
     /// End it as its holder.
     Complete,
     /// End it as an operator.
@@ -169,18 +171,22 @@ pub enum Observation {
         term: Term,
         /// Last index of its log, synced or not.
         last_index: LogIndex,
+        /// What its disk has at the highest index that was applied in its cluster, if it has a record there.
+        held: Option<LogPosition>,
     },
     /// A life of an agent's process begins. Nothing of it was seen before.
     Begins {
         /// Whose.
         agent: String,
     },
-    /// A member's term, when it begins to lead.
+    /// A member's term, now and then and when it begins to lead.
     Stands {
         /// Who.
         agent: String,
         /// Its term.
         term: Term,
+        /// Whether it leads: then the term is on its disk, and on others'.
+        is_leader: bool,
     },
     /// An entry was applied for the first time in its cluster.
     Committed {
@@ -190,7 +196,7 @@ pub enum Observation {
         cluster: ClusterId,
         /// Its place in the log.
         index: LogIndex,
-        /// Members that hold equal records there on their disks, or purged it.
+        /// Members with its record there on their disks, or that purged it.
         copies: usize,
         /// Members.
         voters: usize,
@@ -209,7 +215,7 @@ pub enum Observation {
         submitted: Option<(TaskId, Scope)>,
         /// Its place in the log; 0 if the answer names none.
         index: LogIndex,
-        /// Members that hold equal records there on their disks, or purged it.
+        /// Members with its record there on their disks, or that purged it.
         copies: usize,
         /// Members.
         voters: usize,
@@ -306,6 +312,8 @@ pub enum Observation {
     Health {
         /// Clusters without a leader that its members agree on.
         leaderless: Vec<ClusterId>,
+        /// Agents that are not in mode `normal`, or do not know how old what they say is.
+        unwell: Vec<String>,
         /// Writes whose author still waits for an answer.
         open_writes: u64,
         /// Bytes in all outboxes.

@@ -1,5 +1,5 @@
-//! recovers: within a bound after the fleet healed, every cluster has a leader, every write has an answer,
-//! the outboxes are empty, everything acknowledged is final, and heights grow.
+//! recovers: within a bound after the fleet healed, every cluster has a leader, every agent is in mode `normal` and knows how
+//! old what it says is, every write has an answer, the outboxes are empty, everything acknowledged is final, and heights grow.
 
 use common::ids::Height;
 
@@ -26,6 +26,7 @@ impl Checker for Recovers {
             Observation::Healed => self.healed = Some((now_us, None)),
             Observation::Health {
                 leaderless,
+                unwell,
                 open_writes,
                 outbox_bytes,
                 not_final,
@@ -38,6 +39,9 @@ impl Checker for Recovers {
                 let mut missing = Vec::new();
                 if let Some(cluster) = leaderless.first() {
                     missing.push(format!("{cluster} has no leader"));
+                }
+                if let Some(agent) = unwell.first() {
+                    missing.push(format!("{agent} is not in mode normal with known ages"));
                 }
                 if *open_writes > 0 {
                     missing.push(format!("{open_writes} writes have no answer"));
@@ -84,6 +88,7 @@ mod tests {
     fn health(leaderless: &[u32], numbers: [u64; 3], height: u64) -> Observation {
         Observation::Health {
             leaderless: leaderless.iter().map(|cluster| ClusterId(*cluster)).collect(),
+            unwell: Vec::new(),
             open_writes: numbers[0],
             outbox_bytes: numbers[1],
             not_final: numbers[2],
@@ -103,6 +108,11 @@ mod tests {
     fn whatever_does_not_come_back_is_caught() {
         assert_eq!(told(health(&[], [0, 0, 0], 6)), Ok(()));
         assert!(told(health(&[1], [0, 0, 0], 6)).unwrap_err().contains("no leader"));
+        let mut island = health(&[], [0, 0, 0], 6);
+        if let Observation::Health { unwell, .. } = &mut island {
+            unwell.push("c1-2".into());
+        }
+        assert!(told(island).unwrap_err().contains("c1-2"));
         assert!(told(health(&[], [1, 0, 0], 6)).is_err());
         assert!(told(health(&[], [0, 1, 0], 6)).is_err());
         assert!(told(health(&[], [0, 0, 1], 6)).is_err());

@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 
-use cluster_agent::raft::RaftConfig;
+use cluster_agent::raft::{RaftConfig, RaftRole};
 use cluster_core::queue::ClusterQueue;
-use common::ids::{ClusterId, Height, TaskId};
+use common::{
+    ids::{ClusterId, Height, TaskId},
+    wire::op::Mode,
+};
 
 use super::World;
 use crate::{checkers::Observation, timeline::Sample};
 
 /// Records above what snapshots leave that a log may have: what comes in while one is made and purged.
-const LOG_SLACK: u64 = 3_000;
+const LOG_SLACK: u64 = 300;
 
 impl World {
     pub(super) fn inspect(&self) {
@@ -25,6 +28,12 @@ impl World {
             let (Some(agent), Some(log)) = (self.fleet.agent(&name), self.fleet.log(&name)) else {
                 continue;
             };
+            let status = agent.raft().status();
+            self.fleet.witness.see(&Observation::Stands {
+                agent: name.clone(),
+                term: status.term,
+                is_leader: status.role == RaftRole::Leader,
+            });
             let records = log.range().map_or(0, |(first, last)| last.0 + 1 - first.0);
             self.fleet.witness.see(&Observation::Sizes {
                 agent: name.clone(),
@@ -87,7 +96,7 @@ impl World {
     }
 
     pub(super) fn health(&self) -> Observation {
-        let mut leaderless = Vec::new();
+        let (mut leaderless, mut unwell) = (Vec::new(), Vec::new());
         let mut outbox_bytes = 0;
         let suspects = self.fleet.witness.suspects();
         let clusters = (0..).zip(self.fleet.clusters());
@@ -102,6 +111,12 @@ impl World {
                 leaderless.push(ClusterId(number));
             }
             for agent in members.iter().filter_map(|name| self.fleet.agent(name)) {
+                let status = agent.status();
+                let context = &status.context;
+                let knows = context.staleness_ms.is_some() && context.global_age_ms.is_some();
+                if context.mode != Mode::Normal || !knows {
+                    unwell.push(status.label.as_str().to_owned());
+                }
                 outbox_bytes += agent.machine().with(|state| {
                     let batcher = state.queue.batcher();
                     let rows = batcher.outbox().filter(|batch| !batch.entries.is_empty());
@@ -115,6 +130,7 @@ impl World {
         };
         Observation::Health {
             leaderless,
+            unwell,
             open_writes,
             outbox_bytes,
             not_final: acknowledged - self.tasks_final(),

@@ -18,7 +18,7 @@ use std::{
 };
 
 use common::{
-    ids::{ClusterId, TaskId},
+    ids::{ClusterId, EntryId, LogIndex, TaskId},
     task::Scope,
     testing::Fleet,
 };
@@ -62,6 +62,16 @@ pub struct Journal {
     /// Writes and reads refused for want of a majority.
     pub no_quorum: u64,
     calls: u64,
+}
+
+/// An entry that an agent says is committed.
+struct Written {
+    cluster: ClusterId,
+    entry: EntryId,
+    /// Its place in the log; 0 if the answer names none.
+    index: LogIndex,
+    /// Set if a task was submitted and granted.
+    submitted: Option<(TaskId, Scope)>,
 }
 
 /// What all clients of a run share.
@@ -129,6 +139,21 @@ impl Desk {
         Some(call)
     }
 
+    /// Tells that `agent` acknowledged an entry, in the instant in which it does.
+    fn acknowledged(&self, agent: String, asked_us: u64, written: Written) {
+        let (copies, voters) = self.witness.copies(written.cluster, &agent, written.index);
+        self.witness.see(&Observation::Acked {
+            agent,
+            cluster: written.cluster,
+            asked_us,
+            entry: written.entry,
+            submitted: written.submitted,
+            index: written.index,
+            copies,
+            voters,
+        });
+    }
+
     fn answered(&self, call: Option<u64>, task: TaskId, told: Told) {
         if let Some(call) = call {
             self.witness.see(&Observation::Answered { call, task, told });
@@ -152,7 +177,8 @@ pub fn start(fleet: &SimFleet, load: Load, seed: u64) -> Desk {
             let stream = |purpose: u64| stream(purpose ^ at << 32);
             let reader = reader::Reader::new(desk.clone(), cluster, name.clone(), stream(0x7265));
             drop(clients.spawn(reader.work(load.read_every)));
-            let vehicle = vehicle::Vehicle::new(desk.clone(), name.clone(), fleet.clock(&name), stream(0x7665));
+            let vehicle =
+                vehicle::Vehicle::new(desk.clone(), cluster, name.clone(), fleet.clock(&name), stream(0x7665));
             drop(clients.spawn(vehicle.fly(load)));
         }
     }

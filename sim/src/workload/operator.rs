@@ -18,9 +18,9 @@ use common::{
     wire::{cluster::WriteOutcome, op::WriteRefusal},
 };
 
-use super::Desk;
+use super::{Desk, Written};
 use crate::{
-    checkers::{Call, Observation, Told},
+    checkers::{Call, Told},
     random::Stream,
     runtime::Process,
 };
@@ -229,18 +229,14 @@ impl Write {
         let asked = door.ask(|agent| async move {
             let outcome = agent.enter(entry.clone()).await;
             if let WriteOutcome::Committed(answer) = &outcome {
-                let (copies, voters) = desk.witness.copies(cluster, answer.index);
                 let is_task = is_submit && answer.verdict == Verdict::Granted;
-                desk.witness.see(&Observation::Acked {
-                    agent: agent_name,
+                let written = Written {
                     cluster,
-                    asked_us,
                     entry: entry.id(&desk.fleet.chain),
-                    submitted: is_task.then_some((task, entry.header.scope)),
                     index: answer.index,
-                    copies,
-                    voters,
-                });
+                    submitted: is_task.then_some((task, entry.header.scope)),
+                };
+                desk.acknowledged(agent_name, asked_us, written);
                 let mut journal = desk.journal();
                 if is_task
                     && journal

@@ -61,13 +61,31 @@ impl Reader {
         }
     }
 
-    async fn look(&self) {
+    /// What the agent says of itself, or with an answer to a local read.
+    async fn look(&mut self) {
+        let task = match self.random.between(0, 1) {
+            0 => None,
+            _ => self.draw_task().map(|(task, _)| task),
+        };
         let Some(door) = self.desk.doors.open(&self.agent) else {
             return;
         };
         let (witness, agent_name, cluster) = (self.desk.witness.clone(), self.agent.clone(), self.cluster);
         let look = door.ask(|agent| async move {
-            let context = agent.status().context;
+            let context = match task {
+                None => agent.status().context,
+                Some(task) => {
+                    let request = OpRequest::Task {
+                        task,
+                        consistency: Consistency::Local,
+                        staleness_ms_max: None,
+                    };
+                    let OpAnswer::Task { context, .. } = agent.answer(request).await else {
+                        return;
+                    };
+                    context
+                }
+            };
             witness.see(&Observation::Read {
                 agent: agent_name,
                 cluster,

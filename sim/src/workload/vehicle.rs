@@ -4,13 +4,14 @@
 //! * It acts from the moment at which its agent gives it a deadline until it has finished, or the deadline
 //!   is over on its own clock and as much time again as it may take to stop. It always takes that time.
 //! * It goes on when its agent is dead, paused or cut off: the deadline in its hands is all it knows.
+//! * What it is told of a write counts as acknowledged, as an operator's does.
 //! * When it has stopped it says so: completed, failed, or released, each until it was heard or given up.
 
 use std::time::Duration;
 
 use common::{
     entry::{Fence, Progress},
-    ids::TaskId,
+    ids::{ClusterId, EntryId, LogIndex, TaskId},
     task::{Scope, TaskState},
 };
 use transport::{
@@ -18,7 +19,7 @@ use transport::{
     ports::Clock,
 };
 
-use super::{Desk, Load};
+use super::{Desk, Load, Written};
 use crate::{
     checkers::{Call, Observation, Told},
     ports::SimClock,
@@ -27,7 +28,7 @@ use crate::{
 
 /// Longest wait for an answer of the agent.
 const PATIENCE: Duration = Duration::from_secs(4);
-/// A task in this many fails, and one is released half-way.
+/// A task in this many fails, and one is given back though it is done.
 const FAIL_ONE_IN: u64 = 12;
 /// A claim that may not be acted on for so long is given back.
 const GIVE_BACK_US: u64 = 8_000_000;
@@ -47,6 +48,7 @@ struct Job {
 /// One vehicle.
 pub struct Vehicle {
     desk: Desk,
+    cluster: ClusterId,
     name: String,
     clock: SimClock,
     stop_us: u64,
@@ -56,13 +58,30 @@ pub struct Vehicle {
     waiting: Option<(Fence, u64)>,
 }
 
+/// The entry that an answer names, and its place in the log.
+fn written(answer: &Answer) -> Option<(EntryId, LogIndex)> {
+    let reply = answer.as_ref().ok()?;
+    Some((EntryId::from_hex(reply.entry.as_ref()?)?, LogIndex(reply.index?)))
+}
+
+/// What an answer says about a write; `None`: nothing for good.
+fn told(answer: &Answer) -> Option<Told> {
+    match answer {
+        Ok(reply) if reply.verdict.as_deref() == Some("granted") => Some(Told::Granted),
+        Ok(_) => Some(Told::Rejected),
+        Err(error) if error.code == transport::local::ErrorCode::Rejected => Some(Told::Rejected),
+        Err(_) => None,
+    }
+}
+
 impl Vehicle {
     /// The vehicle of the agent `name`.
     #[must_use]
-    pub fn new(desk: Desk, name: String, clock: SimClock, random: Stream) -> Self {
+    pub fn new(desk: Desk, cluster: ClusterId, name: String, clock: SimClock, random: Stream) -> Self {
         let stop_us = u64::from(desk.fleet.genesis.timing.lease.stop_ms) * 1_000;
         Self {
             desk,
+            cluster,
             name,
             clock,
             stop_us,
@@ -112,7 +131,21 @@ impl Vehicle {
     /// Asks the agent, at most until the job needs a look.
     async fn ask(&self, request: Request) -> Option<Answer> {
         let door = self.desk.doors.open(&self.name)?;
-        let asked = door.ask(|agent| async move { agent.answer_local(request).await });
+        let (desk, name, cluster) = (self.desk.clone(), self.name.clone(), self.cluster);
+        let asked_us = desk.witness.now_us();
+        let asked = door.ask(|agent| async move {
+            let answer = agent.answer_local(request).await;
+            if let Some((entry, index)) = written(&answer) {
+                let written = Written {
+                    cluster,
+                    entry,
+                    index,
+                    submitted: None,
+                };
+                desk.acknowledged(name, asked_us, written);
+            }
+            answer
+        });
         tokio::time::timeout(self.left(), asked).await.ok().flatten()
     }
 
@@ -162,8 +195,11 @@ impl Vehicle {
         };
         let pick = self.random.between(0, last.min(5)) as usize;
         if let Some(task) = free[pick].task_id() {
+            let call = self.desk.called(task, free[pick].scope, Call::Claim);
             // Another drone may be faster; then the next look shows it.
-            let _ = self.ask(Request::Claim { task }).await;
+            if let Some(told) = self.ask(Request::Claim { task }).await.and_then(|answer| told(&answer)) {
+                self.desk.answered(call, task, told);
+            }
         }
     }
 
@@ -246,21 +282,10 @@ impl Vehicle {
             } else {
                 None
             };
-            match self.ask(request.clone()).await {
-                Some(Ok(reply)) => {
-                    let is_granted = reply.verdict.as_deref() == Some("granted");
-                    if is_complete {
-                        let told = if is_granted { Told::Granted } else { Told::Rejected };
-                        self.desk.answered(call, task, told);
-                        self.desk.journal().completed += u64::from(is_granted);
-                    }
-                    return;
-                }
-                Some(Err(error)) if error.code == transport::local::ErrorCode::Rejected => {
-                    self.desk.answered(call, task, Told::Rejected);
-                    return;
-                }
-                Some(Err(_)) | None => {}
+            if let Some(told) = self.ask(request.clone()).await.and_then(|answer| told(&answer)) {
+                self.desk.answered(call, task, told);
+                self.desk.journal().completed += u64::from(is_complete && told == Told::Granted);
+                return;
             }
             let pause_ms = self.random.between(200, 1_000);
             tokio::time::sleep(Duration::from_millis(pause_ms)).await;
