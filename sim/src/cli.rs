@@ -24,6 +24,7 @@ use crate::{
     mutants::{self, Stage},
     run::{Plan, Report, run, run_scenario, run_with},
     scenario::Scenario,
+    schedule::Size,
 };
 
 #[derive(Parser)]
@@ -145,16 +146,6 @@ struct Shape {
     fault_every: Option<u64>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Size {
-    /// 1 to 3 clusters of 3 to 7 agents and 4 validators: for finding bugs.
-    Small,
-    /// 50 clusters of 10 agents and 7 validators: for scale.
-    Fleet,
-    /// 2 clusters of 3 agents and 4 validators, some of all in an enemy's hands: for attacks.
-    Byzantine,
-}
-
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Output {
     Table,
@@ -186,11 +177,7 @@ fn seeds(text: &str) -> Result<(u64, u64), String> {
 
 impl Shape {
     fn plan(self, seed: u64) -> Plan {
-        let mut plan = match self.population {
-            Size::Small => Plan::small(seed),
-            Size::Fleet => Plan::fleet(seed),
-            Size::Byzantine => Plan::byzantine(seed),
-        };
+        let mut plan = self.population.plan(seed);
         if let Some(secs) = self.secs {
             plan.lasts = Duration::from_secs(secs);
         }
@@ -203,9 +190,8 @@ impl Shape {
     /// The command that runs `seed` alone.
     fn command(self, seed: u64) -> String {
         let population = match self.population {
-            Size::Small => "",
-            Size::Fleet => " --population fleet",
-            Size::Byzantine => " --population byzantine",
+            Size::Small => String::new(),
+            other => format!(" --population {}", other.word()),
         };
         let option = |name: &str, value: Option<u64>| value.map_or(String::new(), |value| format!(" --{name} {value}"));
         let (secs, every) = (option("secs", self.secs), option("fault-every", self.fault_every));

@@ -98,6 +98,24 @@ pub struct ScriptedEnemy {
     pub actor: ActorKind,
 }
 
+/// The enemies that a file lists.
+///
+/// # Errors
+/// Who cannot be one, for people; or that there are more than [`Enemies::MAX`].
+pub(crate) fn enemies(listed: &[ScriptedEnemy]) -> Result<Enemies, String> {
+    let read = |enemy: &ScriptedEnemy| {
+        let post = Post::parse(&enemy.who);
+        let post = post.ok_or_else(|| format!("who \"{}\" cannot be an enemy", enemy.who))?;
+        let actor = enemy.actor;
+        Ok(Enemy { post, actor })
+    };
+    let enemies = listed.iter().map(read).collect::<Result<Vec<_>, String>>()?;
+    if enemies.len() > Enemies::MAX {
+        return Err(format!("{} enemies, at most {}", enemies.len(), Enemies::MAX));
+    }
+    Ok(Enemies::of(&enemies))
+}
+
 /// A story.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -165,7 +183,7 @@ impl Scenario {
         if !(1..=86_400).contains(&self.secs) || !(1..=60_000).contains(&self.write_every_ms) {
             return Err("secs must be 1 to 86400 and write_every_ms 1 to 60000".into());
         }
-        self.enemies()?.check(self.population())?;
+        enemies(&self.enemies)?.check(self.population())?;
         if self
             .faults
             .iter()
@@ -189,20 +207,6 @@ impl Scenario {
             agents: self.agents,
             validators: self.validators,
         }
-    }
-
-    fn enemies(&self) -> Result<Enemies, String> {
-        let read = |enemy: &ScriptedEnemy| {
-            let post = Post::parse(&enemy.who);
-            let post = post.ok_or_else(|| format!("who \"{}\" cannot be an enemy", enemy.who))?;
-            let actor = enemy.actor;
-            Ok(Enemy { post, actor })
-        };
-        let enemies = self.enemies.iter().map(read).collect::<Result<Vec<_>, String>>()?;
-        if enemies.len() > Enemies::MAX {
-            return Err(format!("{} enemies, at most {}", enemies.len(), Enemies::MAX));
-        }
-        Ok(Enemies::of(&enemies))
     }
 
     fn check_word(&self, word: &str) -> Result<(), &'static str> {
@@ -231,7 +235,7 @@ impl Scenario {
         };
         plan.conditions.profile = self.profile;
         plan.population = self.population();
-        plan.enemies = self.enemies().expect("it was checked when it was read");
+        plan.enemies = enemies(&self.enemies).expect("it was checked when it was read");
         plan.lasts = Duration::from_secs(self.secs);
         plan.load.write_every = Duration::from_millis(self.write_every_ms);
         plan.weather.every_us = 0;

@@ -7,28 +7,29 @@
 
 use std::time::Duration;
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    byzantine::{ActorKind, Enemies, Enemy, Post},
+    byzantine::Enemy,
     faults::Strike,
     run::{Plan, Report},
-    scenario::ScriptedEnemy,
+    scenario::{ScriptedEnemy, enemies},
 };
 
-/// Which fleet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Which population, in files and on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
-pub enum Fleet {
-    /// [`Plan::small`].
+pub enum Size {
+    /// 1 to 3 clusters of 3 to 7 agents and 4 validators: for finding bugs.
     Small,
-    /// [`Plan::fleet`].
+    /// 50 clusters of 10 agents and 7 validators: for scale.
     Fleet,
-    /// [`Plan::byzantine`].
+    /// 2 clusters of 3 agents and 4 validators, some of all in an enemy's hands: for attacks.
     Byzantine,
 }
 
-impl Fleet {
+impl Size {
     /// Its plan.
     #[must_use]
     pub fn plan(self, seed: u64) -> Plan {
@@ -57,7 +58,7 @@ pub struct Schedule {
     /// Determines everything below chance.
     pub seed: u64,
     /// Which fleet.
-    pub population: Fleet,
+    pub population: Size,
     /// How long the operators write and faults come, virtual seconds.
     pub secs: u64,
     /// For the reader: what broke.
@@ -85,7 +86,7 @@ pub struct ScheduleError(String);
 impl Schedule {
     /// The schedule of a run of a whole population: its faults as they were drawn, and its enemies.
     #[must_use]
-    pub fn of(population: Fleet, report: &Report) -> Self {
+    pub fn of(population: Size, report: &Report) -> Self {
         let plan = &report.plan;
         let enemy = |enemy: Enemy| ScriptedEnemy {
             who: enemy.post.to_string(),
@@ -117,7 +118,7 @@ impl Schedule {
         if !numbers_rise || !schedule.strikes.is_sorted_by_key(|strike| strike.at_us) {
             return Err(ScheduleError("strikes must ascend by number and at_us".into()));
         }
-        let enemies = schedule.enemies().map_err(ScheduleError)?;
+        let enemies = enemies(&schedule.enemies).map_err(ScheduleError)?;
         let population = schedule.population.plan(schedule.seed).population;
         enemies.check(population).map_err(ScheduleError)?;
         Ok(schedule)
@@ -132,20 +133,6 @@ impl Schedule {
         toml::to_string(self).expect("numbers, words and lists of them")
     }
 
-    fn enemies(&self) -> Result<Enemies, String> {
-        let read = |enemy: &ScriptedEnemy| {
-            let post = Post::parse(&enemy.who);
-            let post = post.ok_or_else(|| format!("who \"{}\" cannot be an enemy", enemy.who))?;
-            let actor: ActorKind = enemy.actor;
-            Ok(Enemy { post, actor })
-        };
-        let enemies = self.enemies.iter().map(read).collect::<Result<Vec<_>, String>>()?;
-        if enemies.len() > Enemies::MAX {
-            return Err(format!("{} enemies, at most {}", enemies.len(), Enemies::MAX));
-        }
-        Ok(Enemies::of(&enemies))
-    }
-
     /// What is run; its faults are [`strikes`](Self::strikes).
     ///
     /// # Panics
@@ -154,7 +141,7 @@ impl Schedule {
     pub fn plan(&self) -> Plan {
         Plan {
             lasts: Duration::from_secs(self.secs),
-            enemies: self.enemies().expect("checked when it was read or drawn"),
+            enemies: enemies(&self.enemies).expect("checked when it was read or drawn"),
             ..self.population.plan(self.seed)
         }
     }
@@ -216,7 +203,7 @@ pub fn shrink(first: Schedule, tries_max: u32, mut fails: impl FnMut(&Schedule) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::faults::Family;
+    use crate::{byzantine::ActorKind, faults::Family};
 
     fn schedule() -> Schedule {
         let enemy = ScriptedEnemy {
@@ -233,7 +220,7 @@ mod tests {
         };
         Schedule {
             seed: 5,
-            population: Fleet::Byzantine,
+            population: Size::Byzantine,
             secs: 30,
             violation: String::new(),
             trace_hash: String::new(),

@@ -6,7 +6,7 @@ use sim::{
     checkers::{Checker, Observation},
     page::page,
     run::{Plan, Report, Staging, run, run_schedule, run_staged},
-    schedule::{Fleet, Schedule, shrink},
+    schedule::{Schedule, Size, shrink},
 };
 
 /// Holds the fleet to what nobody promised: no agent is ever cut off from its majority.
@@ -56,7 +56,7 @@ fn fails(schedule: &Schedule) -> bool {
 
 #[test]
 fn schedule_that_fails_shrinks_to_what_it_needs_and_is_replayed_from_its_file() {
-    let mut storms = storms().map(|plan| Schedule::of(Fleet::Small, &run(plan)));
+    let mut storms = storms().map(|plan| Schedule::of(Size::Small, &run(plan)));
     let first = storms.find(|first| first.strikes.len() > 3 && fails(first));
     let (smallest, tries) = shrink(first.expect("some storm cuts somebody off"), 64, fails);
     assert!(
@@ -81,7 +81,7 @@ fn replayed_schedule_has_the_trace_of_the_run_it_was_taken_from() {
     plan.weather.every_us = 1_500_000;
     let first = run(plan);
     assert!(first.violation.is_none() && !first.strikes.is_empty(), "{first:?}");
-    let schedule = Schedule::of(Fleet::Byzantine, &first);
+    let schedule = Schedule::of(Size::Byzantine, &first);
     let again = run_schedule(&Schedule::from_toml(&schedule.to_toml()).unwrap());
     assert_eq!(first.trace_hash, again.trace_hash);
     assert_eq!(first.faults, again.faults);

@@ -5,11 +5,11 @@ use std::{
     process::ExitCode,
 };
 
-use super::{COMMIT, Output, Shape, Size, read_scenario, run_one};
+use super::{COMMIT, Output, Shape, read_scenario, run_one};
 use crate::{
     page::page,
     run::{Staging, run, run_schedule, run_staged},
-    schedule::{Fleet, Schedule, shrink as shrunk},
+    schedule::{Schedule, shrink as shrunk},
     witness::Violation,
 };
 
@@ -26,14 +26,6 @@ fn read_schedule(path: &Path) -> Result<Schedule, String> {
     Schedule::from_toml(&text).map_err(|error| error.to_string())
 }
 
-fn fleet(shape: Shape) -> Fleet {
-    match shape.population {
-        Size::Small => Fleet::Small,
-        Size::Fleet => Fleet::Fleet,
-        Size::Byzantine => Fleet::Byzantine,
-    }
-}
-
 /// Runs `seed`, and if it breaks something finds and writes the smallest schedule that breaks the same.
 pub(super) fn shrink(shape: Shape, seed: u64, tries_max: u32, out: Option<PathBuf>) -> ExitCode {
     let report = run(shape.plan(seed));
@@ -41,7 +33,7 @@ pub(super) fn shrink(shape: Shape, seed: u64, tries_max: u32, out: Option<PathBu
         println!("seed {seed} breaks nothing: there is nothing to shrink");
         return ExitCode::SUCCESS;
     };
-    let first = Schedule::of(fleet(shape), &report);
+    let first = Schedule::of(shape.population, &report);
     eprintln!("sim: {} faults: {}", first.strikes.len(), first.violation);
     let (faults, mut last) = (first.strikes.len(), report);
     let (mut smallest, tries) = shrunk(first, tries_max, |smaller| {

@@ -1,10 +1,10 @@
 //! One validator's wall clock is wrong: it jumped, or the machine booted without a battery.
 
 use super::{Fault, pick};
-use crate::{fleet::SimFleet, random::Stream};
+use crate::{fleet::SimFleet, ports::EPOCH, random::Stream};
 
-/// The true time of every run lies this far behind 1970, and less.
-const SINCE_1970_US: i64 = 1_767_225_600_000_000;
+/// A clock that is this far off shows 1970 when a run begins, and goes on from there.
+const TO_1970_US: i64 = -(EPOCH.0 as i64);
 
 /// Wall clocks that are off.
 pub struct Clock {
@@ -17,7 +17,7 @@ pub fn draw(fleet: &SimFleet, random: &mut Stream) -> Box<dyn Fault> {
     let who = vec![pick(random, &fleet.validator_names())];
     let hour_us = 3_600_000_000;
     let offset_us = match random.between(0, 3) {
-        0 => -SINCE_1970_US,
+        0 => TO_1970_US,
         1 => random.between(1_000_000, hour_us) as i64,
         2 => -(random.between(1_000_000, hour_us) as i64),
         _ => random.between(100_000, 2_000_000) as i64,
@@ -31,7 +31,7 @@ impl Clock {
     pub fn in_1970(who: Vec<String>) -> Self {
         Self {
             who,
-            offset_us: -SINCE_1970_US,
+            offset_us: TO_1970_US,
         }
     }
 }

@@ -9,7 +9,7 @@ mod raft_log;
 mod tap;
 mod twins;
 
-pub use clock::SimClock;
+pub use clock::{EPOCH, SimClock};
 pub use disk::{DiskTiming, DiskTrouble, SimDisk};
 pub use links::{Direction, Fate, LinkConditions, Links};
 pub use network::{Listener, Sender, SharedTap, SimNetwork, SimTransport};
