@@ -57,7 +57,7 @@ pub struct Report {
     pub applies: u64,
     /// Virtual time it took.
     pub virtual_ms: u64,
-    /// Faults, in the order of their ends.
+    /// Faults, in the order of their ends; those that were in force when the run ended come last.
     pub faults: Vec<Injected>,
     /// Those that were drawn, as they are replayed.
     pub strikes: Vec<Strike>,
@@ -361,7 +361,7 @@ impl World {
             delivered: self.trace.delivered(),
             applies: self.fleet.witness.applies(),
             virtual_ms: self.trace.now_us() / 1_000,
-            faults: self.nemesis.injected().to_vec(),
+            faults: self.nemesis.injected(self.trace.now_us()),
             strikes: self.nemesis.drawn().to_vec(),
             enemies: self.fleet.enemies(),
             tasks_acked: journal.acknowledged.len() as u64,

@@ -91,7 +91,7 @@ pub struct Injected {
     pub what: String,
     /// When it began, virtual time.
     pub from_ms: u64,
-    /// When it ended.
+    /// When it ended, or the run.
     pub until_ms: u64,
 }
 
@@ -147,6 +147,17 @@ struct Active {
     fault: Box<dyn Fault>,
     from_us: u64,
     until_us: u64,
+}
+
+impl Active {
+    fn until(&self, now_us: u64) -> Injected {
+        Injected {
+            family: self.family,
+            what: self.fault.describe(),
+            from_ms: self.from_us / 1_000,
+            until_ms: now_us / 1_000,
+        }
+    }
 }
 
 /// Begins faults, drawn or of a scenario, and ends them.
@@ -284,12 +295,7 @@ impl Nemesis {
                 continue;
             }
             active.fault.end(fleet, now_us);
-            self.injected.push(Injected {
-                family: active.family,
-                what: active.fault.describe(),
-                from_ms: active.from_us / 1_000,
-                until_ms: now_us / 1_000,
-            });
+            self.injected.push(active.until(now_us));
         }
         self.active = going_on;
     }
@@ -309,10 +315,12 @@ impl Nemesis {
         &self.drawn
     }
 
-    /// What was injected and has ended, in the order of their ends.
+    /// What was injected, in the order of their ends. What is still in force, as when a violation ends the run, comes
+    /// last and lasts until `now_us`.
     #[must_use]
-    pub fn injected(&self) -> &[Injected] {
-        &self.injected
+    pub fn injected(&self, now_us: u64) -> Vec<Injected> {
+        let in_force = self.active.iter().map(|active| active.until(now_us));
+        self.injected.iter().cloned().chain(in_force).collect()
     }
 }
 
