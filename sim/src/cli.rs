@@ -52,9 +52,9 @@ enum Command {
         /// Only this checker judges.
         #[arg(long, value_parser = checker, requires = "stage")]
         checker: Option<&'static str>,
-        /// Breaks a rule on purpose.
+        /// Breaks a rule on purpose, on a stage that suits it.
         #[cfg(feature = "seeded-bugs")]
-        #[arg(long, value_parser = bug)]
+        #[arg(long, value_parser = bug, requires = "stage")]
         bug: Option<common::bug::Bug>,
         /// How the result is printed.
         #[arg(short, long, value_enum, default_value_t = Output::Table)]
@@ -231,17 +231,16 @@ pub fn main() -> ExitCode {
             output,
             ..
         } => {
+            #[cfg(not(feature = "seeded-bugs"))]
+            let bug = None;
             #[cfg(feature = "seeded-bugs")]
             bug.into_iter().for_each(common::bug::activate);
+            let again = mutants::command(stage, seed, bug, checker);
             let plan = Plan {
                 judge: checker,
                 ..stage.plan(seed)
             };
-            run_one(
-                output,
-                &format!("sim run --stage {} --seed {seed}", stage.word()),
-                || run_with(plan, &stage.script()),
-            )
+            run_one(output, &again, || run_with(plan, &stage.script()))
         }
         Command::Mutants {
             sample,

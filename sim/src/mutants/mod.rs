@@ -21,6 +21,7 @@ use std::{
     time::Duration,
 };
 
+use common::bug::Bug;
 use serde_json::{Value, json};
 
 pub use stage::Stage;
@@ -50,17 +51,23 @@ impl Outcome {
     #[must_use]
     pub fn command(&self) -> String {
         let seed = self.caught.as_ref().map_or(1, |(seed, _)| *seed);
-        format!("sim-seeded {}", arguments(&self.row, seed, true).join(" "))
+        command(self.row.stage, seed, Some(self.row.bug), Some(self.row.checker))
     }
 }
 
-fn arguments(row: &Row, seed: u64, is_seeded: bool) -> Vec<String> {
-    let mut arguments = ["run", "--stage", row.stage.word(), "--seed"]
-        .map(str::to_owned)
-        .to_vec();
+/// The command that runs `seed` on this stage, as somebody would type it.
+#[must_use]
+pub fn command(stage: Stage, seed: u64, bug: Option<Bug>, checker: Option<&str>) -> String {
+    // Only this binary has the bugs in it.
+    let binary = if bug.is_some() { "sim-seeded" } else { "sim" };
+    format!("{binary} {}", arguments(stage, seed, bug, checker).join(" "))
+}
+
+fn arguments(stage: Stage, seed: u64, bug: Option<Bug>, checker: Option<&str>) -> Vec<String> {
+    let mut arguments = ["run", "--stage", stage.word(), "--seed"].map(str::to_owned).to_vec();
     arguments.push(seed.to_string());
-    if is_seeded {
-        arguments.extend(["--bug", row.bug.word(), "--checker", row.checker].map(str::to_owned));
+    for (option, value) in [("--bug", bug.map(Bug::word)), ("--checker", checker)] {
+        arguments.extend(value.into_iter().flat_map(|value| [option, value].map(str::to_owned)));
     }
     arguments
 }
@@ -186,9 +193,9 @@ fn judge_row(binary: &Path, row: Row, seeds_max: u64) -> Result<Outcome, String>
     };
     for seed in 1..=seeds_max {
         outcome.seeds_tried = seed;
-        match violation_of(binary, &arguments(&row, seed, true))? {
+        match violation_of(binary, &arguments(row.stage, seed, Some(row.bug), Some(row.checker)))? {
             Some((checker, what)) if checker == row.checker => {
-                let clean = violation_of(binary, &arguments(&row, seed, false))?;
+                let clean = violation_of(binary, &arguments(row.stage, seed, None, None))?;
                 outcome.unclean = clean.map(|(checker, what)| format!("{checker}: {what}"));
                 outcome.caught = Some((seed, what));
                 return Ok(outcome);
@@ -282,6 +289,24 @@ mod tests {
         assert!(sample[3].bug > sample[0].bug);
         assert_eq!(rows(None, None).len(), TABLE.len());
         assert!(rows(Some(10_000), Some("dedup-off")).len() < 3);
+    }
+
+    #[test]
+    fn command_of_a_stage_leaves_nothing_out() {
+        let Row { bug, checker, stage } = TABLE[0];
+        let seeded = format!("--bug {} --checker {checker}", bug.word());
+        assert_eq!(
+            command(stage, 3, Some(bug), Some(checker)),
+            format!("sim-seeded run --stage {} --seed 3 {seeded}", stage.word())
+        );
+        assert_eq!(
+            command(stage, 3, None, Some(checker)),
+            format!("sim run --stage {} --seed 3 --checker {checker}", stage.word())
+        );
+        assert_eq!(
+            command(stage, 3, None, None),
+            format!("sim run --stage {} --seed 3", stage.word())
+        );
     }
 
     #[test]
