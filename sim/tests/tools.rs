@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use sim::{
     checkers::{Checker, Observation},
+    faults::Injected,
     page::page,
     run::{Plan, Report, Staging, run, run_schedule, run_staged},
     schedule::{Schedule, Size, shrink},
@@ -66,6 +67,12 @@ fn schedule_that_fails_shrinks_to_what_it_needs_and_is_replayed_from_its_file() 
     let read = Schedule::from_toml(&smallest.to_toml()).unwrap();
     let (told, again) = (judged(&smallest), judged(&read));
     assert!(told.violation.is_some());
+    let is_in_force = |fault: &Injected| fault.until_ms == told.virtual_ms;
+    assert!(
+        told.faults.iter().any(is_in_force),
+        "who cut somebody off is told: {:?}",
+        told.faults
+    );
     assert_eq!(told, again);
     for at in 0..smallest.strikes.len() {
         let mut less = smallest.clone();
