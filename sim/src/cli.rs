@@ -284,15 +284,15 @@ fn read_scenario(path: &Path) -> Result<Scenario, String> {
     Scenario::from_toml(&text).map_err(|error| error.to_string())
 }
 
-/// A report and the wall time it took.
-fn timed(run: impl FnOnce() -> Report) -> (Report, Duration) {
+/// What a run gave, and the wall time it took.
+fn timed<T>(run: impl FnOnce() -> T) -> (T, Duration) {
     #[allow(
         clippy::disallowed_methods,
         reason = "how fast the simulator is, beside the simulation"
     )]
     let began = std::time::Instant::now();
-    let report = run();
-    (report, began.elapsed())
+    let given = run();
+    (given, began.elapsed())
 }
 
 fn run_one(output: Output, again: &str, run: impl FnOnce() -> Report) -> bool {
@@ -332,8 +332,11 @@ fn judge_checkers(sample: Option<u16>, bug: Option<&str>, seeds_max: u64, jobs: 
 
 fn complain(report: &Report, again: &str) {
     if let Some(violation) = &report.violation {
-        let seed = report.plan.seed;
-        eprintln!("sim: seed {seed} of commit {COMMIT} at {violation}");
-        eprintln!("sim: again with: {again}");
+        complain_of(report.plan.seed, &format!("at {violation}"), again);
     }
+}
+
+fn complain_of(seed: u64, what: &str, again: &str) {
+    eprintln!("sim: seed {seed} of commit {COMMIT} {what}");
+    eprintln!("sim: again with: {again}");
 }
