@@ -6,6 +6,7 @@
 mod doors;
 mod enemies;
 mod lives;
+mod troubles;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,7 +29,7 @@ use global_validator::Validator;
 
 pub use doors::{CrashSwitch, Doors, OpenDoor};
 use enemies::Placed;
-use lives::exit_codes;
+use troubles::Troubles;
 
 use crate::{
     byzantine::Enemy,
@@ -106,9 +107,14 @@ struct Machine {
     process: Option<Process>,
     /// Its process dies behind the next entry that it applies.
     crash_at_apply: CrashSwitch,
+    /// The faults that want that.
+    crash_wanted_by: BTreeSet<u64>,
     down_until_us: u64,
-    /// Exit codes with which it may end by itself: in this life its disk was in trouble.
-    may_end: &'static [u8],
+    /// What is wrong with its disk, and what its process may blame on it.
+    troubles: Troubles,
+    /// The faults that stop this life of its process, and since when there is one.
+    paused_by: BTreeSet<u64>,
+    paused_since_us: u64,
 }
 
 struct AgentSlot {
@@ -257,8 +263,11 @@ impl SimFleet {
                 clock,
                 process: None,
                 crash_at_apply: CrashSwitch::default(),
+                crash_wanted_by: BTreeSet::new(),
                 down_until_us: 0,
-                may_end: &[],
+                troubles: Troubles::default(),
+                paused_by: BTreeSet::new(),
+                paused_since_us: 0,
             };
             sim.machines.insert(name, machine);
         }
@@ -358,19 +367,40 @@ impl SimFleet {
         self.agents.get(name).map(|slot| &slot.snapshots)
     }
 
-    /// Begins or ends trouble of a disk.
-    pub fn set_trouble(&mut self, name: &str, trouble: DiskTrouble) {
+    /// Begins trouble of a disk in the name of the fault `number`, beside that of others, or ends it with
+    /// [`DiskTrouble::Healthy`].
+    pub fn set_trouble(&mut self, number: u64, name: &str, trouble: DiskTrouble) {
+        let now_us = self.trace.now_us();
         let machine = self.machine_mut(name);
-        machine.disk.set_trouble(trouble);
-        // What it may blame an older trouble for stays allowed.
-        if !exit_codes(trouble).is_empty() {
-            machine.may_end = exit_codes(trouble);
+        machine.troubles.set(number, trouble, now_us);
+        machine.disk.set_trouble(machine.troubles.worst());
+    }
+
+    /// What is wrong with a disk.
+    #[must_use]
+    pub fn trouble(&self, name: &str) -> DiskTrouble {
+        self.machine(name).disk.trouble()
+    }
+
+    /// An agent's process dies behind the next entry that it applies, in the name of the fault `number`; `false` takes
+    /// that back, unless another fault wants it too.
+    pub fn set_crash_at_apply(&mut self, number: u64, name: &str, is_set: bool) {
+        let machine = self.machine_mut(name);
+        if is_set {
+            machine.crash_wanted_by.insert(number);
+            machine.crash_at_apply.set(true);
+            return;
+        }
+        machine.crash_wanted_by.remove(&number);
+        if machine.crash_wanted_by.is_empty() {
+            machine.crash_at_apply.set(false);
         }
     }
 
-    /// An agent's process dies behind the next entry that it applies; `false` takes that back.
-    pub fn set_crash_at_apply(&self, name: &str, is_set: bool) {
-        self.machine(name).crash_at_apply.set(is_set);
+    /// Whether an agent's process is to die behind the next entry.
+    #[must_use]
+    pub fn crashes_at_apply(&self, name: &str) -> bool {
+        self.machine(name).crash_at_apply.is_set()
     }
 
     /// Whether a process runs.
@@ -394,18 +424,37 @@ impl SimFleet {
         self.note_sides();
     }
 
-    /// Stops every task of a process where it stands, until [`resume`](Self::resume).
-    pub fn pause(&self, name: &str) {
-        if let Some(process) = &self.machine(name).process {
+    /// Stops every task of a process where it stands, in the name of the fault `number`, until
+    /// [`resume`](Self::resume). A process that does not run is not stopped when it starts.
+    pub fn pause(&mut self, number: u64, name: &str) {
+        let now_us = self.trace.now_us();
+        let machine = self.machine_mut(name);
+        if let Some(process) = &machine.process {
             process.pause();
+            if machine.paused_by.is_empty() {
+                machine.paused_since_us = now_us;
+            }
+            machine.paused_by.insert(number);
         }
     }
 
-    /// Lets it go on.
-    pub fn resume(&self, name: &str) {
-        if let Some(process) = &self.machine(name).process {
+    /// Lets it go on, unless another fault stops it too.
+    pub fn resume(&mut self, number: u64, name: &str) {
+        let now_us = self.trace.now_us();
+        let machine = self.machine_mut(name);
+        if !machine.paused_by.remove(&number) || !machine.paused_by.is_empty() {
+            return;
+        }
+        machine.troubles.resume(now_us - machine.paused_since_us, now_us);
+        if let Some(process) = &machine.process {
             process.resume();
         }
+    }
+
+    /// Whether a process is stopped.
+    #[must_use]
+    pub fn is_paused(&self, name: &str) -> bool {
+        self.machine(name).process.as_ref().is_some_and(Process::is_paused)
     }
 
     /// Which agents reach a majority of their cluster's members both ways, over others if need be.

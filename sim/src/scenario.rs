@@ -258,7 +258,7 @@ impl Scripted {
         names.into_iter().collect()
     }
 
-    /// The fault, and its family for counts. `number` tells its cuts from those of others.
+    /// The fault, and its family for counts. `number` tells what it does from what others do.
     #[must_use]
     pub fn make(&self, number: u64, fleet: &SimFleet) -> (Family, Box<dyn Fault>) {
         let who = self.victims(fleet);
@@ -269,7 +269,8 @@ impl Scripted {
             let partition = Partition::new(number, shape, &who, directions, flaps_us);
             (Family::Partition, Box::new(partition))
         };
-        let disk = |trouble| -> (Family, Box<dyn Fault>) { (Family::Disk, Box::new(Disk::new(who.clone(), trouble))) };
+        let disk =
+            |trouble| -> (Family, Box<dyn Fault>) { (Family::Disk, Box::new(Disk::new(number, who.clone(), trouble))) };
         let usual = fleet.conditions.links;
         match self.kind {
             Kind::Isolate => cut("isolated", between(fleet, &who, &outside), 0),
@@ -285,16 +286,19 @@ impl Scripted {
                 let who = who.into_iter().map(|name| (name, down_us)).collect();
                 (Family::Process, Box::new(Crash { what: "crash", who }))
             }
-            Kind::CrashInApply => (Family::Process, Box::new(CrashInApply::new(who, 1_000_000))),
+            Kind::CrashInApply => (Family::Process, Box::new(CrashInApply::new(number, who, 1_000_000))),
             Kind::CrashInSnapshot => {
                 let first = who.first().cloned().expect("a scenario says who");
-                (Family::Process, Box::new(CrashInSnapshot::new(first, 1_000_000)))
+                (
+                    Family::Process,
+                    Box::new(CrashInSnapshot::new(number, first, 1_000_000)),
+                )
             }
-            Kind::Pause => (Family::Process, Box::new(Pause { who })),
+            Kind::Pause => (Family::Process, Box::new(Pause { number, who })),
             Kind::DiskFails => disk(DiskTrouble::Failing),
             Kind::DiskFull => disk(DiskTrouble::Full),
             Kind::DiskSlow => disk(DiskTrouble::Slow { times: 100 }),
-            Kind::DiskRots => (Family::Disk, Box::new(Rot::new(who, ROT_AT))),
+            Kind::DiskRots => (Family::Disk, Box::new(Rot::new(number, who, ROT_AT))),
             Kind::ClockIn1970 => (Family::Clock, Box::new(Clock::in_1970(who))),
             Kind::Lossy => {
                 let conditions = LinkConditions {

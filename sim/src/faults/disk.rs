@@ -6,6 +6,7 @@ use crate::{fleet::SimFleet, ports::DiskTrouble, random::Stream};
 
 /// The same trouble of the disks of some processes.
 pub struct Disk {
+    number: u64,
     who: Vec<String>,
     trouble: DiskTrouble,
 }
@@ -14,6 +15,7 @@ pub struct Disk {
 /// them again, and refuses to start until the sector is mended from a copy: what stands there is never taken for less
 /// than it was.
 pub struct Rot {
+    number: u64,
     who: Vec<String>,
     at: u16,
     /// Down when the sector was mended.
@@ -21,32 +23,37 @@ pub struct Rot {
 }
 
 impl Rot {
-    /// At `at` thousandths of the length of everything that the disks of `who` hold.
+    /// At `at` thousandths of the length of everything that the disks of `who` hold, as the fault `number`.
     #[must_use]
-    pub fn new(who: Vec<String>, at: u16) -> Self {
-        Self { who, at, refused: 0 }
+    pub fn new(number: u64, who: Vec<String>, at: u16) -> Self {
+        Self {
+            number,
+            who,
+            at,
+            refused: 0,
+        }
     }
 }
 
 /// Draws whose disk, and what is wrong with it.
-pub fn draw(fleet: &SimFleet, random: &mut Stream) -> Box<dyn Fault> {
+pub fn draw(number: u64, fleet: &SimFleet, random: &mut Stream) -> Box<dyn Fault> {
     let who = pick(random, &all_names(fleet));
     let trouble = match random.between(0, 4) {
         0 | 1 => DiskTrouble::Slow {
             times: random.between(10, 300),
         },
         2 => DiskTrouble::Failing,
-        3 => return Box::new(Rot::new(vec![who], random.between(0, 999) as u16)),
+        3 => return Box::new(Rot::new(number, vec![who], random.between(0, 999) as u16)),
         _ => DiskTrouble::Full,
     };
-    Box::new(Disk::new(vec![who], trouble))
+    Box::new(Disk::new(number, vec![who], trouble))
 }
 
 impl Disk {
-    /// `trouble` of the disks of `who`.
+    /// `trouble` of the disks of `who`, as the fault `number`.
     #[must_use]
-    pub fn new(who: Vec<String>, trouble: DiskTrouble) -> Self {
-        Self { who, trouble }
+    pub fn new(number: u64, who: Vec<String>, trouble: DiskTrouble) -> Self {
+        Self { number, who, trouble }
     }
 }
 
@@ -58,7 +65,7 @@ impl Fault for Rot {
 
     fn begin(&mut self, fleet: &mut SimFleet, now_us: u64) {
         for name in &self.who {
-            fleet.set_trouble(name, DiskTrouble::Rotten { at: self.at });
+            fleet.set_trouble(self.number, name, DiskTrouble::Rotten { at: self.at });
             fleet.kill(name, now_us);
         }
     }
@@ -66,7 +73,7 @@ impl Fault for Rot {
     fn end(&mut self, fleet: &mut SimFleet, _now_us: u64) {
         self.refused = self.who.iter().filter(|name| !fleet.is_running(name)).count();
         for name in &self.who {
-            fleet.set_trouble(name, DiskTrouble::Healthy);
+            fleet.set_trouble(self.number, name, DiskTrouble::Healthy);
         }
     }
 }
@@ -78,13 +85,13 @@ impl Fault for Disk {
 
     fn begin(&mut self, fleet: &mut SimFleet, _now_us: u64) {
         for name in &self.who {
-            fleet.set_trouble(name, self.trouble);
+            fleet.set_trouble(self.number, name, self.trouble);
         }
     }
 
     fn end(&mut self, fleet: &mut SimFleet, _now_us: u64) {
         for name in &self.who {
-            fleet.set_trouble(name, DiskTrouble::Healthy);
+            fleet.set_trouble(self.number, name, DiskTrouble::Healthy);
         }
     }
 }

@@ -10,6 +10,8 @@
 //! * Recovery stays possible: a disk never loses what was synced (a rotten sector is mended in the end), and one disk
 //!   at a time is in trouble;
 //!   one validator at a time has a wrong wall clock. Everything else may happen to everybody at once.
+//! * What a fault does to a link, a disk or a process it does in the name of its number: another fault of the same sort
+//!   on the same machine goes on when this one ends.
 //! * At the end everything heals and everything runs.
 
 pub mod clock;
@@ -17,6 +19,8 @@ pub mod disk;
 pub mod partition;
 pub mod process;
 pub mod quality;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 
@@ -329,9 +333,9 @@ fn draw(strike: &Strike, fleet: &SimFleet, random: &mut Stream) -> Box<dyn Fault
     match strike.family {
         Family::Partition => partition::draw(strike.number, fleet, random),
         Family::Quality => quality::draw(fleet, random),
-        Family::Disk => disk::draw(fleet, random),
+        Family::Disk => disk::draw(strike.number, fleet, random),
         Family::Clock => clock::draw(fleet, random),
-        Family::Process => process::draw(fleet, random),
+        Family::Process => process::draw(strike.number, fleet, random),
     }
 }
 

@@ -14,12 +14,15 @@ pub struct Crash {
 
 /// Stands still from beginning to end.
 pub struct Pause {
+    /// Of the fault.
+    pub number: u64,
     /// Whose every task.
     pub who: Vec<String>,
 }
 
 /// Killed as soon as it writes a snapshot, its own or one that it was sent.
 pub struct CrashInSnapshot {
+    number: u64,
     who: String,
     down_us: u64,
     writes_before: u64,
@@ -28,13 +31,14 @@ pub struct CrashInSnapshot {
 
 /// Killed as soon as it has applied an entry, while others wait for its answer and its log is not purged.
 pub struct CrashInApply {
+    number: u64,
     who: Vec<String>,
     down_us: u64,
     killed: Vec<String>,
 }
 
 /// Draws what happens to whom.
-pub fn draw(fleet: &SimFleet, random: &mut Stream) -> Box<dyn Fault> {
+pub fn draw(number: u64, fleet: &SimFleet, random: &mut Stream) -> Box<dyn Fault> {
     let clusters = fleet.clusters();
     let down = |who: Vec<String>, random: &mut Stream, longest_us| {
         let with_time = |name| (name, random.between(200_000, longest_us));
@@ -81,20 +85,21 @@ pub fn draw(fleet: &SimFleet, random: &mut Stream) -> Box<dyn Fault> {
             let most = fleet.population.agents.div_ceil(2).max(1);
             let count = random.between(1, u64::from(most)) as usize;
             let (who, _) = split(random, &all_names(fleet), count);
-            Box::new(Pause { who })
+            Box::new(Pause { number, who })
         }
         8 => {
             let cluster = pick(random, &clusters);
             let who = fleet.leader(&cluster).unwrap_or_else(|| pick(random, &cluster));
-            Box::new(Pause { who: vec![who] })
+            Box::new(Pause { number, who: vec![who] })
         }
         9 => Box::new(CrashInApply::new(
+            number,
             vec![pick(random, &fleet.agent_names())],
             random.between(100_000, 4_000_000),
         )),
         _ => {
             let who = pick(random, &fleet.agent_names());
-            Box::new(CrashInSnapshot::new(who, random.between(100_000, 4_000_000)))
+            Box::new(CrashInSnapshot::new(number, who, random.between(100_000, 4_000_000)))
         }
     }
 }
@@ -121,22 +126,23 @@ impl Fault for Pause {
 
     fn begin(&mut self, fleet: &mut SimFleet, _now_us: u64) {
         for name in &self.who {
-            fleet.pause(name);
+            fleet.pause(self.number, name);
         }
     }
 
     fn end(&mut self, fleet: &mut SimFleet, _now_us: u64) {
         for name in &self.who {
-            fleet.resume(name);
+            fleet.resume(self.number, name);
         }
     }
 }
 
 impl CrashInApply {
-    /// Each of `who`, down for `down_us` afterwards.
+    /// Each of `who`, down for `down_us` afterwards, as the fault `number`.
     #[must_use]
-    pub fn new(who: Vec<String>, down_us: u64) -> Self {
+    pub fn new(number: u64, who: Vec<String>, down_us: u64) -> Self {
         Self {
+            number,
             who,
             down_us,
             killed: Vec::new(),
@@ -155,7 +161,7 @@ impl Fault for CrashInApply {
 
     fn begin(&mut self, fleet: &mut SimFleet, _now_us: u64) {
         for name in &self.who {
-            fleet.set_crash_at_apply(name, true);
+            fleet.set_crash_at_apply(self.number, name, true);
         }
     }
 
@@ -171,16 +177,17 @@ impl Fault for CrashInApply {
     fn end(&mut self, fleet: &mut SimFleet, now_us: u64) {
         self.step(fleet, now_us);
         for name in &self.who {
-            fleet.set_crash_at_apply(name, false);
+            fleet.set_crash_at_apply(self.number, name, false);
         }
     }
 }
 
 impl CrashInSnapshot {
-    /// `who`, down for `down_us` afterwards.
+    /// `who`, down for `down_us` afterwards, as the fault `number`.
     #[must_use]
-    pub fn new(who: String, down_us: u64) -> Self {
+    pub fn new(number: u64, who: String, down_us: u64) -> Self {
         Self {
+            number,
             who,
             down_us,
             writes_before: 0,
@@ -202,20 +209,20 @@ impl Fault for CrashInSnapshot {
     /// Its disk is slow until then, so that the write lasts longer than a look.
     fn begin(&mut self, fleet: &mut SimFleet, _now_us: u64) {
         self.writes_before = self.begun(fleet);
-        fleet.set_trouble(&self.who, DiskTrouble::Slow { times: 20 });
+        fleet.set_trouble(self.number, &self.who, DiskTrouble::Slow { times: 20 });
     }
 
     fn step(&mut self, fleet: &mut SimFleet, now_us: u64) {
         if !self.was_killed && self.begun(fleet) > self.writes_before {
             self.was_killed = true;
             fleet.kill(&self.who, now_us + self.down_us);
-            fleet.set_trouble(&self.who, DiskTrouble::Healthy);
+            fleet.set_trouble(self.number, &self.who, DiskTrouble::Healthy);
         }
     }
 
     fn end(&mut self, fleet: &mut SimFleet, _now_us: u64) {
         if !self.was_killed {
-            fleet.set_trouble(&self.who, DiskTrouble::Healthy);
+            fleet.set_trouble(self.number, &self.who, DiskTrouble::Healthy);
         }
     }
 }

@@ -21,6 +21,10 @@ impl CrashSwitch {
         self.0.store(is_set, Ordering::Relaxed);
     }
 
+    pub(super) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
     /// Whether the process is to die now; once.
     #[must_use]
     pub fn take(&self) -> bool {

@@ -1,8 +1,11 @@
 //! Processes of a run that fall into an enemy's hands, and what is done to them beside their messages.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use super::{CrashSwitch, Machine, SimFleet};
+use super::{CrashSwitch, Machine, SimFleet, Troubles};
 use crate::{
     byzantine::{ActorKind, Enemies, EnemyReport, Hacked, Hand, Post, twins},
     ports::{Host, SimClock, SimDisk},
@@ -80,8 +83,11 @@ impl SimFleet {
             clock: SimClock::new(self.trace.clone(), 30_000_000, 0),
             process: None,
             crash_at_apply: CrashSwitch::default(),
+            crash_wanted_by: BTreeSet::new(),
             down_until_us: 0,
-            may_end: &[],
+            troubles: Troubles::default(),
+            paused_by: BTreeSet::new(),
+            paused_since_us: 0,
         };
         let twin_name = format!("{name}{}", twins::SUFFIX);
         self.network.enroll_twin(&device, id, twins::sides(seed));

@@ -2,7 +2,7 @@
 //!
 //! # Rules
 //! * A process that ends by itself is killed and started again after a while, as a supervisor would. It
-//!   may end only when its disk was in trouble; everything else is a finding.
+//!   may end only when its disk was in trouble a short while ago; everything else is a finding.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,20 +20,10 @@ use global_validator::{Door as ValidatorDoor, Ports as ValidatorPorts, Setup, Va
 use super::{Machine, OpenDoor, SimFleet};
 use crate::{
     byzantine::twins,
-    ports::{DiskTrouble, Host},
+    ports::Host,
     runtime::{Process, SimRuntime},
     trace::Event,
 };
-
-/// Exit codes of a process on such a disk: it failed or is full; or what it holds is damaged, which is refused for
-/// safety as well.
-pub(super) fn exit_codes(trouble: DiskTrouble) -> &'static [u8] {
-    match trouble {
-        DiskTrouble::Healthy | DiskTrouble::Slow { .. } => &[],
-        DiskTrouble::Failing | DiskTrouble::Full => &[74],
-        DiskTrouble::Rotten { .. } => &[70, 74, 78],
-    }
-}
 
 /// Exit code of a member that its own cluster contradicts.
 const EXIT_CONTRADICTED: u8 = 70;
@@ -57,7 +47,8 @@ impl SimFleet {
             } else {
                 self.start_validator(&name).await
             };
-            let is_in_trouble = !self.machine(&name).may_end.is_empty() || self.witness.suspects().has_process(&name);
+            let is_in_trouble =
+                self.machine(&name).troubles.excuse_some(now_us) || self.witness.suspects().has_process(&name);
             if let Err(reason) = started {
                 if !is_in_trouble {
                     self.witness
@@ -89,7 +80,7 @@ impl SimFleet {
                 continue;
             };
             let is_misled = code == EXIT_CONTRADICTED && suspects.has_mate(name);
-            if !machine.may_end.contains(&code) && !is_misled {
+            if !machine.troubles.excuse(code, now_us) && !is_misled {
                 self.witness.violate(
                     "restarts",
                     format!("{name} ended by itself with exit code {code}: {reason}"),
@@ -218,7 +209,7 @@ impl SimFleet {
     fn life(&mut self, name: &str) -> Process {
         let seed = self.seeds.next_u64();
         let machine = self.machine_mut(name);
-        machine.may_end = exit_codes(machine.disk.trouble());
+        machine.troubles.begin_life();
         Process::new(machine.id, seed)
     }
 
@@ -227,6 +218,8 @@ impl SimFleet {
     pub fn kill(&mut self, name: &str, until_us: u64) -> bool {
         let machine = self.machine_mut(name);
         machine.down_until_us = machine.down_until_us.max(until_us);
+        // A pause is one of this life.
+        machine.paused_by.clear();
         let (process, disk) = (machine.process.take(), machine.disk.clone());
         let (device, host) = (machine.device, machine.host);
         let cluster = machine.cluster;

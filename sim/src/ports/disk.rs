@@ -30,8 +30,8 @@ pub struct DiskTiming {
     pub sync_us_max: u64,
 }
 
-/// What is wrong with a disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What is wrong with a disk; the worse the later.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DiskTrouble {
     /// Nothing.
     #[default]

@@ -124,6 +124,12 @@ impl Process {
         self.tasks().is_paused = true;
     }
 
+    /// Whether they stand still.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.tasks().is_paused
+    }
+
     /// Lets them go on.
     pub fn resume(&self) {
         let held_back = {
