@@ -46,6 +46,23 @@ impl Durable {
     }
 }
 
+/// An operation in bytes, for the trace: two that differ in anything differ here.
+fn write_out(op: &LogOp, to: &mut Vec<u8>) {
+    let mut field = |tag: u8, index: LogIndex, bytes: &[u8]| {
+        to.push(tag);
+        to.extend(index.0.to_be_bytes());
+        to.extend((bytes.len() as u64).to_be_bytes());
+        to.extend(bytes);
+    };
+    match op {
+        LogOp::Vote(bytes) => field(0, LogIndex(0), bytes),
+        LogOp::Committed(bytes) => field(1, LogIndex(0), bytes),
+        LogOp::Append(records) => records.iter().for_each(|record| field(2, record.index, &record.bytes)),
+        LogOp::Truncate { from } => field(3, *from, &[]),
+        LogOp::Purge { upto, marker } => field(4, *upto, marker),
+    }
+}
+
 #[derive(Default)]
 struct Queue {
     waiting: Vec<(LogOp, Done)>,
@@ -202,10 +219,10 @@ impl SimLog {
                 queue.in_flight = group.iter().map(|(op, _)| op.clone()).collect();
                 group
             };
-            let written: Vec<u8> = group
-                .iter()
-                .flat_map(|(op, _)| (op.bytes_len() as u64).to_be_bytes())
-                .collect();
+            let mut written = Vec::new();
+            for (op, _) in &group {
+                write_out(op, &mut written);
+            }
             let synced = self.disk.sync(&written).await;
             let outcome = synced.map_err(|error| StoreError::Io(error.to_string()));
             match &outcome {

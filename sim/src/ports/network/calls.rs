@@ -57,10 +57,14 @@ impl SimTransport {
         }
         if let Some(later) = again {
             let second = handle(service.clone(), peer.clone(), kind, request.clone());
-            let (trace, copy) = (network.trace.clone(), request.clone());
+            let (network, copy) = (network.clone(), request.clone());
             drop(process.spawn(async move {
                 tokio::time::sleep(later).await;
-                trace.record(Event::Delivered, from_id, to_id, &copy);
+                // It is under way for longer than the first, and a cut stops it as any other frame.
+                if network.is_cut((from_id, to_id)) {
+                    return network.trace.record(Event::Dropped, from_id, to_id, &copy);
+                }
+                network.trace.record(Event::Delivered, from_id, to_id, &copy);
                 // What it says goes to nobody.
                 let _ = second.await;
             }));
@@ -243,5 +247,102 @@ impl Transport for SimTransport {
         let conditions = state.links.conditions();
         let mean_us = conditions.delay_us_min + conditions.delay_us_max;
         state.known.contains_key(to).then(|| Duration::from_micros(mean_us))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, sync::Mutex};
+
+    use common::{
+        ids::RaftNodeId,
+        testing::Fleet,
+        wire::frame::{Hello, WIRE_VERSION},
+    };
+
+    use super::*;
+    use crate::{
+        ports::LinkConditions,
+        runtime::{Process, ProcessId},
+        trace::Trace,
+    };
+
+    /// Counts requests.
+    #[derive(Default)]
+    struct Counting(Mutex<u32>);
+
+    impl Service for Counting {
+        fn handle(&self, _peer: Peer, _kind: FrameKind, _body: Bytes) -> BoxFuture<Result<Bytes, Refusal>> {
+            *self.0.lock().unwrap() += 1;
+            Box::pin(async { Ok(Bytes::new()) })
+        }
+    }
+
+    /// How often a request that the links double is handled, and how many frames are dropped, when its way is cut
+    /// behind the first copy or not.
+    async fn handled(is_cut: bool) -> (u32, u64) {
+        let conditions = LinkConditions {
+            delay_us_min: 10_000,
+            delay_us_max: 10_000,
+            loss_ppm: 0,
+            spike_ppm: 0,
+            spike_us: 0,
+            duplicate_ppm: 1_000_000,
+            bytes_per_second: 0,
+        };
+        let trace = Trace::begin();
+        let network = SimNetwork::new(1, conditions, trace.clone());
+        let fleet = Fleet::dev();
+        let [near, far] = ["v1", "v2"].map(|name| {
+            let member = fleet
+                .registry
+                .members()
+                .iter()
+                .find(|member| member.label.as_str() == name);
+            let member = member.expect("a development fleet has two validators");
+            let hello = Hello {
+                version: WIRE_VERSION,
+                chain: fleet.chain,
+                device: member.id,
+                cluster: None,
+                raft: RaftNodeId(0).0,
+            };
+            network.enroll(ProcessId(member.idx.0), member.idx, hello);
+            member
+        });
+        let service = Arc::new(Counting::default());
+        for (member, service) in [(near, Arc::new(Counting::default())), (far, service.clone())] {
+            let process = Process::new(ProcessId(member.idx.0), 1);
+            network.connect(member.id, Host::First, process, service);
+        }
+        let call = network
+            .transport(near.id)
+            .call(far.id, FrameKind::Vote, Bytes::new(), Duration::from_secs(1));
+        let call = async {
+            assert!(call.await.is_ok(), "the first copy arrived and was answered");
+        };
+        let cut = async {
+            tokio::time::sleep(Duration::from_millis(15)).await;
+            if is_cut {
+                network.set_cuts(&BTreeSet::from([(near.idx.0, far.idx.0)]));
+            }
+        };
+        futures::join!(call, cut);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let handled = *service.0.lock().unwrap();
+        (handled, trace.summary().1.of(Event::Dropped))
+    }
+
+    #[test]
+    fn second_copy_of_a_request_does_not_cross_a_cut() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            assert_eq!(handled(false).await, (2, 0));
+            assert_eq!(handled(true).await, (1, 1));
+        });
     }
 }
