@@ -381,3 +381,58 @@ impl SnapshotStore for SimSnapshots {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ports::DiskTiming, runtime::ProcessId, trace::Trace};
+
+    /// The trace hash of a log that was given `op`.
+    fn hash_of(op: LogOp) -> common::ids::Digest {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let timing = DiskTiming {
+                sync_us_min: 1_000,
+                sync_us_max: 1_000,
+            };
+            let trace = Trace::begin();
+            let mut log = SimLog::new(SimDisk::new(0, 1, timing, trace.clone()));
+            let log = log.open(Process::new(ProcessId(0), 1));
+            let (told, done) = tokio::sync::oneshot::channel();
+            log.submit(op, Box::new(move |outcome| drop(told.send(outcome))));
+            assert_eq!(done.await, Ok(Ok(())));
+            trace.summary().0
+        })
+    }
+
+    #[test]
+    fn what_is_synced_is_in_the_trace_to_the_last_byte() {
+        let record = |index, bytes: &'static [u8]| LogRecord {
+            index: LogIndex(index),
+            bytes: Bytes::from_static(bytes),
+        };
+        let append = |bytes| LogOp::Append(vec![record(1, bytes)]);
+        assert_eq!(hash_of(append(b"entry")), hash_of(append(b"entry")));
+        let others = [
+            append(b"entrz"),
+            LogOp::Append(vec![record(2, b"entry")]),
+            LogOp::Append(vec![record(1, b"ent"), record(2, b"ry")]),
+            LogOp::Vote(Bytes::from_static(b"entry")),
+            LogOp::Committed(Bytes::from_static(b"entry")),
+            LogOp::Truncate { from: LogIndex(1) },
+            LogOp::Truncate { from: LogIndex(2) },
+        ];
+        let mut hashes: Vec<_> = others
+            .into_iter()
+            .map(hash_of)
+            .chain([hash_of(append(b"entry"))])
+            .collect();
+        hashes.sort_unstable();
+        hashes.dedup();
+        assert_eq!(hashes.len(), 8, "no two are alike");
+    }
+}
