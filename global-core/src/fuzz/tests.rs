@@ -64,6 +64,7 @@ fn run_all(count: u64, plan: impl Fn(u64) -> Plan + Sync) -> Vec<(u64, Failure)>
         }
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    #[expect(clippy::disallowed_methods, reason = "each thread runs networks of its own seeds")]
     let mut failures: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
         threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()

@@ -68,7 +68,7 @@ pub(super) fn soak((from, to): (u64, u64), jobs: u8, shape: Shape, output: Outpu
         reason = "how fast the simulator is, beside the simulation"
     )]
     let began = std::time::Instant::now();
-    // Runs share nothing: each has its own thread and its own time.
+    #[expect(clippy::disallowed_methods, reason = "runs share nothing: each has its own time")]
     std::thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(work);

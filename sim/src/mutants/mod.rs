@@ -227,6 +227,7 @@ pub fn judge(binary: &Path, rows: &[Row], seeds_max: u64, jobs: u8) -> Result<Ve
                 .push((at, outcome));
         }
     };
+    #[expect(clippy::disallowed_methods, reason = "each thread watches a process of its own")]
     std::thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(work);

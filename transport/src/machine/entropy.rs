@@ -13,6 +13,7 @@ pub struct MachineEntropy(Mutex<StdRng>);
 impl MachineEntropy {
     /// Seeds a generator.
     #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "this is the port's implementation")]
     pub fn new() -> Self {
         Self(Mutex::new(rand::make_rng()))
     }

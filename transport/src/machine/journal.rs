@@ -78,6 +78,15 @@ fn checksum(salt: u32, length_word: u32, bytes: &[u8]) -> u32 {
     crc32c::crc32c_append(seeded, bytes)
 }
 
+/// A salt that nobody who writes records can know: see "Why the salt".
+#[expect(
+    clippy::disallowed_methods,
+    reason = "production's port: the simulator's journals have no salt"
+)]
+fn new_salt() -> u32 {
+    rand::random()
+}
+
 fn file_header(salt: u32) -> [u8; FILE_HEADER_BYTES] {
     let mut header = [0; FILE_HEADER_BYTES];
     header[..8].copy_from_slice(MAGIC);
@@ -193,7 +202,7 @@ impl MachineJournal {
         let mut file = match File::options().read(true).write(true).open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let salt = rand::random();
+                let salt = new_salt();
                 let file = directory.write_whole(name, |file| file.write_all(&file_header(salt)))?;
                 let state = State {
                     file,
@@ -307,7 +316,7 @@ impl State {
     }
 
     fn rewrite(&mut self, directory: &Directory, name: &str, records: &[Vec<u8>]) -> io::Result<Vec<u64>> {
-        let salt = rand::random();
+        let salt = new_salt();
         let mut offsets = Vec::with_capacity(records.len());
         let mut end = FILE_HEADER_BYTES as u64;
         let file = directory.write_whole(name, |file| {

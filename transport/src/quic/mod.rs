@@ -419,6 +419,10 @@ fn bind(address: SocketAddr, identity: &Identity, server: Option<quinn::ServerCo
 struct RandomIds;
 
 impl ConnectionIdGenerator for RandomIds {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "production's transport: the simulator's has no connection ids"
+    )]
     fn generate_cid(&mut self) -> ConnectionId {
         ConnectionId::new(&rand::random::<[u8; 8]>())
     }

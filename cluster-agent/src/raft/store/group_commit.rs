@@ -101,6 +101,10 @@ impl GroupCommit {
                 poisoned.set(&StoreError::Io("the log writer panicked".into()));
             }
         };
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "production's port: the simulator's log has no writer thread"
+        )]
         let spawned = std::thread::Builder::new().name("raft-log".into()).spawn(work);
         Ok(Self {
             opened: RwLock::new(Some(Opened {

@@ -161,6 +161,10 @@ impl Housekeeper {
                 }
             }
         };
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "production's port: the simulator's log has no files"
+        )]
         let spawned = std::thread::Builder::new().name("raft-log-files".into()).spawn(work);
         let thread = spawned.map_err(|error| io_error("start a thread for", dir, &error))?;
         Ok(Self {
