@@ -92,7 +92,7 @@ enum Command {
         #[arg(long)]
         out: Option<PathBuf>,
     },
-    /// Runs a schedule that `shrink` wrote; exit 1 when an invariant broke.
+    /// Runs a schedule that `shrink` wrote; exit 1 when an invariant broke, or when the same build leaves another trace.
     Replay {
         /// The file.
         file: PathBuf,
