@@ -1,7 +1,7 @@
 //! The processes of a run: how they are started, watched, killed, paused and started again.
 //!
 //! # Rules
-//! * Disks and clocks outlive processes. Everything else of a process dies with it: see [`lives`].
+//! * Disks and clocks outlive processes. Everything else of a process dies with it: see `lives`.
 
 mod doors;
 mod enemies;
