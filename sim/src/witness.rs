@@ -235,10 +235,10 @@ impl Witness {
         self.lock().guards.watch(validator, disk);
     }
 
-    /// Disks of a cluster that hold the record of `agent` at `index`, or purged it, and how many there are. If
-    /// `agent` has none on its disk, the record that most of them hold counts.
+    /// Disks of a cluster that hold one record at `index`, or purged it, and how many there are. The record is that of
+    /// the `applier`; without one, or without a record on its disk, the one that most of them hold.
     #[must_use]
-    pub fn copies(&self, cluster: ClusterId, agent: &str, index: LogIndex) -> (usize, usize) {
+    pub fn copies(&self, cluster: ClusterId, applier: Option<&str>, index: LogIndex) -> (usize, usize) {
         let inner = self.lock();
         let logs = inner.logs.get(&cluster).map_or(&[][..], Vec::as_slice);
         let mut equal: BTreeMap<Bytes, usize> = BTreeMap::new();
@@ -247,7 +247,7 @@ impl Witness {
         for (name, log) in logs {
             match log.kept(index) {
                 Kept::Record(bytes) => {
-                    if name == agent {
+                    if Some(name.as_str()) == applier {
                         own = Some(bytes.clone());
                     }
                     *equal.entry(bytes).or_default() += 1;
@@ -339,7 +339,7 @@ impl Witness {
             self.lock().committed.insert(*cluster, highest);
             return;
         }
-        let (copies, voters) = self.copies(*cluster, agent, position.index);
+        let (copies, voters) = self.copies(*cluster, Some(agent), position.index);
         self.see(&Observation::Committed {
             agent: agent.clone(),
             cluster: *cluster,

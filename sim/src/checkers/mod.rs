@@ -215,7 +215,7 @@ pub enum Observation {
         submitted: Option<(TaskId, Scope)>,
         /// Its place in the log; 0 if the answer names none.
         index: LogIndex,
-        /// Members with its record there on their disks, or that purged it.
+        /// Members that hold equal records there on their disks, or purged it.
         copies: usize,
         /// Members.
         voters: usize,

@@ -141,7 +141,8 @@ impl Desk {
 
     /// Tells that `agent` acknowledged an entry, in the instant in which it does.
     fn acknowledged(&self, agent: String, asked_us: u64, written: Written) {
-        let (copies, voters) = self.witness.copies(written.cluster, &agent, written.index);
+        // Who passes an answer of its leader on may itself still hold something else there.
+        let (copies, voters) = self.witness.copies(written.cluster, None, written.index);
         self.witness.see(&Observation::Acked {
             agent,
             cluster: written.cluster,
