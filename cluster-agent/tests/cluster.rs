@@ -74,8 +74,12 @@ async fn write_without_quorum_is_refused_in_time_and_reads_go_on_with_their_age(
     let mut net = Net::started().await;
     let lonely = net.follower().await;
     let task = net.submit(&lonely, Scope::Cluster).await;
-    net.eventually("the state is known to be fresh", || {
-        net.agent(&lonely).status().context.staleness_ms
+    // The leader acknowledged it; a follower applies it a heartbeat later.
+    net.eventually("the follower shows the task and knows its own age", || {
+        let agent = net.agent(&lonely);
+        let age = agent.status().context.staleness_ms;
+        let shown = agent.machine().with(|state| state.queue.task_view(&task).is_some());
+        age.filter(|_| shown)
     })
     .await;
     net.set_island(&lonely, true);

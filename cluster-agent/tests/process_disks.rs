@@ -85,25 +85,13 @@ impl Cluster {
 
     /// Waits until `label` itself has all that was acknowledged.
     async fn has_all(&self, label: &str) {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
         for id in &self.acknowledged {
-            let request = OpRequest::Task {
-                task: *id,
-                consistency: Consistency::Linearizable,
-                staleness_ms_max: None,
-            };
-            loop {
-                match self.operator.ask(label, &request).await {
-                    Ok(OpAnswer::Task { task: Some(_), .. }) => break,
-                    Ok(OpAnswer::Task { task: None, .. }) => panic!("{label} lost the acknowledged task {id}"),
-                    _ => tokio::time::sleep(Duration::from_millis(50)).await,
-                }
-                assert!(
-                    tokio::time::Instant::now() < deadline,
-                    "{label}: {}",
-                    self.place.log(label)
-                );
-            }
+            let found = self.operator.task(label, *id, Consistency::Linearizable).await;
+            assert!(
+                found.is_some(),
+                "{label} lost the acknowledged task {id}: {}",
+                self.place.log(label)
+            );
         }
     }
 

@@ -102,17 +102,7 @@ async fn what_was_acknowledged_survives_kills_at_random_moments() {
     operator.leader().await;
     for label in AGENTS {
         for id in &author.acknowledged {
-            let request = OpRequest::Task {
-                task: *id,
-                consistency: Consistency::Linearizable,
-                staleness_ms_max: None,
-            };
-            let found = loop {
-                match operator.ask(label, &request).await {
-                    Ok(OpAnswer::Task { task, .. }) => break task,
-                    _ => tokio::time::sleep(Duration::from_millis(50)).await,
-                }
-            };
+            let found = operator.task(label, *id, Consistency::Linearizable).await;
             assert!(
                 found.is_some(),
                 "{label} lost the acknowledged task {id}: {}",
@@ -122,7 +112,7 @@ async fn what_was_acknowledged_survives_kills_at_random_moments() {
     }
     let mut digests = Vec::new();
     for label in AGENTS {
-        let status = operator.status(label).await.expect("it answers");
+        let status = operator.answered_status(label).await;
         digests.push((status.context.applied, status.queue_digest));
     }
     let same_index = digests.iter().filter(|(applied, _)| *applied == digests[0].0);
@@ -154,12 +144,7 @@ async fn agents_end_in_order_and_start_again_where_they_were() {
     let _running: Vec<Process> = AGENTS.iter().map(|label| place.spawn(label)).collect();
     operator.leader().await;
     for id in &author.acknowledged {
-        let request = OpRequest::Task {
-            task: *id,
-            consistency: Consistency::Linearizable,
-            staleness_ms_max: None,
-        };
-        let answer = operator.ask("c1-2", &request).await.expect("it answers");
-        assert!(matches!(answer, OpAnswer::Task { task: Some(_), .. }), "{answer:?}");
+        let found = operator.task("c1-2", *id, Consistency::Linearizable).await;
+        assert!(found.is_some(), "the acknowledged task {id} is lost");
     }
 }

@@ -182,19 +182,9 @@ impl Cluster {
     /// Everything acknowledged is in the own state of `label`.
     async fn has_all(&self, label: &str) {
         for ids in self.acknowledged.chunks(WRITERS) {
-            let asked = ids.iter().map(async |id| {
-                let request = OpRequest::Task {
-                    task: *id,
-                    consistency: Consistency::Local,
-                    staleness_ms_max: None,
-                };
-                self.operator.ask(label, &request).await
-            });
-            for (id, answer) in ids.iter().zip(join_all(asked).await) {
-                assert!(
-                    matches!(answer, Ok(OpAnswer::Task { task: Some(_), .. })),
-                    "{label} lost the acknowledged task {id}: {answer:?}"
-                );
+            let asked = ids.iter().map(|id| self.operator.task(label, *id, Consistency::Local));
+            for (id, found) in ids.iter().zip(join_all(asked).await) {
+                assert!(found.is_some(), "{label} lost the acknowledged task {id}");
             }
         }
     }
@@ -225,11 +215,11 @@ async fn follower_killed_while_a_snapshot_brings_it_back_ends_with_the_same_stat
     cluster.write(WRITERS).await;
     for round in 0..ROUNDS {
         let victim = cluster.follower().await;
-        let left_at = cluster.operator.status(victim).await.expect("it answers").last_index;
+        let left_at = cluster.operator.answered_status(victim).await.last_index;
         cluster.kill(victim);
         cluster.write(WRITES).await;
         let leader = cluster.operator.leader().await;
-        let last = cluster.operator.status(&leader).await.expect("it answers").last_index;
+        let last = cluster.operator.answered_status(&leader).await.last_index;
         assert!(
             last.0 > left_at.0 + 2 * SNAPSHOT_ENTRIES + KEPT_ENTRIES,
             "the log goes from {left_at} to {last}: the others may still hold what {victim} needs"

@@ -11,7 +11,7 @@ use common::{
     task::Scope,
     testing::{ClusterLog, task},
     wire::{
-        feed::{BatchReceipt, Follow, Followed},
+        feed::{Follow, Followed},
         frame::FrameKind,
         op::{OpAnswer, OpRequest},
     },
@@ -104,8 +104,7 @@ async fn validators_killed_at_random_moments_never_fork_and_the_chain_grows() {
             .fleet
             .submit("op1", C1, round, Scope::Fleet, &task(&format!("k{round}")));
         let batch = log.granted(&fleet.place.fleet, vec![entry]);
-        let answer = cluster.call(to, FrameKind::SubmitBatch, encode(&batch)).await;
-        assert_eq!(decode(&answer.unwrap()), Ok(BatchReceipt::Stored));
+        cluster.stores(to, encode(&batch)).await;
         moments.pass().await;
         fleet.kill(label);
         // Three of four go on.
@@ -148,7 +147,7 @@ async fn check_nothing_was_lost(fleet: &Fleet, cluster: &Operator) {
             from: Height(1),
             wait_ms: 0,
         };
-        let answer = cluster.call(label, FrameKind::Follow, encode(&follow)).await.unwrap();
+        let answer = cluster.answered(label, FrameKind::Follow, encode(&follow)).await;
         let followed: Followed = decode(&answer).unwrap();
         assert_eq!(followed.next_seq.0, ROUNDS + 1);
         assert!(followed.batches.is_empty(), "the asker's own batches are left out");
@@ -161,7 +160,9 @@ async fn check_nothing_was_lost(fleet: &Fleet, cluster: &Operator) {
     }
     let entry = fleet.place.fleet.submit("op1", C1, 1, Scope::Fleet, &task("k1"));
     let task = entry.id(&fleet.place.fleet.chain).into();
-    let Some(OpAnswer::Proof(proof)) = fleet.operator.ask("v2", &OpRequest::Prove { task }).await else {
+    let request = encode(&OpRequest::Prove { task });
+    let answer = fleet.operator.answered("v2", FrameKind::Operate, request).await;
+    let Ok(OpAnswer::Proof(proof)) = decode(&answer) else {
         panic!("no proof");
     };
     let report = common::proof::verify(&proof, &fleet.place.fleet.genesis).unwrap();

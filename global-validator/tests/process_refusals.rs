@@ -5,7 +5,7 @@ mod process;
 
 use std::{fs, net::UdpSocket, os::unix::fs::PermissionsExt, process::Command};
 
-use common::{codec::encode, testing::Fleet};
+use common::{codec::encode, testing::Fleet, wire::op::ValidatorStatus};
 use process::{Operator, Place, V, command, consensus_key, device_key};
 
 const INVALID_INPUT: i32 = 6;
@@ -24,15 +24,17 @@ fn refuses(place: &Place, code: i32, words: &[&str]) {
 /// A place whose `v1` ran and voted.
 async fn used() -> Place {
     let place = Place::new();
+    runs_until(&place, "above height 1", |status| status.height.0 > 1).await;
+    place
+}
+
+/// Runs all validators until `v1` is as `is_done` says, and ends them.
+async fn runs_until(place: &Place, what: &str, is_done: impl Fn(&ValidatorStatus) -> bool) {
     let running: Vec<_> = V.iter().map(|label| place.spawn(label)).collect();
-    let operator = Operator::new(&place);
-    operator
-        .wait(&place, "v1", "above height 1", |status| status.height.0 > 1)
-        .await;
+    Operator::new(place).wait(place, "v1", what, is_done).await;
     for process in running {
         process.terminate().await;
     }
-    place
 }
 
 #[test]
@@ -144,9 +146,9 @@ async fn missing_corrupt_and_restored_guard() {
     let guard = data.join("guard.journal");
     let good = fs::read(&guard).unwrap();
 
-    // A bit flipped in the middle is damage, not a torn tail.
+    // A bit flipped in the first record, with later ones behind it, is damage, not a torn tail.
     let mut flipped = good.clone();
-    flipped[good.len() / 2] ^= 1;
+    flipped[40] ^= 1;
     fs::write(&guard, flipped).unwrap();
     refuses(&place, REFUSED_FOR_SAFETY, &["guard.journal is corrupt"]);
 
@@ -168,11 +170,17 @@ async fn missing_corrupt_and_restored_guard() {
 async fn empty_block_store_beside_its_marker_and_damaged_blocks() {
     let place = used().await;
     let blocks = place.path("v1").join("data").join("blocks-000000.seg");
+    let first_run_bytes = fs::metadata(&blocks).unwrap().len() as usize;
+    // Without a later append the damage would be what a power cut may leave: cut off, not refused.
+    runs_until(&place, "its blocks have grown", |_| {
+        fs::metadata(&blocks).unwrap().len() as usize > first_run_bytes
+    })
+    .await;
     let good = fs::read(&blocks).unwrap();
     fs::remove_file(&blocks).unwrap();
     refuses(&place, REFUSED_FOR_SAFETY, &["store blocks is missing"]);
     let mut flipped = good.clone();
-    flipped[good.len() / 2] ^= 1;
+    flipped[first_run_bytes / 2] ^= 1;
     fs::write(&blocks, flipped).unwrap();
     refuses(&place, REFUSED_FOR_SAFETY, &["blocks", "corrupt"]);
 }

@@ -15,10 +15,11 @@ use std::{
 use common::{
     codec::{decode, encode},
     crypto::sha256,
+    ids::TaskId,
     testing::Fleet,
     wire::{
         frame::FrameKind,
-        op::{AgentStatus, OpAnswer, OpRequest},
+        op::{AgentStatus, Consistency, OpAnswer, OpRequest, TaskView},
     },
 };
 use powercut::Faults;
@@ -353,6 +354,36 @@ impl Operator {
             .call(self.fleet.id(label), FrameKind::Operate, body, deadline)
             .await?;
         Ok(decode(&answer).expect("an agent's answer decodes"))
+    }
+
+    /// The task `id` as `label` shows it, asked until the question is answered.
+    pub async fn task(&self, label: &str, id: TaskId, consistency: Consistency) -> Option<TaskView> {
+        let request = OpRequest::Task {
+            task: id,
+            consistency,
+            staleness_ms_max: None,
+        };
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let answer = self.ask(label, &request).await;
+            if let Ok(OpAnswer::Task { task, .. }) = answer {
+                return task;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{label}: {answer:?}");
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// The status of `label`, asked until it answers.
+    pub async fn answered_status(&self, label: &str) -> AgentStatus {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.status(label).await {
+                return status;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{label} does not answer");
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     pub async fn status(&self, label: &str) -> Option<AgentStatus> {

@@ -19,6 +19,7 @@ use common::{
     ids::{Digest, Height},
     testing::Fleet,
     wire::{
+        feed::BatchReceipt,
         frame::FrameKind,
         op::{OpAnswer, OpRequest, ValidatorStatus},
     },
@@ -34,7 +35,7 @@ use transport::{
 };
 
 /// How long anything may take on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(240);
 /// How often a condition is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -294,6 +295,27 @@ impl Operator {
         answer.await.ok()
     }
 
+    /// One request that may be made twice, until it is answered: a link breaks with the process at its end.
+    pub async fn answered(&self, label: &str, kind: FrameKind, body: Vec<u8>) -> bytes::Bytes {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            if let Some(answer) = self.call(label, kind, body.clone()).await {
+                return answer;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{label} does not answer");
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Hands a batch to `label` until it has it durably.
+    pub async fn stores(&self, label: &str, batch: Vec<u8>) {
+        let receipt = decode(&self.answered(label, FrameKind::SubmitBatch, batch).await);
+        assert!(
+            matches!(receipt, Ok(BatchReceipt::Stored | BatchReceipt::Final)),
+            "{label}: {receipt:?}"
+        );
+    }
+
     pub async fn ask(&self, label: &str, request: &OpRequest) -> Option<OpAnswer> {
         let answer = self.call(label, FrameKind::Operate, encode(request)).await?;
         Some(decode(&answer).expect("validators answer in our language"))
@@ -334,8 +356,9 @@ impl Operator {
         let mut from = Height(1);
         loop {
             let request = OpRequest::Blocks { from, limit: 64 };
-            let Some(OpAnswer::Blocks(blocks)) = self.ask(label, &request).await else {
-                panic!("{label} does not answer");
+            let answer = self.answered(label, FrameKind::Operate, encode(&request)).await;
+            let Ok(OpAnswer::Blocks(blocks)) = decode(&answer) else {
+                panic!("{label} answers something else: {answer:?}");
             };
             if blocks.is_empty() {
                 return digests;
