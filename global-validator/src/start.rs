@@ -25,7 +25,7 @@ use crate::{
     batch_store::{BATCHES, BatchStore, SharedBatch},
     block_store::{BLOCKS, BlockStore},
     block_time::BlockClock,
-    driver::{Driver, EVENTS_WAITING_MAX, Event, EventSender},
+    driver::{Driver, EVENTS_WAITING_MAX, Event, EventSender, Incoming},
     executed::{Executed, ExecutedWatch},
     execution::{ChainState, Gathered},
     exit::Stop,
@@ -297,6 +297,7 @@ struct Rooms {
     set: Arc<ValidatorSet>,
     peers: Peers,
     events: EventSender,
+    incoming: Incoming,
     executed: ExecutedWatch,
     block_clock: BlockClock,
     intake: Intake,
@@ -340,6 +341,7 @@ impl Parts {
             block_clock: rooms.block_clock,
             events,
             sender: rooms.events,
+            incoming: rooms.incoming,
             shutdown,
             halt: self.halt,
             ports: self.ports.clone(),
@@ -375,6 +377,7 @@ impl Parts {
             set,
             peers,
             events,
+            incoming: Incoming::default(),
             executed,
             block_clock: BlockClock::start(self.ports.clock.clone()),
             intake,
@@ -385,9 +388,11 @@ impl Parts {
 
     fn spawn_senders(&self, rooms: &Rooms) {
         for link in rooms.peers.iter() {
-            let (events, idx) = (rooms.events.clone(), link.idx);
-            // If the queue is full the core is busy, and sends again by its own timers.
-            let came_back = move || drop(events.try_send(Event::Connected(idx)));
+            let (incoming, idx) = (rooms.incoming.clone(), link.idx);
+            let came_back = move || {
+                // If its lane is full the core is busy, and sends again by its own timers.
+                let _ = incoming.push(idx, Event::Connected(idx), 0);
+            };
             let sending = link
                 .outgoing
                 .clone()
@@ -400,7 +405,7 @@ impl Parts {
         let stores = &rooms.stores;
         let bft = PeerDoor::new(
             Verifier::new(*self.registry.chain(), self.config.set.clone()),
-            rooms.events.clone(),
+            rooms.incoming.clone(),
             rooms.executed.clone(),
             rooms.intake.clone(),
             stores.blocks.clone(),

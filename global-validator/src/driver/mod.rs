@@ -14,9 +14,11 @@
 //!
 //! # Why
 //! One task, because the protocol is a sequence; everything that can be done beside it (signatures,
-//! fetches, answers) is done by others, who hand their results in through one bounded queue.
+//! fetches, answers) is done by others, who hand their results in through bounded queues: one for this
+//! validator's own rooms, and one with a lane for each peer. The driver takes from both in turn.
 
 mod clone_watch;
+mod incoming;
 mod perform;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
@@ -32,6 +34,8 @@ use global_core::{
 };
 use tokio::sync::{mpsc, oneshot};
 use transport::watch::Watch;
+
+pub use self::incoming::{Incoming, NotTaken};
 
 use self::clone_watch::CloneWatch;
 use crate::{
@@ -51,7 +55,7 @@ use crate::{
     verified_entries::VerifiedEntries,
 };
 
-/// Events that may wait for the driver.
+/// Events of this validator's own rooms that may wait for the driver.
 pub const EVENTS_WAITING_MAX: usize = 4_096;
 /// Events that are stepped before their effects are performed together.
 const EVENTS_PER_ROUND_MAX: usize = 64;
@@ -100,7 +104,7 @@ pub enum Event {
     Connected(NodeIdx),
 }
 
-/// Where events go.
+/// Where events of this validator's own rooms go.
 pub type EventSender = mpsc::Sender<Event>;
 
 /// What the driver works with.
@@ -120,6 +124,7 @@ pub struct Driver {
     pub(crate) executed: ExecutedWatch,
     pub(crate) block_clock: BlockClock,
     pub(crate) events: mpsc::Receiver<Event>,
+    pub(crate) incoming: Incoming,
     pub(crate) sender: EventSender,
     pub(crate) shutdown: Watch<bool>,
     pub(crate) halt: Halt,
@@ -145,6 +150,7 @@ impl Driver {
         if let Err(stop) = self.drive().await {
             self.halt.stop(stop);
         }
+        self.incoming.close();
     }
 
     async fn drive(&mut self) -> Result<(), Stop> {
@@ -186,6 +192,7 @@ impl Driver {
         futures::select_biased! {
             _ = self.shutdown.wait_until(|is_asked| *is_asked).fuse() => Woken::Shutdown,
             event = self.events.recv().fuse() => event.map_or(Woken::Shutdown, Woken::Event),
+            event = self.incoming.next().fuse() => Woken::Event(event),
             () = tokio::time::sleep(left).fuse() => Woken::Timer,
         }
     }
@@ -295,8 +302,14 @@ impl Driver {
 
     fn take_round(&mut self, running: &mut Running, first: Event) -> Result<(), Stop> {
         self.take(running, first)?;
-        for _ in 1..EVENTS_PER_ROUND_MAX {
-            let Ok(event) = self.events.try_recv() else { break };
+        for turn in 1..EVENTS_PER_ROUND_MAX {
+            // In turn, so that neither peers nor this validator's own rooms keep the others waiting.
+            let (own, peers) = (&mut self.events, &self.incoming);
+            let event = match turn % 2 {
+                0 => own.try_recv().ok().or_else(|| peers.pop()),
+                _ => peers.pop().or_else(|| own.try_recv().ok()),
+            };
+            let Some(event) = event else { break };
             self.take(running, event)?;
         }
         Ok(())

@@ -1,8 +1,8 @@
 //! What comes in from other validators: checked here, then handed to the driver.
 //!
 //! # Rules
-//! * Upon a proposal, vote or certificate: check every signature, then queue it for the core. A full queue
-//!   refuses: the sender's core sends again what still matters.
+//! * Upon a proposal, vote or certificate: check every signature, then queue it for the core, in the sender's
+//!   own lane. A full lane refuses: the sender's core sends again what still matters.
 //! * Upon a notice of a batch: check its certificate under the roster in force, then tell the core.
 //! * Upon a question: answer from the disk, or from what the core holds.
 //!
@@ -31,11 +31,11 @@ use common::{
     },
 };
 use global_core::Verifier;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use crate::{
     block_store::BlockStore,
-    driver::{Event, EventSender},
+    driver::{Event, Incoming, NotTaken},
     executed::ExecutedWatch,
     exit::Stop,
     halt::Halt,
@@ -52,7 +52,7 @@ const SYNC_OVERHEAD_BYTES: usize = 64;
 pub struct PeerDoor {
     /// Shared, so that a certificate is verified once, whoever sends it.
     verifier: Arc<Mutex<Verifier>>,
-    events: EventSender,
+    incoming: Incoming,
     executed: ExecutedWatch,
     intake: Intake,
     blocks: BlockStore,
@@ -64,11 +64,11 @@ fn invalid(error: impl std::fmt::Display) -> Refusal {
 }
 
 impl PeerDoor {
-    /// The door to the driver behind `events` and to the stores.
+    /// The door to the driver behind `incoming` and to the stores.
     #[must_use]
     pub fn new(
         verifier: Verifier,
-        events: EventSender,
+        incoming: Incoming,
         executed: ExecutedWatch,
         intake: Intake,
         blocks: BlockStore,
@@ -76,7 +76,7 @@ impl PeerDoor {
     ) -> Self {
         Self {
             verifier: Arc::new(Mutex::new(verifier)),
-            events,
+            incoming,
             executed,
             intake,
             blocks,
@@ -89,15 +89,19 @@ impl PeerDoor {
     /// # Errors
     /// What the peer is told.
     pub async fn handle(&self, from: NodeIdx, kind: FrameKind, body: Bytes) -> Result<Bytes, Refusal> {
+        let bytes = body.len();
         match kind {
             FrameKind::Proposal => {
                 let proposal: Proposal = decode(&body).map_err(invalid)?;
-                self.push(from, BftMessage::Proposal(Box::new(proposal)))
+                self.push(from, BftMessage::Proposal(Box::new(proposal)), bytes)
             }
-            FrameKind::Vote => self.push(from, BftMessage::Vote(decode(&body).map_err(invalid)?)),
-            FrameKind::Certificate => self.push(from, BftMessage::Certificate(decode(&body).map_err(invalid)?)),
-            FrameKind::BatchNotice => self.notice(from, &decode(&body).map_err(invalid)?),
-            FrameKind::FetchBlock => self.block(decode(&body).map_err(invalid)?).await,
+            FrameKind::Vote => self.push(from, BftMessage::Vote(decode(&body).map_err(invalid)?), bytes),
+            FrameKind::Certificate => {
+                let certificate = decode(&body).map_err(invalid)?;
+                self.push(from, BftMessage::Certificate(certificate), bytes)
+            }
+            FrameKind::BatchNotice => self.notice(from, &decode(&body).map_err(invalid)?, bytes),
+            FrameKind::FetchBlock => self.block(from, decode(&body).map_err(invalid)?).await,
             FrameKind::FetchBatch => {
                 let wanted: FetchByDigest = decode(&body).map_err(invalid)?;
                 self.intake.batch_bytes(&wanted.digest)
@@ -107,7 +111,7 @@ impl PeerDoor {
         }
     }
 
-    fn push(&self, from: NodeIdx, message: BftMessage) -> Result<Bytes, Refusal> {
+    fn push(&self, from: NodeIdx, message: BftMessage, bytes: usize) -> Result<Bytes, Refusal> {
         let checked = {
             let mut verifier = self.verifier.lock().unwrap_or_else(PoisonError::into_inner);
             verifier.message(message)
@@ -116,18 +120,21 @@ impl PeerDoor {
             tracing::warn!(peer = %from, "message refused: {error}");
             invalid(error)
         })?;
-        self.queue(Event::Message { from, message })
+        self.queue(from, Event::Message { from, message }, bytes)
     }
 
-    fn queue(&self, event: Event) -> Result<Bytes, Refusal> {
-        match self.events.try_send(event) {
-            Ok(()) => Ok(Bytes::new()),
-            Err(mpsc::error::TrySendError::Full(_)) => Err(Refusal::new(RefusalCode::Busy, "the queue is full")),
-            Err(mpsc::error::TrySendError::Closed(_)) => Err(Refusal::new(RefusalCode::NotNow, "stopping")),
-        }
+    fn queue(&self, from: NodeIdx, event: Event, bytes: usize) -> Result<Bytes, Refusal> {
+        self.incoming.push(from, event, bytes).map_err(|error| {
+            let code = match error {
+                NotTaken::Full => RefusalCode::Busy,
+                NotTaken::Closed => RefusalCode::NotNow,
+            };
+            Refusal::new(code, &error.to_string())
+        })?;
+        Ok(Bytes::new())
     }
 
-    fn notice(&self, from: NodeIdx, notice: &BatchNotice) -> Result<Bytes, Refusal> {
+    fn notice(&self, from: NodeIdx, notice: &BatchNotice, bytes: usize) -> Result<Bytes, Refusal> {
         let executed = self.executed.get();
         check_notice(&executed.queue, notice).map_err(|error| {
             tracing::debug!(peer = %from, "notice refused: {error}");
@@ -140,10 +147,10 @@ impl PeerDoor {
             seq: header.seq,
             digest: header.digest(executed.queue.registry().chain()),
         };
-        self.queue(Event::Noticed { from, batch })
+        self.queue(from, Event::Noticed { from, batch }, bytes)
     }
 
-    async fn block(&self, wanted: FetchByDigest) -> Result<Bytes, Refusal> {
+    async fn block(&self, from: NodeIdx, wanted: FetchByDigest) -> Result<Bytes, Refusal> {
         if let Some(held) = self
             .blocks
             .by_digest(&wanted.digest)
@@ -152,10 +159,11 @@ impl PeerDoor {
             return Ok(encode(&held.block).into());
         }
         let (answer, asked) = oneshot::channel();
-        self.queue(Event::AskedForBlock {
+        let asked_for = Event::AskedForBlock {
             digest: wanted.digest,
             answer,
-        })?;
+        };
+        self.queue(from, asked_for, 0)?;
         match tokio::time::timeout(ASK_DEADLINE, asked).await {
             Ok(Ok(Some(block))) => Ok(encode(block.as_ref()).into()),
             Ok(Ok(None)) => Err(Refusal::new(RefusalCode::NotFound, "no such block")),
