@@ -1,7 +1,5 @@
 //! A follower that was away for longer than the log remembers, killed while a snapshot brings it back.
 
-mod processes;
-
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -19,10 +17,11 @@ use common::{
     },
 };
 use futures::future::{join_all, select};
-use processes::{AGENTS, Operator, PATIENCE, Place, Process, Shape};
 use rand::{RngExt as _, SeedableRng as _, rngs::Xoshiro256PlusPlus};
 use tokio::time::{Instant, sleep};
 use transport::relay::Rule;
+
+use super::harness::{AGENTS, Operator, PATIENCE, Place, Process, Shape};
 
 const ROUNDS: usize = 5;
 /// A snapshot after so many entries, and what is kept below it.

@@ -1,8 +1,5 @@
 //! Real validator processes: one chain over loopback, killed at random moments, and never a fork.
 
-#[path = "support/process.rs"]
-mod process;
-
 use std::{collections::BTreeMap, time::Duration};
 
 use common::{
@@ -16,7 +13,8 @@ use common::{
         op::{OpAnswer, OpRequest},
     },
 };
-use process::{Operator, Place, Process, V, assert_no_fork};
+
+use super::harness::{Operator, Place, Process, V, assert_no_fork};
 
 const C1: ClusterId = ClusterId(0);
 /// Rounds of kills of one validator each, and of all four.

@@ -1,7 +1,5 @@
 //! Data directories that an agent must not use: it says why, ends with 78, and leaves every byte as it was.
 
-mod processes;
-
 use std::{
     collections::BTreeMap,
     fs,
@@ -18,7 +16,8 @@ use common::{
         op::{OpAnswer, OpRequest},
     },
 };
-use processes::{AGENTS, Operator, PATIENCE, Place, Process};
+
+use super::harness::{AGENTS, Operator, PATIENCE, Place, Process};
 
 const UNSAFE: i32 = 78;
 const PAYLOAD: &[u8] = b"bytes that occur nowhere else";

@@ -1,7 +1,5 @@
 //! Bad and unfit entries: each is refused by name through every agent, and nothing changes anywhere.
 
-mod support;
-
 use common::{
     codec::{Label, encode},
     crypto::sha256,
@@ -16,8 +14,9 @@ use common::{
         op::{Consistency, WriteRefusal},
     },
 };
-use support::{C1, Net};
 use transport::local::Request;
+
+use super::support::{C1, Net};
 
 /// Everything an entry could change: what is in the logs, and the state they lead to.
 fn picture(net: &Net) -> Vec<(LogIndex, LogIndex, common::ids::Digest)> {

@@ -1,9 +1,6 @@
 //! Validators whose disk is full, fails, or cannot be written: they stop and say why, the others go on, and
 //! the chain never forks.
 
-#[path = "support/process.rs"]
-mod process;
-
 use std::collections::BTreeMap;
 
 use common::{
@@ -14,7 +11,8 @@ use common::{
     wire::{feed::BatchReceipt, frame::FrameKind},
 };
 use powercut::Fault;
-use process::{Operator, Place, Process, V, assert_no_fork};
+
+use super::harness::{Operator, Place, Process, V, assert_no_fork};
 
 const C1: ClusterId = ClusterId(0);
 /// `EX_IOERR`: the disk failed; a restart goes on once it does not.

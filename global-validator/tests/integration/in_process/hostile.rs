@@ -1,8 +1,6 @@
 //! What other validators, clusters and operators may send and what comes of it: refused at the door or
 //! given up by the core, and the chain goes on.
 
-mod support;
-
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex},
@@ -23,8 +21,9 @@ use common::{
     },
 };
 use global_validator::exit::{EXIT_DISK, EXIT_REFUSED_FOR_SAFETY};
-use support::{Net, V};
 use transport::ports::{BoxFuture, CallError, Peer, Service};
+
+use super::support::{Net, V};
 
 const C1: ClusterId = ClusterId(0);
 

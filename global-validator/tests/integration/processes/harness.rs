@@ -1,7 +1,5 @@
 //! Four real validator processes on loopback, and an operator who asks them.
 
-#![allow(dead_code)]
-
 use std::{
     collections::BTreeMap,
     fs,
@@ -225,10 +223,6 @@ impl Process {
             assert!(tokio::time::Instant::now() < deadline, "does not end");
             tokio::time::sleep(LOOK).await;
         }
-    }
-
-    pub fn is_running(&mut self) -> bool {
-        self.0.try_wait().unwrap().is_none()
     }
 }
 

@@ -35,7 +35,6 @@ struct State {
     batches: BTreeMap<Digest, CertifiedBatch>,
     executed: Vec<CertifiedBatch>,
     parked: BTreeMap<BatchSeq, CertifiedBatch>,
-    submissions: u64,
 }
 
 /// Clones are the same ground.
@@ -57,7 +56,6 @@ impl Ground {
             batches: BTreeMap::new(),
             executed: Vec::new(),
             parked: BTreeMap::new(),
-            submissions: 0,
         };
         Self {
             state: Arc::new(Mutex::new(state)),
@@ -90,10 +88,6 @@ impl Ground {
         self.state.lock().unwrap().queue.state_root()
     }
 
-    pub fn submissions(&self) -> u64 {
-        self.state.lock().unwrap().submissions
-    }
-
     /// Takes a batch as if a member had submitted it.
     pub fn take(&self, batch: &CertifiedBatch) -> Result<BatchReceipt, String> {
         self.submit(&encode(batch))
@@ -102,7 +96,6 @@ impl Ground {
     fn submit(&self, body: &[u8]) -> Result<BatchReceipt, String> {
         let batch: CertifiedBatch = decode(body).map_err(|error| error.to_string())?;
         let mut state = self.state.lock().unwrap();
-        state.submissions += 1;
         let next = state.queue.next_batch(C1).expect("cluster c1 exists").1;
         if batch.header.seq < next {
             return Ok(BatchReceipt::Final);

@@ -1,12 +1,10 @@
 //! What the binary refuses to start with: exit code, and the words that tell what to do.
 
-#[path = "support/process.rs"]
-mod process;
-
 use std::{fs, net::UdpSocket, os::unix::fs::PermissionsExt, process::Command};
 
 use common::{codec::encode, testing::Fleet, wire::op::ValidatorStatus};
-use process::{Operator, Place, V, command, consensus_key, device_key};
+
+use super::harness::{Operator, Place, V, command, consensus_key, device_key};
 
 const INVALID_INPUT: i32 = 6;
 const REFUSED_FOR_SAFETY: i32 = 78;

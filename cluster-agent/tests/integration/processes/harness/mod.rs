@@ -1,7 +1,5 @@
 //! Real agent processes on loopback, an operator who asks them, and a relay whose links can be cut.
 
-#![allow(dead_code)]
-
 use std::{
     collections::BTreeMap,
     fs,

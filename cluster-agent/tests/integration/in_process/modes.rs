@@ -1,7 +1,5 @@
 //! What agents say and refuse while their cluster is cut, in virtual time.
 
-mod support;
-
 use std::{sync::Arc, time::Duration};
 
 use cluster_agent::contact::lost_after_ms;
@@ -18,13 +16,14 @@ use common::{
     },
 };
 use futures::future::{Either, select};
-use support::{C1, Net};
 use tokio::time::Instant;
 use transport::{
     local::{ErrorCode, Request},
     ports::{CallError, Transport},
     quic::hello_of,
 };
+
+use super::support::{C1, Net, PATIENCE};
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -525,7 +524,7 @@ async fn new_leader_refuses_nothing_that_rests_on_what_the_old_one_acknowledged(
         loop {
             match net.agent(new).enter(entry.clone()).await {
                 WriteOutcome::Committed(answer) => break assert_eq!(answer.verdict, Verdict::Granted),
-                outcome => assert!(begun.elapsed() < support::PATIENCE, "{outcome:?}"),
+                outcome => assert!(begun.elapsed() < PATIENCE, "{outcome:?}"),
             }
             tokio::time::sleep(ms(50)).await;
         }

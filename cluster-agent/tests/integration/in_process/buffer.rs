@@ -1,7 +1,5 @@
 //! Submissions that wait on an agent's disk for a quorum, in virtual time.
 
-mod support;
-
 use std::time::Duration;
 
 use common::{
@@ -14,7 +12,8 @@ use common::{
         op::{BufferedState, Consistency, Finality, Mode, OpAnswer, OpRequest, WriteRefusal},
     },
 };
-use support::{C1, Net};
+
+use super::support::{C1, Net};
 
 /// Asks `label` to enter `entry`, or to keep it.
 async fn enter_or_buffer(net: &Net, label: &str, entry: &SignedEntry) -> OpAnswer {

@@ -1,7 +1,5 @@
 //! A cluster of three agents in one process: writes, reads, leases, batches, crashes.
 
-mod support;
-
 use std::time::Duration;
 
 use common::{
@@ -14,8 +12,9 @@ use common::{
         op::{Consistency, Finality, Mode, OpAnswer, OpRequest, WriteRefusal},
     },
 };
-use support::{AGENTS, Net};
 use transport::local::{ErrorCode, Request};
+
+use super::support::{AGENTS, C1, Net};
 
 #[tokio::test(start_paused = true)]
 async fn submission_through_a_follower_is_forwarded_and_a_retry_gets_the_same_answer() {
@@ -48,13 +47,9 @@ async fn number_with_other_content_and_bad_signature_are_refused() {
     let mut net = Net::started().await;
     let label = net.follower().await;
     net.submit(&label, Scope::Cluster).await;
-    let other = net.fleet.submit(
-        "op1",
-        support::C1,
-        net.numbers,
-        Scope::Cluster,
-        &common::testing::task("other"),
-    );
+    let other = net
+        .fleet
+        .submit("op1", C1, net.numbers, Scope::Cluster, &common::testing::task("other"));
     let outcome = net.agent(&label).enter(other).await;
     let WriteOutcome::Refused(WriteRefusal::Rejected { verdict, .. }) = outcome else {
         panic!("{outcome:?}")
@@ -536,7 +531,7 @@ async fn final_batch_that_this_log_did_not_build_stops_its_members_with_the_proo
     let mut net = Net::started().await;
     // A quorum of the roster lied: another batch 1 is certified and final.
     let entry = net.signed_task(Scope::Cluster);
-    let forged = common::testing::ClusterLog::new(&net.fleet, support::C1).granted(&net.fleet, vec![entry]);
+    let forged = common::testing::ClusterLog::new(&net.fleet, C1).granted(&net.fleet, vec![entry]);
     net.set_ground(false);
     net.ground.take(&forged).expect("it is certified");
     net.submit("c1-1", Scope::Cluster).await;

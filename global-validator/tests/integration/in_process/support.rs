@@ -1,7 +1,5 @@
 //! Four validators in one process, in virtual time, with disks that survive their crashes.
 
-#![allow(dead_code)]
-
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},

@@ -1,7 +1,5 @@
 //! Validators finalize, survive crashes and catch up: the real shell, in virtual time.
 
-mod support;
-
 use common::{
     codec::{decode, encode},
     ids::{ClusterId, Height},
@@ -13,8 +11,9 @@ use common::{
         op::{OpAnswer, OpRequest},
     },
 };
-use support::{Net, V};
 use transport::ports::Disk as _;
+
+use super::support::{Net, V};
 
 const C1: ClusterId = ClusterId(0);
 

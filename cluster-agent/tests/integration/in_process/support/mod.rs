@@ -1,7 +1,5 @@
 //! One cluster and its ground in one process, in virtual time, with disks that survive crashes.
 
-#![allow(dead_code)]
-
 pub mod ground;
 
 use std::{

@@ -36,7 +36,7 @@ use tokio::{
 use transport::relay::Rule;
 
 use self::journal::{Alone, Journal};
-use crate::processes::{Operator, PATIENCE, Place, Process, Shape};
+use crate::processes::harness::{Operator, PATIENCE, Place, Process, Shape};
 
 /// Rounds of each test unless `MUSTER_CUT_ROUNDS` says otherwise.
 const ROUNDS: u64 = 20;

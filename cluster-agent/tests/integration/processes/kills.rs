@@ -1,7 +1,5 @@
 //! Real processes, killed at random moments: what was acknowledged is still there.
 
-mod processes;
-
 use std::{collections::BTreeMap, time::Duration};
 
 use common::{
@@ -13,8 +11,9 @@ use common::{
         op::{Consistency, OpAnswer, OpRequest},
     },
 };
-use processes::{AGENTS, Operator, PATIENCE, Place, Process};
 use transport::{machine::MachineEntropy, ports::Entropy};
+
+use super::harness::{AGENTS, Operator, PATIENCE, Place, Process};
 
 const ROUNDS: usize = 20;
 

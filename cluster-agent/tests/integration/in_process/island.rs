@@ -1,7 +1,5 @@
 //! A cluster without validators: what goes on, what is refused, and what is handed over afterwards.
 
-mod support;
-
 use std::time::Duration;
 
 use common::{
@@ -13,8 +11,9 @@ use common::{
         op::{Consistency, Finality, Mode, WriteRefusal},
     },
 };
-use support::Net;
 use transport::local::Request;
+
+use super::support::Net;
 
 /// A cluster of three with a small outbox, cut off from the ground, and aware of it.
 async fn island(outbox_bytes_max: u64) -> (Net, String) {

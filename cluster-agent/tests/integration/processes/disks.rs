@@ -1,8 +1,6 @@
 //! Agents whose disk is full, fails, or cannot be written: they stop and say why, the others go on, and
 //! nothing that was acknowledged is lost.
 
-mod processes;
-
 use std::{collections::BTreeMap, time::Duration};
 
 use common::{
@@ -15,7 +13,8 @@ use common::{
     },
 };
 use powercut::{Fault, Faults};
-use processes::{AGENTS, Operator, PATIENCE, Place, Process, Shape};
+
+use super::harness::{AGENTS, Operator, PATIENCE, Place, Process, Shape};
 
 /// `EX_IOERR`: the disk failed; a restart goes on once it does not.
 const DISK: i32 = 74;

@@ -1,11 +1,10 @@
 //! What an agent refuses to start with, and what it says.
 
-mod processes;
-
 use std::{fs, net::UdpSocket, os::unix::fs::PermissionsExt};
 
 use common::{codec::encode, testing::Fleet};
-use processes::{AGENTS, Operator, Place, command, device_key};
+
+use super::harness::{AGENTS, Operator, Place, command, device_key};
 
 const INVALID: i32 = 6;
 const UNSAFE: i32 = 78;

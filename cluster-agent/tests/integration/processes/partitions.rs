@@ -3,20 +3,19 @@
 //!
 //! The moments come from a seed that is printed; `MUSTER_CUT_SEED` and `MUSTER_CUT_ROUNDS` choose others.
 
-mod partition;
-mod processes;
-mod support;
-
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use cluster_agent::raft::{LinkProfile, RaftConfig};
 use common::ids::{LogIndex, TaskId};
-use partition::World;
-use processes::{Shape, VALIDATORS};
 use rand::RngExt as _;
-use support::{TokioClock, ground::Ground};
 use tokio::time::Instant;
 use transport::{ports::Service, relay::Rule};
+
+use super::{
+    harness::{Shape, VALIDATORS},
+    partition::World,
+};
+use crate::in_process::support::{TokioClock, ground::Ground};
 
 /// A machine that runs other tests beside this one may be late by this much.
 const MARGIN: Duration = Duration::from_secs(60);

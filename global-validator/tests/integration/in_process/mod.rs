@@ -1,0 +1,5 @@
+//! Four validators in one process, in virtual time.
+
+mod chain;
+mod hostile;
+mod support;

@@ -1,0 +1,4 @@
+//! What validators promise to those outside of them, in one executable: it is built once.
+
+mod in_process;
+mod processes;
