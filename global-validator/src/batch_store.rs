@@ -124,17 +124,17 @@ impl BatchStore {
         genesis: Arc<Genesis>,
         registry: Arc<Registry>,
     ) -> io::Result<Self> {
-        let (segments, records) = Segments::open(disk, spawner, halt, BATCHES, SEGMENT_BYTES)?;
         let mut index = Index::default();
         for cluster in (0..genesis.clusters.len() as u32).map(ClusterId) {
             index
                 .rosters
                 .extend(genesis.founding_roster(cluster).map(|roster| (roster.digest(), roster)));
         }
-        for (place, record) in records {
+        let segments = Segments::open(disk, spawner, halt, BATCHES, SEGMENT_BYTES, |place, record| {
             let batch: CertifiedBatch = decode(&record).map_err(damaged)?;
             index.insert(&BatchRef::to(&batch, registry.chain()), &batch, record.len(), place);
-        }
+            Ok(())
+        })?;
         Ok(Self {
             genesis,
             registry,

@@ -85,17 +85,16 @@ impl BlockStore {
     /// # Errors
     /// Of the file system; [`io::ErrorKind::InvalidData`] if the records are no chain.
     pub fn open(disk: &Arc<dyn Disk>, spawner: &Arc<dyn Spawner>, halt: &Halt, chain: &ChainId) -> io::Result<Self> {
-        let (segments, records) = Segments::open(disk, spawner, halt, BLOCKS, SEGMENT_BYTES)?;
         let damaged = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
         let mut index = Index {
             by_height: Vec::new(),
             by_digest: BTreeMap::new(),
             tip: genesis_digest(chain),
         };
-        for (place, record) in records {
+        let segments = Segments::open(disk, spawner, halt, BLOCKS, SEGMENT_BYTES, |place, record| {
             let block: FinalizedBlock = decode(&record).map_err(|error| damaged(error.to_string()))?;
-            index.push(&block, place).map_err(damaged)?;
-        }
+            index.push(&block, place).map_err(damaged)
+        })?;
         let tip = Watch::new(index.tip_height());
         Ok(Self {
             segments,

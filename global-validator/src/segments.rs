@@ -5,6 +5,8 @@
 //! * Upon a record: append it to the last segment together with all others that wait; durable, then answered.
 //! * Upon a segment at its size: begin the next one. A finished segment is never written again.
 //! * Upon any error: the validator stops. Nothing is retried after a failed fsync.
+//! * Opening reads one segment after another and keeps none of their records. The last segment stays open, and
+//!   of the finished ones the [`FINISHED_OPEN_MAX`] that were read last; another is opened, and checked, when it is read.
 //!
 //! # Invariants
 //! * The order of the records on the disk is the order in which they were handed over.
@@ -14,6 +16,7 @@
 //! not. Segments, because a later version drops old ones whole; today everything is kept.
 
 use std::{
+    collections::VecDeque,
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -27,6 +30,8 @@ use crate::{exit::Stop, halt::Halt};
 pub const SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
 /// Appends that may wait for the writer.
 const APPENDS_WAITING_MAX: usize = 256;
+/// Finished segments that are open at once.
+pub const FINISHED_OPEN_MAX: usize = 16;
 /// Bytes that the writer gathers for one fsync.
 const GROUP_BYTES_MAX: usize = 2 * 1024 * 1024;
 
@@ -50,9 +55,54 @@ struct Append {
 /// Handle of one sequence; clones share it.
 #[derive(Clone)]
 pub struct Segments {
-    name: &'static str,
-    journals: Arc<Mutex<Vec<Box<dyn Journal>>>>,
+    files: Arc<Mutex<Files>>,
     appends: mpsc::Sender<Append>,
+}
+
+/// The segments' files.
+struct Files {
+    disk: Arc<dyn Disk>,
+    name: &'static str,
+    /// Number of the last segment, and it.
+    last: (u32, Box<dyn Journal>),
+    /// Finished ones that are open, the one read last at the end.
+    finished: VecDeque<(u32, Box<dyn Journal>)>,
+}
+
+impl Files {
+    fn read(&mut self, place: Place) -> io::Result<Vec<u8>> {
+        let (last, journal) = &self.last;
+        if place.segment == *last {
+            return journal.read(place.offset);
+        }
+        let known = self.finished.iter().position(|(segment, _)| *segment == place.segment);
+        let open = match known.and_then(|at| self.finished.remove(at)) {
+            Some(open) => open,
+            None => {
+                let file = file_name(self.name, place.segment);
+                // Opening makes a file that is missing; a finished segment is not.
+                if self.disk.list(&file)?.is_empty() {
+                    let gone = format!("{file} was here and is missing");
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, gone));
+                }
+                (place.segment, self.disk.open_journal(&file)?.0)
+            }
+        };
+        let record = open.1.read(place.offset);
+        self.finished.push_back(open);
+        if self.finished.len() > FINISHED_OPEN_MAX {
+            self.finished.pop_front();
+        }
+        record
+    }
+
+    /// Begins the next segment; the last one is finished.
+    fn begin_next(&mut self) -> io::Result<()> {
+        let next = self.last.0 + 1;
+        let (journal, _) = self.disk.open_journal(&file_name(self.name, next))?;
+        self.last = (next, journal);
+        Ok(())
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -65,21 +115,21 @@ fn file_name(name: &str, segment: u32) -> String {
 }
 
 impl Segments {
-    /// Opens the sequence `name` with all its records, oldest first, and starts its writer.
+    /// Opens the sequence `name`, gives every record to `found`, the oldest first, and starts its writer.
     ///
     /// # Errors
-    /// Of the file system; [`io::ErrorKind::InvalidData`] if a record is damaged or a segment is
+    /// Of the file system, or of `found`; [`io::ErrorKind::InvalidData`] if a record is damaged or a segment is
     /// missing: the operator restores the disk or replaces the validator.
-    #[allow(clippy::type_complexity)]
     pub fn open(
         disk: &Arc<dyn Disk>,
         spawner: &Arc<dyn Spawner>,
         halt: &Halt,
         name: &'static str,
         segment_bytes: u64,
-    ) -> io::Result<(Self, Vec<(Place, Vec<u8>)>)> {
+        mut found: impl FnMut(Place, Vec<u8>) -> io::Result<()>,
+    ) -> io::Result<Self> {
         let files = disk.list(&format!("{name}-"))?;
-        let (mut journals, mut records) = (Vec::new(), Vec::new());
+        let mut last = None;
         for segment in 0..files.len().max(1) as u32 {
             let file = file_name(name, segment);
             if files.get(segment as usize).is_some_and(|found| *found != file) {
@@ -88,32 +138,27 @@ impl Segments {
                     format!("{file} is missing, found {}", files[segment as usize]),
                 ));
             }
-            let (journal, found) = disk.open_journal(&file)?;
-            records.extend(
-                found
-                    .into_iter()
-                    .map(|(offset, record)| (Place { segment, offset }, record)),
-            );
-            journals.push(journal);
+            let (journal, records) = disk.open_journal(&file)?;
+            for (offset, record) in records {
+                found(Place { segment, offset }, record)?;
+            }
+            last = Some((segment, journal));
         }
-        let journals = Arc::new(Mutex::new(journals));
-        let (appends, waiting) = mpsc::channel(APPENDS_WAITING_MAX);
-        let writer = Writer {
+        let files = Arc::new(Mutex::new(Files {
             disk: disk.clone(),
             name,
+            last: last.expect("the first segment is opened or made"),
+            finished: VecDeque::new(),
+        }));
+        let (appends, waiting) = mpsc::channel(APPENDS_WAITING_MAX);
+        let writer = Writer {
+            name,
             segment_bytes,
-            journals: journals.clone(),
+            files: files.clone(),
             halt: halt.clone(),
         };
         spawner.spawn(name, Box::pin(writer.run(waiting)));
-        Ok((
-            Self {
-                name,
-                journals,
-                appends,
-            },
-            records,
-        ))
+        Ok(Self { files, appends })
     }
 
     /// Appends `records` in order. They are durable when this returns.
@@ -131,19 +176,15 @@ impl Segments {
     /// # Errors
     /// Of the file system, or damage: the caller stops the validator.
     pub fn read(&self, place: Place) -> Result<Vec<u8>, Stop> {
-        let journals = lock(&self.journals);
-        let journal = journals
-            .get(place.segment as usize)
-            .expect("places come from this sequence, whose segments stay");
-        journal.read(place.offset).map_err(Stop::storage(self.name))
+        let mut files = lock(&self.files);
+        files.read(place).map_err(Stop::storage(files.name))
     }
 }
 
 struct Writer {
-    disk: Arc<dyn Disk>,
     name: &'static str,
     segment_bytes: u64,
-    journals: Arc<Mutex<Vec<Box<dyn Journal>>>>,
+    files: Arc<Mutex<Files>>,
     halt: Halt,
 }
 
@@ -183,14 +224,12 @@ impl Writer {
     /// Makes `records` durable at the end of the last segment, or of a new one.
     async fn write(&self, records: Vec<Vec<u8>>) -> io::Result<Vec<Place>> {
         let (segment, appending) = {
-            let mut journals = lock(&self.journals);
-            let last = journals.last().expect("opening makes the first segment");
-            if last.bytes() >= self.segment_bytes {
-                let file = file_name(self.name, journals.len() as u32);
-                journals.push(self.disk.open_journal(&file)?.0);
+            let mut files = lock(&self.files);
+            if files.last.1.bytes() >= self.segment_bytes {
+                files.begin_next()?;
             }
-            let segment = journals.len() - 1;
-            (segment as u32, journals[segment].append(records))
+            let (segment, journal) = &mut files.last;
+            (*segment, journal.append(records))
         };
         let offsets = appending.await?;
         Ok(offsets.into_iter().map(|offset| Place { segment, offset }).collect())
@@ -205,8 +244,13 @@ mod tests {
     use crate::test_ports::{on, spawner};
 
     fn open(disk: &Arc<dyn Disk>, bytes: u64) -> io::Result<(Segments, Vec<Vec<u8>>)> {
-        let (segments, records) = Segments::open(disk, &spawner(), &Halt::default(), "x", bytes)?;
-        Ok((segments, records.into_iter().map(|(_, record)| record).collect()))
+        let mut records = Vec::new();
+        let found = |_, record| {
+            records.push(record);
+            Ok(())
+        };
+        let segments = Segments::open(disk, &spawner(), &Halt::default(), "x", bytes, found)?;
+        Ok((segments, records))
     }
 
     #[tokio::test]
@@ -226,6 +270,32 @@ mod tests {
         disk.crash();
         let (_, records) = open(&on(&disk), 100).unwrap();
         assert_eq!(records, want);
+    }
+
+    #[tokio::test]
+    async fn records_of_many_more_segments_than_are_open_are_read_in_any_order() {
+        let disk = MemoryDisk::new();
+        let (segments, _) = open(&on(&disk), 10).unwrap();
+        let count = 3 * FINISHED_OPEN_MAX as u8;
+        let mut places = Vec::new();
+        for i in 0..count {
+            places.extend(segments.append(vec![vec![i; 20]]).await.unwrap());
+        }
+        let check = |segments: &Segments| {
+            for i in (0..count).chain((0..count).rev()) {
+                assert_eq!(segments.read(places[usize::from(i)]).unwrap(), [i; 20]);
+                assert!(lock(&segments.files).finished.len() <= FINISHED_OPEN_MAX);
+            }
+        };
+        check(&segments);
+        disk.crash();
+        let (segments, records) = open(&on(&disk), 10).unwrap();
+        assert_eq!(records.len(), usize::from(count));
+        assert!(
+            lock(&segments.files).finished.is_empty(),
+            "opening keeps only the last one open"
+        );
+        check(&segments);
     }
 
     #[tokio::test]
@@ -256,7 +326,7 @@ mod tests {
     async fn failing_disk_stops_the_validator() {
         let disk = MemoryDisk::new();
         let halt = Halt::default();
-        let (segments, _) = Segments::open(&on(&disk), &spawner(), &halt, "x", SEGMENT_BYTES).unwrap();
+        let segments = Segments::open(&on(&disk), &spawner(), &halt, "x", SEGMENT_BYTES, |_, _| Ok(())).unwrap();
         disk.fail();
         assert_eq!(segments.append(vec![vec![1]]).await, Err(Stopped));
         // The reason is there before any caller hears of the stop, or the caller's guess would be shown.
