@@ -4,12 +4,19 @@
 //! * A scenario says the population, how long it lasts, and which faults come when. Nothing else is drawn
 //!   but what happens below chance: delays, losses, the workload.
 //! * Unknown keys are errors. Times are whole seconds or milliseconds; the key says which.
+//! * A story that did not come about, as its expectation says, fails like one that broke a promise.
 
-use std::{collections::BTreeSet, time::Duration};
+mod expectation;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use cluster_agent::raft::LinkProfile;
 use serde::{Deserialize, Serialize};
 
+pub use self::expectation::Expectation;
 use crate::{
     byzantine::{ActorKind, Enemies, Enemy, Post},
     faults::{
@@ -141,6 +148,9 @@ pub struct Scenario {
     /// Processes in an enemy's hands, from the beginning; leaders from the third second on.
     #[serde(default, rename = "enemy")]
     pub enemies: Vec<ScriptedEnemy>,
+    /// What it must show.
+    #[serde(default)]
+    pub expect: Expectation,
     /// Ascending by `at_ms`.
     #[serde(default, rename = "fault")]
     pub faults: Vec<Scripted>,
@@ -194,9 +204,31 @@ impl Scenario {
         if !self.faults.is_sorted_by_key(|fault| fault.at_ms) {
             return Err("faults must ascend by at_ms".into());
         }
+        self.check_overlaps()?;
         let words = self.faults.iter().flat_map(|fault| &fault.who);
         for word in words {
             self.check_word(word).map_err(|why| format!("who \"{word}\" {why}"))?;
+        }
+        Ok(())
+    }
+
+    /// All links, and all wall clocks, are in one condition at a time.
+    fn check_overlaps(&self) -> Result<(), String> {
+        let shared = |kind| match kind {
+            Kind::Lossy | Kind::Thin => Some("links"),
+            Kind::ClockIn1970 => Some("clocks"),
+            _ => None,
+        };
+        let mut ends_ms = BTreeMap::new();
+        for fault in &self.faults {
+            let Some(what) = shared(fault.kind) else { continue };
+            if ends_ms.get(what).is_some_and(|end_ms| *end_ms > fault.at_ms) {
+                return Err(format!(
+                    "a second fault of the {what} begins at {} ms, before the first has ended, and the end of one would end both",
+                    fault.at_ms
+                ));
+            }
+            ends_ms.insert(what, fault.at_ms + fault.lasts_ms);
         }
         Ok(())
     }
@@ -370,6 +402,12 @@ mod tests {
         assert!(with("lasts_ms", "lasts").contains("lasts"));
         assert!(with("secs = 5", "secs = 0").contains("secs"));
         assert!(with("clusters = 2", "clusters = 0").contains("clusters"));
+        assert!(with("[[fault]]", "[expect]\nkilled = 1\n[[fault]]").contains("killed"));
+        let lossy = "[[fault]]\nat_ms = 500\nlasts_ms = 501\nkind = \"lossy\"\n";
+        let thin = "[[fault]]\nat_ms = 1000\nlasts_ms = 500\nkind = \"thin\"\n[[fault]]";
+        assert!(with("[[fault]]", &format!("{lossy}{thin}")).contains("links"));
+        let apart = GOOD.replace("[[fault]]", &format!("{}{thin}", lossy.replace("501", "500")));
+        assert!(Scenario::from_toml(&apart).is_ok());
     }
 
     #[test]

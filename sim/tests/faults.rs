@@ -67,3 +67,29 @@ fn cluster_in_three_parts_acknowledges_nothing_and_says_so() {
 fn ring_of_members_goes_on() {
     story("ring", "c1", 6_000);
 }
+
+#[test]
+fn story_that_did_not_come_about_fails_and_says_what_is_missing() {
+    let text = r#"
+        title = "nobody dies"
+        story = "a member is deaf for a second, and the story says that somebody dies"
+        clusters = 1
+        agents = 3
+        validators = 4
+        secs = 5
+        [expect]
+        killed_min = 1
+        [[fault]]
+        at_ms = 3000
+        lasts_ms = 1000
+        kind = "one_way_in"
+        who = ["c1-2"]
+    "#;
+    let report = run_scenario(&Scenario::from_toml(text).unwrap(), 1);
+    let violation = report.violation.expect("nobody died");
+    assert_eq!(violation.checker, "expectation");
+    assert!(
+        violation.what.contains("processes killed: 0, at least 1"),
+        "{violation}"
+    );
+}

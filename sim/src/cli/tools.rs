@@ -8,7 +8,7 @@ use std::{
 use super::{COMMIT, Output, Shape, read_scenario, run_one};
 use crate::{
     page::page,
-    run::{Staging, run, run_schedule, run_staged},
+    run::{Staging, run, run_schedule, run_staged, run_story},
     schedule::{Schedule, shrink as shrunk},
     witness::Violation,
 };
@@ -121,9 +121,8 @@ pub(super) fn report(
                 Ok(scenario) => scenario,
                 Err(problem) => return invalid(&path, problem),
             };
-            staging.script = &scenario.faults;
             let again = format!("sim run --scenario {} --seed {seed}", path.display());
-            (run_staged(scenario.plan(seed), staging), again)
+            (run_story(&scenario, seed, staging), again)
         }
         (None, Some(path)) => {
             let schedule = match read_schedule(&path) {

@@ -1,0 +1,44 @@
+//! What a story must show beside breaking no promise: that it came about at all.
+
+use serde::Deserialize;
+
+use crate::{run::Report, trace::Event, witness::Violation};
+
+/// Least figures of a run; none is asked for unless the story says so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Expectation {
+    /// Processes that lost their power or ended.
+    #[serde(default)]
+    pub killed_min: u64,
+    /// Writes and reads that were refused for want of a majority.
+    #[serde(default)]
+    pub refused_min: u64,
+    /// What each enemy did of its own.
+    #[serde(default)]
+    pub deeds_min: u64,
+}
+
+impl Expectation {
+    /// Makes a story that did not come about a violation, unless another broke the run.
+    pub(crate) fn judge(&self, report: &mut Report) {
+        let deeds = |enemy: &crate::byzantine::EnemyReport| enemy.deeds.values().sum();
+        let shown = [
+            ("processes killed", self.killed_min, report.counts.of(Event::Killed)),
+            ("refusals for want of a majority", self.refused_min, report.no_quorum),
+            (
+                "deeds of the laziest enemy",
+                self.deeds_min,
+                report.enemies.iter().map(deeds).min().unwrap_or(0),
+            ),
+        ];
+        let missing = shown.into_iter().find(|(_, least, got)| got < least);
+        if let (Some((what, least, got)), None) = (missing, &report.violation) {
+            report.violation = Some(Violation {
+                checker: "expectation",
+                at_ms: report.virtual_ms,
+                what: format!("the story did not come about: {what}: {got}, at least {least} expected"),
+            });
+        }
+    }
+}
