@@ -5,8 +5,8 @@
 //! * Upon a record: append it to the last segment together with all others that wait; durable, then answered.
 //! * Upon a segment at its size: begin the next one. A finished segment is never written again.
 //! * Upon any error: the validator stops. Nothing is retried after a failed fsync.
-//! * Opening reads one segment after another and keeps none of their records. The last segment stays open, and
-//!   of the finished ones the [`FINISHED_OPEN_MAX`] that were read last; another is opened, and checked, when it is read.
+//! * Opening reads one segment after another and keeps none of their records. Only the last may have a torn end, since
+//!   it was synced before another was begun; it alone stays open.
 //!
 //! # Invariants
 //! * The order of the records on the disk is the order in which they were handed over.
@@ -16,7 +16,6 @@
 //! not. Segments, because a later version drops old ones whole; today everything is kept.
 
 use std::{
-    collections::VecDeque,
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -30,8 +29,6 @@ use crate::{exit::Stop, halt::Halt};
 pub const SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
 /// Appends that may wait for the writer.
 const APPENDS_WAITING_MAX: usize = 256;
-/// Finished segments that are open at once.
-pub const FINISHED_OPEN_MAX: usize = 16;
 /// Bytes that the writer gathers for one fsync.
 const GROUP_BYTES_MAX: usize = 2 * 1024 * 1024;
 
@@ -55,54 +52,16 @@ struct Append {
 /// Handle of one sequence; clones share it.
 #[derive(Clone)]
 pub struct Segments {
-    files: Arc<Mutex<Files>>,
+    disk: Arc<dyn Disk>,
+    name: &'static str,
+    last: Arc<Mutex<Last>>,
     appends: mpsc::Sender<Append>,
 }
 
-/// The segments' files.
-struct Files {
-    disk: Arc<dyn Disk>,
-    name: &'static str,
-    /// Number of the last segment, and it.
-    last: (u32, Box<dyn Journal>),
-    /// Finished ones that are open, the one read last at the end.
-    finished: VecDeque<(u32, Box<dyn Journal>)>,
-}
-
-impl Files {
-    fn read(&mut self, place: Place) -> io::Result<Vec<u8>> {
-        let (last, journal) = &self.last;
-        if place.segment == *last {
-            return journal.read(place.offset);
-        }
-        let known = self.finished.iter().position(|(segment, _)| *segment == place.segment);
-        let open = match known.and_then(|at| self.finished.remove(at)) {
-            Some(open) => open,
-            None => {
-                let file = file_name(self.name, place.segment);
-                // Opening makes a file that is missing; a finished segment is not.
-                if self.disk.list(&file)?.is_empty() {
-                    let gone = format!("{file} was here and is missing");
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, gone));
-                }
-                (place.segment, self.disk.open_journal(&file)?.0)
-            }
-        };
-        let record = open.1.read(place.offset);
-        self.finished.push_back(open);
-        if self.finished.len() > FINISHED_OPEN_MAX {
-            self.finished.pop_front();
-        }
-        record
-    }
-
-    /// Begins the next segment; the last one is finished.
-    fn begin_next(&mut self) -> io::Result<()> {
-        let next = self.last.0 + 1;
-        let (journal, _) = self.disk.open_journal(&file_name(self.name, next))?;
-        self.last = (next, journal);
-        Ok(())
-    }
+/// The segment that is written.
+struct Last {
+    number: u32,
+    journal: Box<dyn Journal>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -129,36 +88,41 @@ impl Segments {
         mut found: impl FnMut(Place, Vec<u8>) -> io::Result<()>,
     ) -> io::Result<Self> {
         let files = disk.list(&format!("{name}-"))?;
-        let mut last = None;
-        for segment in 0..files.len().max(1) as u32 {
-            let file = file_name(name, segment);
-            if files.get(segment as usize).is_some_and(|found| *found != file) {
+        for (number, found) in (0..).zip(&files) {
+            let file = file_name(name, number);
+            if *found != file {
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidData,
-                    format!("{file} is missing, found {}", files[segment as usize]),
+                    format!("{file} is missing, found {found}"),
                 ));
             }
-            let (journal, records) = disk.open_journal(&file)?;
-            for (offset, record) in records {
-                found(Place { segment, offset }, record)?;
-            }
-            last = Some((segment, journal));
         }
-        let files = Arc::new(Mutex::new(Files {
-            disk: disk.clone(),
-            name,
-            last: last.expect("the first segment is opened or made"),
-            finished: VecDeque::new(),
-        }));
+        let number = files.len().saturating_sub(1) as u32;
+        let mut tell = |segment, records: Vec<(u64, Vec<u8>)>| {
+            let mut records = records.into_iter();
+            records.try_for_each(|(offset, record)| found(Place { segment, offset }, record))
+        };
+        for finished in 0..number {
+            tell(finished, disk.read_journal(&file_name(name, finished))?)?;
+        }
+        let (journal, records) = disk.open_journal(&file_name(name, number))?;
+        tell(number, records)?;
+        let last = Arc::new(Mutex::new(Last { number, journal }));
         let (appends, waiting) = mpsc::channel(APPENDS_WAITING_MAX);
         let writer = Writer {
+            disk: disk.clone(),
             name,
             segment_bytes,
-            files: files.clone(),
+            last: last.clone(),
             halt: halt.clone(),
         };
         spawner.spawn(name, Box::pin(writer.run(waiting)));
-        Ok(Self { files, appends })
+        Ok(Self {
+            disk: disk.clone(),
+            name,
+            last,
+            appends,
+        })
     }
 
     /// Appends `records` in order. They are durable when this returns.
@@ -176,15 +140,23 @@ impl Segments {
     /// # Errors
     /// Of the file system, or damage: the caller stops the validator.
     pub fn read(&self, place: Place) -> Result<Vec<u8>, Stop> {
-        let mut files = lock(&self.files);
-        files.read(place).map_err(Stop::storage(files.name))
+        let last = lock(&self.last);
+        let read = if place.segment == last.number {
+            last.journal.read(place.offset)
+        } else {
+            drop(last);
+            self.disk
+                .read_record(&file_name(self.name, place.segment), place.offset)
+        };
+        read.map_err(Stop::storage(self.name))
     }
 }
 
 struct Writer {
+    disk: Arc<dyn Disk>,
     name: &'static str,
     segment_bytes: u64,
-    files: Arc<Mutex<Files>>,
+    last: Arc<Mutex<Last>>,
     halt: Halt,
 }
 
@@ -224,12 +196,13 @@ impl Writer {
     /// Makes `records` durable at the end of the last segment, or of a new one.
     async fn write(&self, records: Vec<Vec<u8>>) -> io::Result<Vec<Place>> {
         let (segment, appending) = {
-            let mut files = lock(&self.files);
-            if files.last.1.bytes() >= self.segment_bytes {
-                files.begin_next()?;
+            let mut last = lock(&self.last);
+            if last.journal.bytes() >= self.segment_bytes {
+                let number = last.number + 1;
+                let (journal, _) = self.disk.open_journal(&file_name(self.name, number))?;
+                *last = Last { number, journal };
             }
-            let (segment, journal) = &mut files.last;
-            (*segment, journal.append(records))
+            (last.number, last.journal.append(records))
         };
         let offsets = appending.await?;
         Ok(offsets.into_iter().map(|offset| Place { segment, offset }).collect())
@@ -272,30 +245,62 @@ mod tests {
         assert_eq!(records, want);
     }
 
-    #[tokio::test]
-    async fn records_of_many_more_segments_than_are_open_are_read_in_any_order() {
-        let disk = MemoryDisk::new();
-        let (segments, _) = open(&on(&disk), 10).unwrap();
-        let count = 3 * FINISHED_OPEN_MAX as u8;
+    /// The directory, once the writer before has let go of it.
+    async fn machine_disk(dir: &std::path::Path) -> Arc<dyn Disk> {
+        loop {
+            match MachineDisk::open(dir) {
+                Ok(disk) => return Arc::new(disk),
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    }
+
+    /// Ten segments of a record each, and where these are.
+    async fn ten_segments(dir: &std::path::Path) -> Vec<Place> {
+        let disk = machine_disk(dir).await;
+        let (segments, _) = open(&disk, 30).unwrap();
         let mut places = Vec::new();
-        for i in 0..count {
+        for i in 0..10u8 {
             places.extend(segments.append(vec![vec![i; 20]]).await.unwrap());
         }
-        let check = |segments: &Segments| {
-            for i in (0..count).chain((0..count).rev()) {
-                assert_eq!(segments.read(places[usize::from(i)]).unwrap(), [i; 20]);
-                assert!(lock(&segments.files).finished.len() <= FINISHED_OPEN_MAX);
-            }
-        };
-        check(&segments);
-        disk.crash();
-        let (segments, records) = open(&on(&disk), 10).unwrap();
-        assert_eq!(records.len(), usize::from(count));
-        assert!(
-            lock(&segments.files).finished.is_empty(),
-            "opening keeps only the last one open"
-        );
-        check(&segments);
+        for (i, place) in places.iter().enumerate().rev() {
+            assert_eq!(segments.read(*place).unwrap(), [i as u8; 20]);
+        }
+        places
+    }
+
+    #[tokio::test]
+    async fn finished_segments_are_read_in_any_order_and_only_the_last_is_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = ten_segments(dir.path()).await;
+        let disk = machine_disk(dir.path()).await;
+        let (segments, records) = open(&disk, 30).unwrap();
+        assert_eq!(records.len(), 10);
+        for (i, place) in places.iter().enumerate().rev() {
+            assert_eq!(segments.read(*place).unwrap(), [i as u8; 20]);
+        }
+        let is_open = |number| disk.open_journal(&file_name("x", number)).is_err();
+        assert!(is_open(9) && (0..9).all(|number| !is_open(number)));
+    }
+
+    #[tokio::test]
+    async fn damage_at_the_end_of_a_finished_segment_is_no_torn_append() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = ten_segments(dir.path()).await;
+        let file = dir.path().join(file_name("x", 4));
+        let disk = machine_disk(dir.path()).await;
+        let (segments, _) = open(&disk, 30).unwrap();
+        let mut damaged = std::fs::read(&file).unwrap();
+        *damaged.last_mut().unwrap() ^= 1;
+        std::fs::write(&file, &damaged).unwrap();
+        assert!(segments.read(places[4]).is_err());
+        assert_eq!(segments.read(places[3]).unwrap(), [3; 20]);
+        drop((segments, disk));
+        let disk = machine_disk(dir.path()).await;
+        let error = open(&disk, 30).map(|_| ()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
+        assert!(error.to_string().contains("x-000004.seg"), "{error}");
+        assert_eq!(std::fs::read(&file).unwrap(), damaged, "nothing was changed");
     }
 
     #[tokio::test]
@@ -362,14 +367,7 @@ mod tests {
             }
         };
         write().await;
-        // The writer's task ends with its handle; then the directory is free.
-        let disk = loop {
-            match MachineDisk::open(dir.path()) {
-                Ok(disk) => break disk,
-                Err(_) => tokio::task::yield_now().await,
-            }
-        };
-        drop(disk);
+        drop(machine_disk(dir.path()).await);
         let whole = std::fs::read(&file).unwrap();
         std::fs::write(&file, &whole[..whole.len() - 50]).unwrap();
         let disk: Arc<dyn Disk> = Arc::new(MachineDisk::open(dir.path()).unwrap());
@@ -380,14 +378,8 @@ mod tests {
         drop((segments, disk));
         let mut flipped = whole;
         flipped[60] ^= 1;
-        let disk = loop {
-            match MachineDisk::open(dir.path()) {
-                Ok(disk) => break disk,
-                Err(_) => tokio::task::yield_now().await,
-            }
-        };
+        let disk = machine_disk(dir.path()).await;
         std::fs::write(&file, flipped).unwrap();
-        let disk: Arc<dyn Disk> = Arc::new(disk);
         let Err(error) = open(&disk, SEGMENT_BYTES) else {
             panic!("opened with a flipped bit")
         };

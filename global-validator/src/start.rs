@@ -390,7 +390,7 @@ impl Parts {
         for link in rooms.peers.iter() {
             let (incoming, idx) = (rooms.incoming.clone(), link.idx);
             let came_back = move || {
-                // If its lane is full the core is busy, and sends again by its own timers.
+                // If its inbox is full it has sent much itself; the core sends again by its own timers.
                 let _ = incoming.push(idx, Event::Connected(idx), 0);
             };
             let sending = link

@@ -212,7 +212,7 @@ impl Scenario {
         Ok(())
     }
 
-    /// All links, and all wall clocks, are in one condition at a time.
+    /// All links are in one condition at a time, and wall clocks are wrong at one machine at a time.
     fn check_overlaps(&self) -> Result<(), String> {
         let shared = |kind| match kind {
             Kind::Lossy | Kind::Thin => Some("links"),
@@ -224,7 +224,7 @@ impl Scenario {
             let Some(what) = shared(fault.kind) else { continue };
             if ends_ms.get(what).is_some_and(|end_ms| *end_ms > fault.at_ms) {
                 return Err(format!(
-                    "a second fault of the {what} begins at {} ms, before the first has ended, and the end of one would end both",
+                    "a second fault of the {what} begins at {} ms, before the first has ended: give them one after the other",
                     fault.at_ms
                 ));
             }
@@ -406,6 +406,9 @@ mod tests {
         let lossy = "[[fault]]\nat_ms = 500\nlasts_ms = 501\nkind = \"lossy\"\n";
         let thin = "[[fault]]\nat_ms = 1000\nlasts_ms = 500\nkind = \"thin\"\n[[fault]]";
         assert!(with("[[fault]]", &format!("{lossy}{thin}")).contains("links"));
+        let clock = "[[fault]]\nat_ms = 500\nlasts_ms = 501\nkind = \"clock_in1970\"\nwho = [\"v1\"]\n";
+        let clocks = format!("{clock}{}[[fault]]", clock.replace("500", "1000"));
+        assert!(with("[[fault]]", &clocks).contains("clocks"));
         let apart = GOOD.replace("[[fault]]", &format!("{}{thin}", lossy.replace("501", "500")));
         assert!(Scenario::from_toml(&apart).is_ok());
     }
@@ -429,6 +432,7 @@ mod tests {
                 "{}: healed before its end",
                 path.display()
             );
+            assert_ne!(scenario.expect, Expectation::default(), "{}", path.display());
             files += 1;
         }
         assert!(files >= 8, "{files} scenarios");

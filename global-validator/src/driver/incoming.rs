@@ -1,9 +1,9 @@
-//! What other validators brought and the driver has not looked at: a lane for each, served in turn.
+//! What other validators brought and the driver has not looked at: an inbox for each, served in turn.
 //!
 //! # Rules
-//! * A peer's lane holds [`PER_PEER_MAX`] events or [`PER_PEER_BYTES_MAX`] bytes; beyond that the peer is refused,
+//! * A peer's inbox holds [`PER_PEER_MAX`] events or [`PER_PEER_BYTES_MAX`] bytes; beyond that the peer is refused,
 //!   and nobody else is. Its core sends again what still matters.
-//! * The driver takes one event of each lane in turn; within a lane they keep their order.
+//! * The driver takes one event of each inbox in turn; within an inbox they keep their order.
 //!
 //! # Why
 //! With one queue for all, the peer that sends most would have it to itself.
@@ -27,7 +27,7 @@ pub const PER_PEER_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Why an event was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotTaken {
-    /// The peer's lane is full.
+    /// The peer's inbox is full.
     #[error("too much of this peer waits")]
     Full,
     /// The driver has ended.
@@ -35,47 +35,78 @@ pub enum NotTaken {
     Closed,
 }
 
+/// What a peer brought.
+pub struct Heard {
+    /// Who.
+    pub from: NodeIdx,
+    /// What.
+    pub event: Event,
+    /// Its encoded length.
+    pub bytes: usize,
+}
+
 #[derive(Default)]
-struct Lane {
+struct Inbox {
     events: VecDeque<(Event, usize)>,
     bytes: usize,
 }
 
+impl Inbox {
+    fn has_room(&self, bytes: usize) -> bool {
+        self.events.is_empty() || (self.events.len() < PER_PEER_MAX && self.bytes + bytes <= PER_PEER_BYTES_MAX)
+    }
+}
+
 #[derive(Default)]
-struct Lanes {
-    /// Only lanes that hold something.
-    waiting: BTreeMap<NodeIdx, Lane>,
+struct Inboxes {
+    /// Only inboxes that hold something.
+    waiting: BTreeMap<NodeIdx, Inbox>,
     served: Option<NodeIdx>,
     is_closed: bool,
 }
 
-impl Lanes {
-    fn pop(&mut self) -> Option<Event> {
+impl Inboxes {
+    fn pop(&mut self) -> Option<Heard> {
         let after = self.served.map_or(Bound::Unbounded, Bound::Excluded);
         let mut behind = self.waiting.range((after, Bound::Unbounded));
-        let peer = *behind.next().or_else(|| self.waiting.iter().next())?.0;
-        let lane = self.waiting.get_mut(&peer)?;
-        let (event, bytes) = lane.events.pop_front()?;
-        lane.bytes -= bytes;
-        if lane.events.is_empty() {
-            self.waiting.remove(&peer);
+        let from = *behind.next().or_else(|| self.waiting.iter().next())?.0;
+        let inbox = self.waiting.get_mut(&from)?;
+        let (event, bytes) = inbox.events.pop_front()?;
+        inbox.bytes -= bytes;
+        if inbox.events.is_empty() {
+            self.waiting.remove(&from);
         }
-        self.served = Some(peer);
-        Some(event)
+        self.served = Some(from);
+        Some(Heard { from, event, bytes })
     }
 }
 
-/// The lanes of all peers; clones share them.
+/// The inboxes of all peers; clones share them.
 #[derive(Clone, Default)]
 pub struct Incoming {
-    lanes: Arc<Mutex<Lanes>>,
+    inboxes: Arc<Mutex<Inboxes>>,
     news: Arc<Notify>,
 }
 
 impl Incoming {
-    fn lanes(&self) -> MutexGuard<'_, Lanes> {
+    fn inboxes(&self) -> MutexGuard<'_, Inboxes> {
         // Guarded sections only push and pop.
-        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inboxes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether an event of `from` with so many bytes would be taken now: asked before its signatures are verified.
+    ///
+    /// # Errors
+    /// [`NotTaken`].
+    pub fn check_room(&self, from: NodeIdx, bytes: usize) -> Result<(), NotTaken> {
+        let inboxes = self.inboxes();
+        if inboxes.is_closed {
+            return Err(NotTaken::Closed);
+        }
+        match inboxes.waiting.get(&from) {
+            Some(inbox) if !inbox.has_room(bytes) => Err(NotTaken::Full),
+            _ => Ok(()),
+        }
     }
 
     /// Takes an event that `from` brought in `bytes` encoded bytes.
@@ -83,33 +114,32 @@ impl Incoming {
     /// # Errors
     /// [`NotTaken`]; the event is dropped.
     pub fn push(&self, from: NodeIdx, event: Event, bytes: usize) -> Result<(), NotTaken> {
-        let mut lanes = self.lanes();
-        if lanes.is_closed {
+        let mut inboxes = self.inboxes();
+        if inboxes.is_closed {
             return Err(NotTaken::Closed);
         }
-        let lane = lanes.waiting.entry(from).or_default();
-        let is_full = lane.events.len() >= PER_PEER_MAX || lane.bytes + bytes > PER_PEER_BYTES_MAX;
-        if is_full && !lane.events.is_empty() {
+        let inbox = inboxes.waiting.entry(from).or_default();
+        if !inbox.has_room(bytes) {
             return Err(NotTaken::Full);
         }
-        lane.events.push_back((event, bytes));
-        lane.bytes += bytes;
-        drop(lanes);
+        inbox.events.push_back((event, bytes));
+        inbox.bytes += bytes;
+        drop(inboxes);
         self.news.notify_one();
         Ok(())
     }
 
     /// The next event, if one waits.
     #[must_use]
-    pub fn pop(&self) -> Option<Event> {
-        self.lanes().pop()
+    pub fn pop(&self) -> Option<Heard> {
+        self.inboxes().pop()
     }
 
     /// Waits for the next event. Of one driver: two would share the wake-ups.
-    pub async fn next(&self) -> Event {
+    pub async fn next(&self) -> Heard {
         loop {
-            if let Some(event) = self.pop() {
-                return event;
+            if let Some(heard) = self.pop() {
+                return heard;
             }
             self.news.notified().await;
         }
@@ -117,9 +147,9 @@ impl Incoming {
 
     /// Takes nothing any more, and drops what waits.
     pub fn close(&self) {
-        let mut lanes = self.lanes();
-        lanes.is_closed = true;
-        lanes.waiting.clear();
+        let mut inboxes = self.inboxes();
+        inboxes.is_closed = true;
+        inboxes.waiting.clear();
     }
 }
 
@@ -132,13 +162,6 @@ mod tests {
     const SPAMMER: NodeIdx = NodeIdx(2);
     const HONEST: NodeIdx = NodeIdx(7);
 
-    fn peer_of(event: &Event) -> NodeIdx {
-        match event {
-            Event::Connected(peer) => *peer,
-            _ => panic!("only connections were pushed"),
-        }
-    }
-
     fn fill(incoming: &Incoming, peer: NodeIdx) -> usize {
         (0..)
             .take_while(|_| incoming.push(peer, Event::Connected(peer), 1).is_ok())
@@ -146,24 +169,26 @@ mod tests {
     }
 
     #[test]
-    fn peer_that_fills_its_lane_is_refused_and_another_is_heard_at_once() {
+    fn peer_that_fills_its_inbox_is_refused_and_another_is_heard_at_once() {
         let incoming = Incoming::default();
         assert_eq!(fill(&incoming, SPAMMER), PER_PEER_MAX);
         assert_eq!(
             incoming.push(SPAMMER, Event::Connected(SPAMMER), 1),
             Err(NotTaken::Full)
         );
+        assert_eq!(incoming.check_room(SPAMMER, 1), Err(NotTaken::Full));
+        assert_eq!(incoming.check_room(HONEST, 1), Ok(()));
         for _ in 0..10 {
             assert_eq!(incoming.push(HONEST, Event::Connected(HONEST), 1), Ok(()));
         }
-        let served: Vec<NodeIdx> = (0..20).map(|_| peer_of(&incoming.pop().unwrap())).collect();
+        let served: Vec<NodeIdx> = (0..20).map(|_| incoming.pop().unwrap().from).collect();
         let honest = served.iter().filter(|peer| **peer == HONEST).count();
         assert_eq!(honest, 10, "every second one is the other's: {served:?}");
         assert_eq!(fill(&incoming, SPAMMER), 10, "as many as were served");
     }
 
     #[test]
-    fn lane_is_bounded_in_bytes_too_and_takes_one_event_of_any_size() {
+    fn inbox_is_bounded_in_bytes_too_and_takes_one_event_of_any_size() {
         let incoming = Incoming::default();
         let push = |bytes| incoming.push(SPAMMER, Event::Connected(SPAMMER), bytes);
         assert_eq!(push(2 * PER_PEER_BYTES_MAX), Ok(()));
@@ -180,7 +205,7 @@ mod tests {
         let mut next = Box::pin(incoming.next());
         assert!((&mut next).now_or_never().is_none());
         incoming.push(HONEST, Event::Connected(HONEST), 1).unwrap();
-        assert_eq!(peer_of(&next.now_or_never().unwrap()), HONEST);
+        assert_eq!(next.now_or_never().unwrap().from, HONEST);
         incoming.close();
         assert_eq!(
             incoming.push(HONEST, Event::Connected(HONEST), 1),

@@ -15,13 +15,13 @@
 //! # Why
 //! One task, because the protocol is a sequence; everything that can be done beside it (signatures,
 //! fetches, answers) is done by others, who hand their results in through bounded queues: one for this
-//! validator's own rooms, and one with a lane for each peer. The driver takes from both in turn.
+//! validator's own rooms, and an inbox for each peer. The driver takes from all in turn.
 
 mod clone_watch;
 mod incoming;
 mod perform;
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use common::{
     block::{BatchRef, Block, FinalizedBlock},
@@ -35,7 +35,7 @@ use global_core::{
 use tokio::sync::{mpsc, oneshot};
 use transport::watch::Watch;
 
-pub use self::incoming::{Incoming, NotTaken};
+pub use self::incoming::{Heard, Incoming, NotTaken};
 
 use self::clone_watch::CloneWatch;
 use crate::{
@@ -59,8 +59,6 @@ use crate::{
 pub const EVENTS_WAITING_MAX: usize = 4_096;
 /// Events that are stepped before their effects are performed together.
 const EVENTS_PER_ROUND_MAX: usize = 64;
-/// Events kept while listening.
-const EVENTS_HELD_MAX: usize = 1_024;
 /// How often round trips and the wall clock are looked at.
 const LOOK_AROUND: Duration = Duration::from_secs(1);
 
@@ -140,6 +138,7 @@ struct Running {
 
 enum Woken {
     Event(Event),
+    Heard(Heard),
     Timer,
     Shutdown,
 }
@@ -158,8 +157,8 @@ impl Driver {
             return Ok(());
         };
         let mut running = self.begin()?;
-        for event in held {
-            self.take(&mut running, event)?;
+        while let Some(heard) = held.pop() {
+            self.take(&mut running, heard.event)?;
         }
         let mut look_around_at = self.now().at;
         loop {
@@ -172,7 +171,7 @@ impl Driver {
             }
             let wake_at = running.timer.map_or(look_around_at, |timer| timer.min(look_around_at));
             match self.wait(wake_at).await {
-                Woken::Event(event) => self.take_round(&mut running, event)?,
+                Woken::Event(event) | Woken::Heard(Heard { event, .. }) => self.take_round(&mut running, event)?,
                 Woken::Timer => self.step(&mut running, Input::Tick),
                 Woken::Shutdown => return Ok(()),
             }
@@ -192,36 +191,37 @@ impl Driver {
         futures::select_biased! {
             _ = self.shutdown.wait_until(|is_asked| *is_asked).fuse() => Woken::Shutdown,
             event = self.events.recv().fuse() => event.map_or(Woken::Shutdown, Woken::Event),
-            event = self.incoming.next().fuse() => Woken::Event(event),
+            heard = self.incoming.next().fuse() => Woken::Heard(heard),
             () = tokio::time::sleep(left).fuse() => Woken::Timer,
         }
     }
 
     /// Listens without a word. Returns what was heard, or `None` if the shutdown came.
-    async fn listen(&mut self) -> Result<Option<VecDeque<Event>>, Stop> {
+    async fn listen(&mut self) -> Result<Option<Incoming>, Stop> {
         let until = self.now().at.plus_us(self.clone_watch.as_micros() as u64);
         tracing::info!(clone_watch = ?self.clone_watch, "listening before the first vote");
         for link in self.peers.iter() {
             // What others hold above my tip may bear signatures of mine that I do not remember.
             self.overhear(link.idx, self.blocks.tip().0.next());
         }
-        let mut held = VecDeque::new();
+        let held = Incoming::default();
         while self.now().at < until {
             match self.wait(until).await {
-                Woken::Event(Event::AskedForBlock { answer, .. }) => {
+                Woken::Heard(Heard {
+                    event: Event::AskedForBlock { answer, .. },
+                    ..
+                }) => {
                     // Whoever asked may have given up.
                     let _ = answer.send(None);
                 }
-                // It is found on the disk when the core is built.
-                Woken::Event(Event::BatchStored(_)) => {}
-                Woken::Event(event @ Event::Overheard(_)) => self.check_clone(&event)?,
-                Woken::Event(event) => {
+                Woken::Heard(Heard { from, event, bytes }) => {
                     self.check_clone(&event)?;
-                    if held.len() == EVENTS_HELD_MAX {
-                        held.pop_front();
-                    }
-                    held.push_back(event);
+                    // Of a peer that says more meanwhile the rest is dropped: its core sends again what matters.
+                    let _ = held.push(from, event, bytes);
                 }
+                // What others hold. A stored batch is found on the disk when the core is built; it has asked for
+                // nothing yet that could be fetched.
+                Woken::Event(event) => self.check_clone(&event)?,
                 Woken::Timer => {}
                 Woken::Shutdown => return Ok(None),
             }
@@ -306,8 +306,8 @@ impl Driver {
             // In turn, so that neither peers nor this validator's own rooms keep the others waiting.
             let (own, peers) = (&mut self.events, &self.incoming);
             let event = match turn % 2 {
-                0 => own.try_recv().ok().or_else(|| peers.pop()),
-                _ => peers.pop().or_else(|| own.try_recv().ok()),
+                0 => own.try_recv().ok().or_else(|| Some(peers.pop()?.event)),
+                _ => peers.pop().map(|heard| heard.event).or_else(|| own.try_recv().ok()),
             };
             let Some(event) = event else { break };
             self.take(running, event)?;

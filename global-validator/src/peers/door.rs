@@ -2,7 +2,7 @@
 //!
 //! # Rules
 //! * Upon a proposal, vote or certificate: check every signature, then queue it for the core, in the sender's
-//!   own lane. A full lane refuses: the sender's core sends again what still matters.
+//!   own inbox. A full one refuses, before any signature: the sender's core sends again what still matters.
 //! * Upon a notice of a batch: check its certificate under the roster in force, then tell the core.
 //! * Upon a question: answer from the disk, or from what the core holds.
 //!
@@ -63,6 +63,14 @@ fn invalid(error: impl std::fmt::Display) -> Refusal {
     Refusal::new(RefusalCode::Invalid, &error.to_string())
 }
 
+fn no_room(error: NotTaken) -> Refusal {
+    let code = match error {
+        NotTaken::Full => RefusalCode::Busy,
+        NotTaken::Closed => RefusalCode::NotNow,
+    };
+    Refusal::new(code, &error.to_string())
+}
+
 impl PeerDoor {
     /// The door to the driver behind `incoming` and to the stores.
     #[must_use]
@@ -90,6 +98,9 @@ impl PeerDoor {
     /// What the peer is told.
     pub async fn handle(&self, from: NodeIdx, kind: FrameKind, body: Bytes) -> Result<Bytes, Refusal> {
         let bytes = body.len();
+        if !matches!(kind, FrameKind::FetchBatch | FrameKind::Sync) {
+            self.incoming.check_room(from, bytes).map_err(no_room)?;
+        }
         match kind {
             FrameKind::Proposal => {
                 let proposal: Proposal = decode(&body).map_err(invalid)?;
@@ -124,13 +135,7 @@ impl PeerDoor {
     }
 
     fn queue(&self, from: NodeIdx, event: Event, bytes: usize) -> Result<Bytes, Refusal> {
-        self.incoming.push(from, event, bytes).map_err(|error| {
-            let code = match error {
-                NotTaken::Full => RefusalCode::Busy,
-                NotTaken::Closed => RefusalCode::NotNow,
-            };
-            Refusal::new(code, &error.to_string())
-        })?;
+        self.incoming.push(from, event, bytes).map_err(no_room)?;
         Ok(Bytes::new())
     }
 

@@ -230,7 +230,9 @@ impl Nemesis {
         while let Some(scripted) = self.script.pop_front_if(|next| next.at_ms * 1_000 <= now_us) {
             self.begun += 1;
             let (family, fault) = scripted.make(self.begun, fleet);
-            self.begin(fleet, family, fault, now_us, now_us + scripted.lasts_ms * 1_000);
+            // By the clock of the story: of two that touch the first ends before the second begins.
+            let until_us = (scripted.at_ms + scripted.lasts_ms) * 1_000;
+            self.begin(fleet, family, fault, now_us, until_us);
         }
     }
 

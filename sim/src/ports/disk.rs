@@ -292,6 +292,27 @@ impl Disk for SimDisk {
             records,
         ))
     }
+
+    fn read_journal(&self, name: &str) -> io::Result<Vec<(u64, Vec<u8>)>> {
+        let files = self.files();
+        let records = files.journals.get(name).ok_or(io::ErrorKind::NotFound)?;
+        if files.trouble.rotten(records.len()).is_some() {
+            return Err(rot());
+        }
+        Ok(records.clone())
+    }
+
+    fn read_record(&self, name: &str, offset: u64) -> io::Result<Vec<u8>> {
+        let files = self.files();
+        let records = files.journals.get(name).map_or(&[][..], Vec::as_slice);
+        let at = records
+            .binary_search_by_key(&offset, |record| record.0)
+            .map_err(|_| io::Error::from(io::ErrorKind::NotFound))?;
+        if files.trouble.rotten(records.len()) == Some(at) {
+            return Err(rot());
+        }
+        Ok(records[at].1.clone())
+    }
 }
 
 struct SimJournal {
@@ -340,15 +361,7 @@ impl Journal for SimJournal {
     }
 
     fn read(&self, offset: u64) -> io::Result<Vec<u8>> {
-        let files = self.disk.files();
-        let records = files.journals.get(&self.name).map_or(&[][..], Vec::as_slice);
-        let at = records
-            .binary_search_by_key(&offset, |record| record.0)
-            .map_err(|_| io::Error::from(io::ErrorKind::NotFound))?;
-        if files.trouble.rotten(records.len()) == Some(at) {
-            return Err(rot());
-        }
-        Ok(records[at].1.clone())
+        self.disk.read_record(&self.name, offset)
     }
 
     fn rewrite(&mut self, new: Vec<Vec<u8>>) -> BoxFuture<io::Result<Vec<u64>>> {

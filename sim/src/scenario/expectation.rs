@@ -14,6 +14,9 @@ pub struct Expectation {
     /// Writes and reads that were refused for want of a majority.
     #[serde(default)]
     pub refused_min: u64,
+    /// Frames that cuts and bad links swallowed.
+    #[serde(default)]
+    pub dropped_min: u64,
     /// What each enemy did of its own.
     #[serde(default)]
     pub deeds_min: u64,
@@ -26,6 +29,7 @@ impl Expectation {
         let shown = [
             ("processes killed", self.killed_min, report.counts.of(Event::Killed)),
             ("refusals for want of a majority", self.refused_min, report.no_quorum),
+            ("frames dropped", self.dropped_min, report.counts.of(Event::Dropped)),
             (
                 "deeds of the laziest enemy",
                 self.deeds_min,

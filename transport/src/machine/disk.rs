@@ -9,7 +9,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use super::{blocking, journal::MachineJournal};
+use super::{
+    blocking,
+    journal::{self, MachineJournal},
+};
 use crate::ports::{BoxFuture, Disk, Journal};
 
 /// `error` with what was tried, where, and what the operator does about it. Its kind stays.
@@ -216,5 +219,15 @@ impl Disk for MachineDisk {
     fn open_journal(&self, name: &str) -> io::Result<(Box<dyn Journal>, Vec<(u64, Vec<u8>)>)> {
         let (journal, records) = MachineJournal::open(self.directory.clone(), name)?;
         Ok((Box::new(journal), records))
+    }
+
+    fn read_journal(&self, name: &str) -> io::Result<Vec<(u64, Vec<u8>)>> {
+        let path = self.directory.path_of(name);
+        journal::read_finished(&path, name).map_err(|error| disk_error("read", &path, &error))
+    }
+
+    fn read_record(&self, name: &str, offset: u64) -> io::Result<Vec<u8>> {
+        let path = self.directory.path_of(name);
+        journal::read_finished_record(&path, name, offset).map_err(|error| disk_error("read", &path, &error))
     }
 }

@@ -155,30 +155,79 @@ fn has_later_append(bytes: &[u8], damaged_at: usize, salt: u32) -> bool {
     guess.is_some_and(begins_append) || (damaged_at + 1..bytes.len()).any(begins_append)
 }
 
-/// All records of a file's bytes, and where the good part ends.
-fn scan(name: &str, bytes: &[u8], salt: u32) -> io::Result<(Records, u64)> {
+/// All whole records from the begin of a file's bytes, and where they end.
+fn whole_records(bytes: &[u8], salt: u32) -> (Records, usize) {
     let mut records = Vec::new();
     let mut at = FILE_HEADER_BYTES;
-    while at < bytes.len() {
-        let Some((record, _)) = record_at(bytes, at, salt) else {
-            if has_later_append(bytes, at, salt) {
-                return Err(invalid(format!(
-                    "journal {name} is damaged at byte {at}, before records that were written later; nothing was \
-                     changed: restore the file, or rebuild this machine's state from its peers"
-                )));
-            }
-            tracing::warn!(
-                journal = name,
-                at,
-                lost_bytes = bytes.len() - at,
-                "the last append was not finished and is cut off"
-            );
-            break;
-        };
+    while let Some((record, _)) = record_at(bytes, at, salt) {
         records.push((at as u64, record.to_vec()));
         at += RECORD_HEADER_BYTES + record.len();
     }
-    Ok((records, at as u64))
+    (records, at)
+}
+
+fn damaged(name: &str, at: usize) -> io::Error {
+    invalid(format!(
+        "journal {name} is damaged at byte {at}, before records that were written later; nothing was changed: restore \
+         the file, or rebuild this machine's state from its peers"
+    ))
+}
+
+/// All records of a file's bytes, and where the good part ends.
+fn scan(name: &str, bytes: &[u8], salt: u32) -> io::Result<(Records, u64)> {
+    let (records, end) = whole_records(bytes, salt);
+    if end < bytes.len() {
+        if has_later_append(bytes, end, salt) {
+            return Err(damaged(name, end));
+        }
+        tracing::warn!(
+            journal = name,
+            at = end,
+            lost_bytes = bytes.len() - end,
+            "the last append was not finished and is cut off"
+        );
+    }
+    Ok((records, end as u64))
+}
+
+/// All records of the finished journal `name` in `path`. What was written later is in other files, so that a torn end is damage.
+pub(super) fn read_finished(path: &Path, name: &str) -> io::Result<Records> {
+    let bytes = std::fs::read(path)?;
+    let (records, end) = whole_records(&bytes, read_file_header(name, &bytes)?);
+    if end < bytes.len() {
+        return Err(damaged(name, end));
+    }
+    Ok(records)
+}
+
+/// The record at `offset` of the finished journal `name` in `path`.
+pub(super) fn read_finished_record(path: &Path, name: &str, offset: u64) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let mut header = [0; FILE_HEADER_BYTES];
+    file.read_exact_at(&mut header, 0)?;
+    let salt = read_file_header(name, &header)?;
+    read_record(&file, salt, file.metadata()?.len(), offset)
+}
+
+/// The record at `offset` of a file whose good part ends at `end`.
+fn read_record(file: &File, salt: u32, end: u64, offset: u64) -> io::Result<Vec<u8>> {
+    let damaged = || invalid(format!("the journal is damaged at byte {offset}"));
+    let mut header = [0; RECORD_HEADER_BYTES];
+    if offset < FILE_HEADER_BYTES as u64 || offset + RECORD_HEADER_BYTES as u64 > end {
+        return Err(damaged());
+    }
+    file.read_exact_at(&mut header, offset)?;
+    let length_word = u32_at(&header, 0);
+    let len = (length_word & !FIRST_OF_APPEND) as usize;
+    if len > JOURNAL_RECORD_BYTES_MAX || offset + (RECORD_HEADER_BYTES + len) as u64 > end {
+        return Err(damaged());
+    }
+    let mut record = vec![0; len];
+    file.read_exact_at(&mut record, offset + RECORD_HEADER_BYTES as u64)?;
+    if checksum(salt, length_word, &record) != u32_at(&header, 4) {
+        return Err(damaged());
+    }
+    Ok(record)
 }
 
 impl MachineJournal {
@@ -295,24 +344,7 @@ impl State {
     }
 
     fn read(&self, offset: u64) -> io::Result<Vec<u8>> {
-        let damaged = || invalid(format!("the journal is damaged at byte {offset}"));
-        let mut header = [0; RECORD_HEADER_BYTES];
-        if offset < FILE_HEADER_BYTES as u64 || offset + RECORD_HEADER_BYTES as u64 > self.end {
-            return Err(damaged());
-        }
-        self.file.read_exact_at(&mut header, offset)?;
-        let length_word = u32_at(&header, 0);
-        let len = (length_word & !FIRST_OF_APPEND) as usize;
-        if len > JOURNAL_RECORD_BYTES_MAX || offset + (RECORD_HEADER_BYTES + len) as u64 > self.end {
-            return Err(damaged());
-        }
-        let mut record = vec![0; len];
-        self.file
-            .read_exact_at(&mut record, offset + RECORD_HEADER_BYTES as u64)?;
-        if checksum(self.salt, length_word, &record) != u32_at(&header, 4) {
-            return Err(damaged());
-        }
-        Ok(record)
+        read_record(&self.file, self.salt, self.end, offset)
     }
 
     fn rewrite(&mut self, directory: &Directory, name: &str, records: &[Vec<u8>]) -> io::Result<Vec<u64>> {

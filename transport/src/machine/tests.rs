@@ -230,6 +230,36 @@ fn damage_before_a_later_append_is_refused_and_nothing_is_changed() {
 }
 
 #[test]
+fn finished_journal_is_read_without_a_change_and_has_no_torn_end() {
+    let (_guard, disk) = disk();
+    let (path, offsets) = written(&disk);
+    let whole = fs::read(&path).unwrap();
+    let records = disk.read_journal("j").unwrap();
+    assert_eq!(records.iter().map(|(offset, _)| *offset).collect::<Vec<_>>(), offsets);
+    for (offset, record) in &records {
+        assert_eq!(&disk.read_record("j", *offset).unwrap(), record);
+    }
+    assert_eq!(
+        disk.read_record("j", offsets[1] + 1).unwrap_err().kind(),
+        ErrorKind::InvalidData
+    );
+    for len in offsets[3] as usize + 1..whole.len() {
+        fs::write(&path, &whole[..len]).unwrap();
+        for error in [
+            disk.read_journal("j").unwrap_err(),
+            disk.read_record("j", offsets[3]).unwrap_err(),
+        ] {
+            assert_eq!(error.kind(), ErrorKind::InvalidData, "cut to {len} bytes: {error}");
+        }
+        assert_eq!(disk.read_record("j", offsets[2]).unwrap(), b"ccc");
+        assert_eq!(fs::read(&path).unwrap(), whole[..len], "nothing was changed");
+    }
+    assert_eq!(disk.read_journal("k").unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(disk.read_record("k", 20).unwrap_err().kind(), ErrorKind::NotFound);
+    assert!(disk.list("k").unwrap().is_empty());
+}
+
+#[test]
 fn payload_that_looks_like_a_record_does_not_turn_a_power_cut_into_damage() {
     let (_guard, disk) = disk();
     let (path, offsets) = written(&disk);

@@ -19,6 +19,13 @@ struct JournalFile {
 }
 
 impl JournalFile {
+    fn at(&self, offset: u64) -> io::Result<Vec<u8>> {
+        let found = self.records.binary_search_by_key(&offset, |(offset, _)| *offset);
+        let at =
+            found.map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("no record at byte {offset}")))?;
+        Ok(self.records[at].1.clone())
+    }
+
     fn push(&mut self, records: Vec<Vec<u8>>) -> Vec<u64> {
         records
             .into_iter()
@@ -146,6 +153,17 @@ impl Disk for MemoryDisk {
         };
         Ok((Box::new(journal), records))
     }
+
+    fn read_journal(&self, name: &str) -> io::Result<Vec<(u64, Vec<u8>)>> {
+        let files = self.lock();
+        let journal = files.journals.get(name).ok_or(io::ErrorKind::NotFound)?;
+        Ok(journal.records.clone())
+    }
+
+    fn read_record(&self, name: &str, offset: u64) -> io::Result<Vec<u8>> {
+        let files = self.lock();
+        files.journals.get(name).ok_or(io::ErrorKind::NotFound)?.at(offset)
+    }
 }
 
 struct MemoryJournal {
@@ -166,12 +184,11 @@ impl Journal for MemoryJournal {
     fn read(&self, offset: u64) -> io::Result<Vec<u8>> {
         let files = self.disk.lock();
         files.check(self.life)?;
-        let journal = files.journals.get(&self.name).ok_or(io::ErrorKind::NotFound)?;
-        let at = journal
-            .records
-            .binary_search_by_key(&offset, |(offset, _)| *offset)
-            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("no record at byte {offset}")))?;
-        Ok(journal.records[at].1.clone())
+        files
+            .journals
+            .get(&self.name)
+            .ok_or(io::ErrorKind::NotFound)?
+            .at(offset)
     }
 
     fn rewrite(&mut self, records: Vec<Vec<u8>>) -> BoxFuture<io::Result<Vec<u64>>> {

@@ -37,6 +37,21 @@ pub trait Disk: Send + Sync + 'static {
     /// Of the file system, or damage.
     #[allow(clippy::type_complexity)]
     fn open_journal(&self, name: &str) -> io::Result<(Box<dyn Journal>, Vec<(u64, Vec<u8>)>)>;
+
+    /// All records of a finished journal, which is never appended to again, each with its offset.
+    ///
+    /// Nothing is changed. All of it was durable before it was finished, so that a torn end is damage like any other.
+    ///
+    /// # Errors
+    /// Of the file system; [`io::ErrorKind::NotFound`]; damage, as [`io::ErrorKind::InvalidData`].
+    fn read_journal(&self, name: &str) -> io::Result<Vec<(u64, Vec<u8>)>>;
+
+    /// One record of a finished journal, at an offset that [`Disk::read_journal`] or an append returned.
+    /// Takes as long as reading this record.
+    ///
+    /// # Errors
+    /// As [`Disk::read_journal`].
+    fn read_record(&self, name: &str, offset: u64) -> io::Result<Vec<u8>>;
 }
 
 /// An append-only file of records, each with length and checksum.
