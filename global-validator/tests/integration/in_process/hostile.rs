@@ -16,10 +16,12 @@ use common::{
     testing::{BlockChain, ClusterLog, Fleet, task},
     wire::{
         bft::{BatchNotice, Certificate, SyncAnswer, SyncRequest},
+        feed::FetchByDigest,
         frame::{FrameKind, Refusal, RefusalCode},
         op::{Consistency, OpAnswer, OpRequest},
     },
 };
+use futures::future::{join, join_all};
 use global_validator::exit::{EXIT_DISK, EXIT_REFUSED_FOR_SAFETY};
 use transport::ports::{BoxFuture, CallError, Peer, Service};
 
@@ -402,4 +404,24 @@ async fn validator_catches_up_although_one_it_asks_lies() {
     net.grow(2).await;
     net.assert_no_fork();
     assert!(asked.lock().unwrap().contains(&FrameKind::Sync), "the liar was asked");
+}
+
+#[tokio::test(start_paused = true)]
+async fn validator_that_floods_another_is_refused_alone() {
+    let net = Net::started(Fleet::new(1, 3, 4)).await;
+    net.grow(1).await;
+    let wanted = encode(&FetchByDigest {
+        digest: Digest([9; 32]),
+    });
+    let questions = (0..3_000).map(|_| net.call("v2", "v1", FrameKind::FetchBlock, wanted.clone()));
+    let vote = net.fleet.vote("v3", Vote::Notarize(ballot(90, 90, 1)));
+    let (flood, heard) = join(join_all(questions), push(&net, "v3", "v1", FrameKind::Vote, &vote)).await;
+    let refused = |code| {
+        let is_it = |answer: &&Result<_, _>| matches!(answer, Err(CallError::Refused(refusal)) if refusal.code == code);
+        flood.iter().filter(is_it).count()
+    };
+    assert!(refused(RefusalCode::Busy) > 0, "more than an inbox holds");
+    assert!(refused(RefusalCode::NotFound) > 1_000, "an inbox full is answered");
+    assert_eq!(heard, Ok(()), "the other's vote is taken meanwhile");
+    net.grow(2).await;
 }
