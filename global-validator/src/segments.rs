@@ -88,12 +88,12 @@ impl Segments {
         mut found: impl FnMut(Place, Vec<u8>) -> io::Result<()>,
     ) -> io::Result<Self> {
         let files = disk.list(&format!("{name}-"))?;
-        for (number, found) in (0..).zip(&files) {
+        for (number, listed) in (0..).zip(&files) {
             let file = file_name(name, number);
-            if *found != file {
+            if *listed != file {
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidData,
-                    format!("{file} is missing, found {found}"),
+                    format!("{file} is missing, found {listed}"),
                 ));
             }
         }

@@ -98,9 +98,6 @@ impl PeerDoor {
     /// What the peer is told.
     pub async fn handle(&self, from: NodeIdx, kind: FrameKind, body: Bytes) -> Result<Bytes, Refusal> {
         let bytes = body.len();
-        if !matches!(kind, FrameKind::FetchBatch | FrameKind::Sync) {
-            self.incoming.check_room(from, bytes).map_err(no_room)?;
-        }
         match kind {
             FrameKind::Proposal => {
                 let proposal: Proposal = decode(&body).map_err(invalid)?;
@@ -123,6 +120,7 @@ impl PeerDoor {
     }
 
     fn push(&self, from: NodeIdx, message: BftMessage, bytes: usize) -> Result<Bytes, Refusal> {
+        self.incoming.check_room(from, bytes).map_err(no_room)?;
         let checked = {
             let mut verifier = self.verifier.lock().unwrap_or_else(PoisonError::into_inner);
             verifier.message(message)
@@ -140,6 +138,7 @@ impl PeerDoor {
     }
 
     fn notice(&self, from: NodeIdx, notice: &BatchNotice, bytes: usize) -> Result<Bytes, Refusal> {
+        self.incoming.check_room(from, bytes).map_err(no_room)?;
         let executed = self.executed.get();
         check_notice(&executed.queue, notice).map_err(|error| {
             tracing::debug!(peer = %from, "notice refused: {error}");

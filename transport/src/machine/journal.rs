@@ -203,10 +203,10 @@ pub(super) fn read_finished(path: &Path, name: &str) -> io::Result<Records> {
 /// The record at `offset` of the finished journal `name` in `path`.
 pub(super) fn read_finished_record(path: &Path, name: &str, offset: u64) -> io::Result<Vec<u8>> {
     let file = File::open(path)?;
-    let mut header = [0; FILE_HEADER_BYTES];
+    let end = file.metadata()?.len();
+    let mut header = vec![0; FILE_HEADER_BYTES.min(usize::try_from(end).unwrap_or(usize::MAX))];
     file.read_exact_at(&mut header, 0)?;
-    let salt = read_file_header(name, &header)?;
-    read_record(&file, salt, file.metadata()?.len(), offset)
+    read_record(&file, read_file_header(name, &header)?, end, offset)
 }
 
 /// The record at `offset` of a file whose good part ends at `end`.

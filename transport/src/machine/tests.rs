@@ -254,6 +254,15 @@ fn finished_journal_is_read_without_a_change_and_has_no_torn_end() {
         assert_eq!(disk.read_record("j", offsets[2]).unwrap(), b"ccc");
         assert_eq!(fs::read(&path).unwrap(), whole[..len], "nothing was changed");
     }
+    for len in 0..20 {
+        fs::write(&path, &whole[..len]).unwrap();
+        assert_eq!(disk.read_journal("j").unwrap_err().kind(), ErrorKind::InvalidData);
+        assert_eq!(
+            disk.read_record("j", offsets[0]).unwrap_err().kind(),
+            ErrorKind::InvalidData,
+            "a header of {len} bytes"
+        );
+    }
     assert_eq!(disk.read_journal("k").unwrap_err().kind(), ErrorKind::NotFound);
     assert_eq!(disk.read_record("k", 20).unwrap_err().kind(), ErrorKind::NotFound);
     assert!(disk.list("k").unwrap().is_empty());
