@@ -7,6 +7,8 @@
 //! * Both grow by half with each consecutive view that is not finalized, up to 32 D_max and no further.
 //!   A finalization resets them; a notarization resets the leader timer, below the depth cap.
 //! * They rest while nothing waits, until `idle_block_interval` has passed since the last block.
+//! * A block without references is proposed half a leader timer after the view was entered; if all it has to bring is a
+//!   root, 3 D_max after: by then a batch may have come, and takes the root along.
 
 use std::collections::BTreeMap;
 
@@ -16,6 +18,8 @@ use crate::{clock::Instant, config::Timing};
 
 /// Timers end here: this many times D_max.
 const TIMER_DELAYS_MAX: u64 = 32;
+/// An owed root waits so many times D_max for a batch to travel with: as long as a block may take.
+const ROOT_DELAYS: u64 = 3;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Running {
@@ -175,10 +179,18 @@ impl Pacemaker {
         self.last_block.plus_us(self.timing.idle_block_interval_us)
     }
 
-    /// When a leader at the depth cap proposes: half its leader timer after it entered the view.
+    /// When a leader proposes a block without references, to finalize those below: half its leader timer after it
+    /// entered the view. Usually the finalize votes for them have arrived by then.
     #[must_use]
-    pub fn capped_leader_at(&self) -> Instant {
+    pub fn empty_block_at(&self) -> Instant {
         self.entered.plus_us(self.leader_timer_us() / 2)
+    }
+
+    /// When a leader proposes a block that brings nothing but a root.
+    #[must_use]
+    pub fn owed_root_at(&self) -> Instant {
+        let patience_us = (ROOT_DELAYS * self.timing.delay_us_max).min(self.timing.idle_block_interval_us);
+        self.entered.plus_us(patience_us)
     }
 
     /// When to look again.

@@ -174,10 +174,16 @@ impl Core {
         self.pacemaker.is_idle_over(now)
     }
 
-    /// When a leader at the depth cap proposes.
+    /// When a leader proposes a block without references, to finalize those below.
     #[must_use]
-    pub fn capped_leader_at(&self) -> Instant {
-        self.pacemaker.capped_leader_at()
+    pub fn empty_block_at(&self) -> Instant {
+        self.pacemaker.empty_block_at()
+    }
+
+    /// When a leader proposes a block that brings nothing but a root.
+    #[must_use]
+    pub fn owed_root_at(&self) -> Instant {
+        self.pacemaker.owed_root_at()
     }
 
     /// How long a request may take before it is made again, in microseconds.

@@ -49,7 +49,7 @@ impl<E: Execution> GlobalCore<E> {
             }
         }
         self.settle_execution(&mut wanted, effects);
-        self.settle_work(now, effects);
+        self.settle_work(now, &mut look_again, effects);
         self.settle_fetches(now, wanted, effects);
         self.settle_timer(now, look_again, effects);
     }
@@ -153,7 +153,7 @@ impl<E: Execution> GlobalCore<E> {
                     return false;
                 }
                 if let Some(at) = self.early_until(now, &proposed) {
-                    *look_again = Some(look_again.map_or(at, |before| before.min(at)));
+                    sooner(look_again, at);
                     return false;
                 }
                 true
@@ -237,33 +237,41 @@ impl<E: Execution> GlobalCore<E> {
             return false;
         }
         let refs = if is_capped {
-            let at = self.consensus.capped_leader_at();
-            if now.at < at {
-                *look_again = Some(look_again.map_or(at, |before| before.min(at)));
-                return false;
-            }
-            if has_fault!(self.consensus.config().mutant, SilentAtDepthCap) {
-                return false;
-            }
             Vec::new()
         } else {
             block_builder::pick_refs(&self.pool, &cursors, height)
         };
-        let is_root_owed = self
-            .ledger
-            .empty_blocks_in_a_row(&turn.parent)
-            .is_some_and(|empty| empty < ROOT_LAG);
-        let is_due = !refs.is_empty()
-            || is_capped
-            || is_root_owed
-            || self.ledger.has_unfinalized_refs()
-            || self.consensus.is_idle_over(now.at);
-        if !is_due {
-            return false;
+        if refs.is_empty() {
+            let Some(at) = self.empty_block_due_at(now, &turn.parent, is_capped) else {
+                return false;
+            };
+            if now.at < at {
+                sooner(look_again, at);
+                return false;
+            }
+            if is_capped && has_fault!(self.consensus.config().mutant, SilentAtDepthCap) {
+                return false;
+            }
         }
         let block = block_builder::build(&site, refs, now.clock);
         self.tell(now, consensus::Input::Built(block), effects);
         true
+    }
+
+    /// When a block without references on `parent` is due, if one is. Each waits a little: a batch that comes
+    /// meanwhile is proposed at once, and a finalization on its way makes it needless.
+    fn empty_block_due_at(&self, now: Now, parent: &Digest, is_capped: bool) -> Option<Instant> {
+        if is_capped {
+            return Some(self.consensus.empty_block_at());
+        }
+        if self.consensus.is_idle_over(now.at) {
+            return Some(now.at);
+        }
+        if self.ledger.has_unfinalized_refs() {
+            return Some(self.consensus.empty_block_at());
+        }
+        let empty = self.ledger.empty_blocks_in_a_row(parent)?;
+        (empty < ROOT_LAG).then(|| self.consensus.owed_root_at())
     }
 
     /// Asks for the execution of agreed blocks whose batches are all here, and for the batches of others.
@@ -292,14 +300,23 @@ impl<E: Execution> GlobalCore<E> {
         self.executing.retain(|digest| self.ledger.contains(digest));
     }
 
-    /// Timers that rest start when something waits.
-    fn settle_work(&mut self, now: Now, effects: &mut Vec<Effect>) {
+    /// Timers that rest start when something waits; for a block that only finalizes others, when its leader is to
+    /// propose it.
+    fn settle_work(&mut self, now: Now, look_again: &mut Option<Instant>, effects: &mut Vec<Effect>) {
         let best = self.consensus.highest_agreed();
         let cursors = self.ledger.cursors_on(&best);
         let cursors = cursors.unwrap_or_else(|| self.ledger.executed_state().cursors());
-        if self.pool.has_next(&cursors) || self.ledger.has_unfinalized_refs() {
-            self.tell(now, consensus::Input::WorkWaits, effects);
+        if !self.pool.has_next(&cursors) {
+            if !self.ledger.has_unfinalized_refs() {
+                return;
+            }
+            let at = self.consensus.empty_block_at();
+            if now.at < at {
+                sooner(look_again, at);
+                return;
+            }
         }
+        self.tell(now, consensus::Input::WorkWaits, effects);
     }
 
     fn settle_fetches(&mut self, now: Now, mut wanted: Wanted, effects: &mut Vec<Effect>) {
@@ -394,6 +411,10 @@ impl<E: Execution> GlobalCore<E> {
             effects.push(Effect::SetTimer(next));
         }
     }
+}
+
+fn sooner(look_again: &mut Option<Instant>, at: Instant) {
+    *look_again = Some(look_again.map_or(at, |before| before.min(at)));
 }
 
 /// What is missing at the end of a step.

@@ -12,6 +12,7 @@ use crate::fuzz::bench::{
 
 const BOUND_US: u64 = 50 * D_US;
 const IDLE_US: u64 = 20 * D_US;
+const D_MAX_US: u64 = 2 * D_US;
 
 /// A block at another time than the clock's.
 fn at_time(bench: &mut Bench, change: impl Fn(&mut u64)) -> Block {
@@ -159,18 +160,69 @@ fn after_a_block_with_references_two_empty_ones_are_owed_and_no_more() {
     );
     assert_eq!(proposed_in(&bench.wait(1)).len(), 1);
 
+    let mut bench = leader_with_a_root_owed();
+    assert_eq!(proposed_in(&bench.wait(3 * D_MAX_US - 1)), [], "it waits for company");
+    let proposed = proposed_in(&bench.wait(1));
+    assert_eq!(proposed.len(), 1, "this one is owed");
+    assert!(proposed[0].refs.is_empty());
+}
+
+/// Leads view 3, with a final block of references in view 1 and an empty one in view 2.
+fn leader_with_a_root_owed() -> Bench {
     let mut bench = Bench::leader_of(3);
     let mut parent = bench.genesis();
-    let mut effects = Vec::new();
     for view in 1..=2 {
         let refs = if view == 1 { vec![batch(1)] } else { vec![] };
         let block = bench.block(view, parent, refs);
         bench.give(stored(1));
         bench.give(bench.proposal(&block));
-        effects = bench.certify(notarize(&block));
+        bench.certify(notarize(&block));
+        bench.certify(finalize(&block));
         parent = block.digest();
     }
-    assert_eq!(proposed_in(&effects).len(), 1, "this one is owed");
+    bench
+}
+
+#[test]
+fn owed_root_travels_with_a_batch_that_comes_meanwhile() {
+    let mut bench = leader_with_a_root_owed();
+    assert_eq!(proposed_in(&bench.wait(D_US)), []);
+    let proposed = proposed_in(&bench.give(stored(2)));
+    assert_eq!(
+        proposed.iter().map(|b| b.refs.to_vec()).collect::<Vec<_>>(),
+        [vec![batch(2)]]
+    );
+}
+
+#[test]
+fn an_unfinalized_block_gets_an_empty_one_above_it_only_if_its_finalization_does_not_come() {
+    let on_top = |is_finalized: bool| {
+        let mut bench = Bench::leader_of(2);
+        let block = bench.block(1, bench.genesis(), vec![batch(1)]);
+        bench.give(stored(1));
+        bench.give(bench.proposal(&block));
+        bench.certify(notarize(&block));
+        assert_eq!(bench.view(), 2);
+        let early = bench.wait(D_US - 1);
+        assert_eq!(proposed_in(&early), [], "finalize votes are on their way");
+        if is_finalized {
+            bench.certify(finalize(&block));
+        }
+        bench.wait(1)
+    };
+    assert_eq!(proposed_in(&on_top(true)), []);
+    assert_eq!(proposed_in(&on_top(false)).len(), 1);
+}
+
+#[test]
+fn voter_gives_the_leader_of_an_empty_block_its_time() {
+    let mut bench = Bench::follower_of(&[2]);
+    let block = bench.block(1, bench.genesis(), vec![batch(1)]);
+    bench.give(stored(1));
+    bench.give(bench.proposal(&block));
+    bench.certify(notarize(&block));
+    assert_eq!(votes_in(&bench.wait(3 * D_US - 1)), [], "D to wait, then 2D to be heard");
+    assert_eq!(votes_in(&bench.wait(1)), [nullify(2)]);
 }
 
 #[test]
