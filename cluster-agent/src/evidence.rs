@@ -2,7 +2,8 @@
 //!
 //! # Rules
 //! * Note t0, ask for a linearizable position, note the answer; when it is applied here, the state is
-//!   fresh as of t0. The leader asks like everybody else.
+//!   fresh as of t0. The leader asks like everybody else, and confirms itself in passing: a round of its own for each
+//!   of n members that ask would cost the cluster n messages a second for each member.
 //! * A heartbeat is no evidence, nor is the arrival of a block.
 //! * Upon another leader or term, or a first sign after silence: ask at once.
 //! * Upon a leader that says it has no quorum: the quorum is lost, however lively the leader is.
@@ -10,7 +11,7 @@
 use std::{sync::Arc, time::Duration};
 
 use cluster_core::freshness::FreshnessLimits;
-use common::genesis::Timing;
+use common::{genesis::Timing, wire::cluster::Urgency};
 
 use crate::{api::read::NoPosition, raft::RaftConfig, shell::Shell};
 
@@ -33,9 +34,10 @@ pub fn limits(raft: &RaftConfig, timing: &Timing) -> FreshnessLimits {
 impl Shell {
     /// Runs as long as the agent.
     pub(crate) async fn gather_evidence(self: Arc<Self>) {
+        let mut urgency = Urgency::AtOnce;
         while !self.is_ending() {
-            let t0_us = self.now_us();
-            let asked = self.linearizable_position(self.read_deadline()).await;
+            let (begun, t0_us) = (tokio::time::Instant::now(), self.now_us());
+            let asked = self.linearizable_position(urgency, self.read_deadline()).await;
             match asked {
                 Ok(position) => {
                     self.machine
@@ -53,8 +55,17 @@ impl Shell {
                 Err(NoPosition::NoAnswer) => {}
             }
             // Sooner after a failure: a leader may just have been elected.
-            let pause = if asked.is_ok() { ASK_INTERVAL } else { ASK_INTERVAL / 4 };
-            self.pause_unless_led_anew(self.jittered(pause)).await;
+            let pause = if asked.is_ok() {
+                ASK_INTERVAL.saturating_sub(begun.elapsed())
+            } else {
+                ASK_INTERVAL / 4
+            };
+            let is_led_anew = self.pause_unless_led_anew(self.jittered(pause)).await;
+            urgency = if asked.is_ok() && !is_led_anew {
+                Urgency::InPassing
+            } else {
+                Urgency::AtOnce
+            };
         }
     }
 
@@ -62,8 +73,8 @@ impl Shell {
         self.evidence.set(self.evidence.get() + 1);
     }
 
-    /// Waits `time`, or until leader or term change or the silence ends.
-    async fn pause_unless_led_anew(&self, time: Duration) {
+    /// Waits `time`, or until leader or term change or the silence ends. Returns whether one of these ended it.
+    async fn pause_unless_led_anew(&self, time: Duration) -> bool {
         let look = || {
             let status = self.raft.status();
             (status.leader, status.term, self.contact.is_cut_off().get())
@@ -73,9 +84,10 @@ impl Shell {
         while !self.is_ending() && look() == before {
             let left = time.saturating_sub(begun.elapsed());
             if left.is_zero() {
-                return;
+                return false;
             }
             self.pause(step.min(left)).await;
         }
+        true
     }
 }

@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
-use common::ids::{LogIndex, LogPosition, RaftNodeId};
+use common::{
+    ids::{LogIndex, LogPosition, RaftNodeId},
+    wire::cluster::Urgency,
+};
 use futures::FutureExt;
 
 use crate::{
@@ -25,7 +28,11 @@ pub trait Replica: Send + Sync + 'static {
     /// Replicates a command and returns the machine's answer.
     fn propose(&self, command: Bytes, deadline: Duration) -> BoxFuture<ProposeOutcome>;
     /// On the leader: a position that includes every write acknowledged before this call.
-    fn linearizable_position(&self, deadline: Duration) -> BoxFuture<Result<LogPosition, ReadRefusal>>;
+    fn linearizable_position(
+        &self,
+        urgency: Urgency,
+        deadline: Duration,
+    ) -> BoxFuture<Result<LogPosition, ReadRefusal>>;
     /// Waits until the machine has applied `index`.
     fn wait_applied(&self, index: LogIndex, deadline: Duration) -> BoxFuture<Result<LogPosition, ReadRefusal>>;
     /// State at this instant.
@@ -71,9 +78,13 @@ impl<R: AsyncRuntime> Replica for RaftHandle<R> {
         async move { RaftHandle::propose(&raft, command, deadline).await }.boxed()
     }
 
-    fn linearizable_position(&self, deadline: Duration) -> BoxFuture<Result<LogPosition, ReadRefusal>> {
+    fn linearizable_position(
+        &self,
+        urgency: Urgency,
+        deadline: Duration,
+    ) -> BoxFuture<Result<LogPosition, ReadRefusal>> {
         let raft = self.clone();
-        async move { RaftHandle::linearizable_position(&raft, deadline).await }.boxed()
+        async move { RaftHandle::linearizable_position(&raft, urgency, deadline).await }.boxed()
     }
 
     fn wait_applied(&self, index: LogIndex, deadline: Duration) -> BoxFuture<Result<LogPosition, ReadRefusal>> {

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use common::ids::LogPosition;
+use common::{ids::LogPosition, wire::cluster::Urgency};
 use futures::{FutureExt, future::Shared};
 use tokio::sync::Semaphore;
 
@@ -60,7 +60,10 @@ impl Shell {
             let _turn = turn.acquire_owned().await;
             let shell = shell.upgrade().ok_or(ReadRefusal::Stopped)?;
             *lock(&shell.read_rounds.next) = None;
-            shell.raft.linearizable_position(shell.read_deadline()).await
+            shell
+                .raft
+                .linearizable_position(Urgency::AtOnce, shell.read_deadline())
+                .await
         };
         round.boxed().shared()
     }

@@ -19,6 +19,7 @@ use bytes::Bytes;
 use common::{
     bug::{self, Bug},
     ids::{LogIndex, LogPosition, RaftNodeId, Term},
+    wire::cluster::Urgency,
 };
 use futures::future::select;
 use openraft::{
@@ -257,16 +258,24 @@ impl<R: AsyncRuntime> RaftHandle<R> {
 
     /// On the leader: a position such that a machine which has applied it shows every write that was
     /// acknowledged before this call. Confirms the leadership with a majority (ReadIndex), by answers to requests
-    /// that were sent after this call (`confirm`).
+    /// that were sent after this call (`confirm`): to some that are sent for it, or to others.
     ///
     /// # Errors
     /// [`ReadRefusal`]; nothing was changed.
-    pub async fn linearizable_position(&self, deadline: Duration) -> Result<LogPosition, ReadRefusal> {
+    pub async fn linearizable_position(
+        &self,
+        urgency: Urgency,
+        deadline: Duration,
+    ) -> Result<LogPosition, ReadRefusal> {
         if bug::active(Bug::ReadWithoutQuorum) && self.status().role == RaftRole::Leader {
             return Ok(self.inner.machine.applied().0);
         }
         let (until, number) = (R::Instant::now() + deadline, self.inner.confirmations.number());
-        let option = LinearizerOption::from(ReadPolicy::ReadIndex).with_wait_timeout(deadline);
+        let option = match urgency {
+            Urgency::AtOnce => LinearizerOption::from(ReadPolicy::ReadIndex),
+            Urgency::InPassing => LinearizerOption::new(Some(Duration::ZERO), false),
+        };
+        let option = option.with_wait_timeout(deadline);
         let confirmed = R::timeout(deadline, self.inner.raft.get_read_linearizer(option)).await;
         match confirmed.map_err(|_| ReadRefusal::Deadline)? {
             Ok(linearizer) => {

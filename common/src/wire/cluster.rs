@@ -40,6 +40,15 @@ impl Wire for WriteOutcome {
     const BYTES_MAX: usize = 1024;
 }
 
+/// How soon a leader confirms itself for a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Urgency {
+    /// It asks all members at once.
+    AtOnce,
+    /// By the answers to what it sends from now on anyway, within a heartbeat: costs no message.
+    InPassing,
+}
+
 /// Asks the leader for a position that includes every write acknowledged before now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Linearize {
@@ -47,6 +56,8 @@ pub struct Linearize {
     pub cluster: ClusterId,
     /// Founding of the sender.
     pub founding: Founding,
+    /// How soon it is answered.
+    pub urgency: Urgency,
 }
 
 impl Wire for Linearize {

@@ -221,7 +221,11 @@ fn voter_gives_the_leader_of_an_empty_block_its_time() {
     bench.give(stored(1));
     bench.give(bench.proposal(&block));
     bench.certify(notarize(&block));
-    assert_eq!(votes_in(&bench.wait(3 * D_US - 1)), [], "D to wait, then 2D to be heard");
+    assert_eq!(
+        votes_in(&bench.wait(3 * D_US - 1)),
+        [],
+        "D to wait, then 2D to be heard"
+    );
     assert_eq!(votes_in(&bench.wait(1)), [nullify(2)]);
 }
 

@@ -73,7 +73,7 @@ impl Plan {
                     sync_us_max: 5_000,
                 },
                 drift_ppm_max: DRIFT_PPM,
-                profile: LinkProfile::Dev,
+                profile: LinkProfile::Mesh,
                 snapshot_entries: (snapshot_entries, snapshot_entries / 2),
                 outbox_bytes_max: None,
             },

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
-use common::ids::LogIndex;
+use common::{ids::LogIndex, wire::cluster::Urgency};
 use tokio::time::Instant;
 
 use super::harness::{Cluster, PATIENCE, Seat, Switchboard, id, member, quick, until};
@@ -64,7 +64,9 @@ async fn proposal_without_quorum_is_refused_within_the_deadline() {
         ProposeOutcome::Refused(ProposeRefusal::NoQuorum { retry_after_ms: 300 })
     );
     assert!(asked.elapsed() <= deadline);
-    let read = cluster.handles[leader].linearizable_position(deadline).await;
+    let read = cluster.handles[leader]
+        .linearizable_position(Urgency::AtOnce, deadline)
+        .await;
     assert!(
         matches!(read, Err(ReadRefusal::NoQuorum | ReadRefusal::Deadline)),
         "{read:?}"
@@ -93,7 +95,9 @@ async fn follower_names_the_leader() {
         outcome,
         ProposeOutcome::Refused(ProposeRefusal::NotLeader { leader: hint })
     );
-    let read = cluster.handles[follower].linearizable_position(PATIENCE).await;
+    let read = cluster.handles[follower]
+        .linearizable_position(Urgency::AtOnce, PATIENCE)
+        .await;
     assert_eq!(read, Err(ReadRefusal::NotLeader { leader: hint }));
 }
 
@@ -102,7 +106,10 @@ async fn linearizable_read_shows_acknowledged_writes() {
     let cluster = Cluster::in_memory(3, quick()).await;
     let leader = cluster.leader().await;
     let written = cluster.commit(leader, b"x").await;
-    let read = cluster.handles[leader].linearizable_position(PATIENCE).await.unwrap();
+    let read = cluster.handles[leader]
+        .linearizable_position(Urgency::AtOnce, PATIENCE)
+        .await
+        .unwrap();
     assert!(read >= written);
     let beyond = cluster.handles[leader]
         .wait_applied(LogIndex(read.index.0 + 100), Duration::from_millis(50))
@@ -115,7 +122,9 @@ async fn replaced_leader_gives_no_position_below_what_the_others_committed() {
     let cluster = Cluster::in_memory(3, quick()).await;
     let old = cluster.leader().await;
     cluster.commit(old, b"before").await;
-    let read = cluster.handles[old].linearizable_position(PATIENCE).await;
+    let read = cluster.handles[old]
+        .linearizable_position(Urgency::AtOnce, PATIENCE)
+        .await;
     assert!(read.is_ok(), "its majority answered a moment ago");
     cluster.board.isolate(cluster.seats[old].id);
     let others: Vec<_> = (0..3).filter(|at| *at != old).collect();
@@ -124,7 +133,7 @@ async fn replaced_leader_gives_no_position_below_what_the_others_committed() {
     assert_eq!(cluster.handles[old].status().role, RaftRole::Leader, "it does not know");
     for _ in 0..10 {
         let read = cluster.handles[old]
-            .linearizable_position(Duration::from_millis(500))
+            .linearizable_position(Urgency::AtOnce, Duration::from_millis(500))
             .await;
         assert!(read.is_err(), "{read:?}, while {written:?} is committed");
     }
@@ -156,7 +165,7 @@ async fn acknowledgement_from_before_a_read_confirms_no_leader() {
         begun.elapsed()
     );
     let read = cluster.handles[old]
-        .linearizable_position(Duration::from_millis(500))
+        .linearizable_position(Urgency::AtOnce, Duration::from_millis(500))
         .await;
     assert!(read.is_err(), "{read:?}, while {written:?} is committed");
 }

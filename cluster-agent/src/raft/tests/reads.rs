@@ -4,13 +4,13 @@ use std::{
     collections::{BTreeMap, VecDeque},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use bytes::Bytes;
-use common::ids::RaftNodeId;
+use common::{ids::RaftNodeId, wire::cluster::Urgency};
 use futures::future::BoxFuture;
 use transport::memory::{Fate, lane_pair};
 
@@ -31,6 +31,7 @@ use crate::{
 struct Puppets {
     lanes: Mutex<Vec<(RaftNodeId, Lane)>>,
     is_silent: AtomicBool,
+    heartbeats: AtomicUsize,
 }
 
 impl RaftLink for Puppets {
@@ -41,6 +42,9 @@ impl RaftLink for Puppets {
         body: Bytes,
         _: Duration,
     ) -> BoxFuture<'static, Result<Bytes, LinkError>> {
+        if kind == RaftRpc::Append {
+            self.heartbeats.fetch_add(1, Ordering::SeqCst);
+        }
         let answer = match kind {
             RaftRpc::Vote | RaftRpc::PreVote => {
                 let asked: BallotRequest = codec::decode(&body).unwrap();
@@ -150,7 +154,7 @@ async fn answer_that_was_given_before_a_read_does_not_confirm_it() {
     stage.listen(Duration::from_millis(5)).await;
     assert_eq!((stage.waiting(2), stage.waiting(3)), (vec![1], vec![1]));
     let leader = stage.leader.clone();
-    let mut reading = TokioRuntime::spawn(async move { leader.linearizable_position(PATIENCE).await });
+    let mut reading = TokioRuntime::spawn(async move { leader.linearizable_position(Urgency::AtOnce, PATIENCE).await });
     stage.listen(Duration::from_millis(5)).await;
     // The first answer commits the entry, of which the third member is told, behind the request that it has answered.
     stage.answer(2, 1).await;
@@ -172,7 +176,10 @@ async fn read_that_nobody_confirms_ends_with_its_deadline() {
     let stage = Stage::set().await;
     stage.puppets.is_silent.store(true, Ordering::SeqCst);
     let begun = tokio::time::Instant::now();
-    let read = stage.leader.linearizable_position(Duration::from_millis(100)).await;
+    let read = stage
+        .leader
+        .linearizable_position(Urgency::AtOnce, Duration::from_millis(100))
+        .await;
     assert!(
         matches!(read, Err(ReadRefusal::NoQuorum | ReadRefusal::Deadline)),
         "{read:?}"
@@ -183,6 +190,29 @@ async fn read_that_nobody_confirms_ends_with_its_deadline() {
 #[tokio::test(start_paused = true)]
 async fn heartbeats_alone_confirm_a_read() {
     let stage = Stage::set().await;
-    let read = stage.leader.linearizable_position(PATIENCE).await;
+    let read = stage.leader.linearizable_position(Urgency::AtOnce, PATIENCE).await;
     assert_eq!(read.unwrap().index, stage.leader.status().committed.index);
+}
+
+#[tokio::test(start_paused = true)]
+async fn read_in_passing_sends_nothing_and_is_confirmed_by_the_next_heartbeats() {
+    let stage = Stage::set().await;
+    let heartbeats = || stage.puppets.heartbeats.load(Ordering::SeqCst);
+    let interval = Duration::from_millis(quick().heartbeat_ms);
+    let read = async |urgency| {
+        // Both were just told that their leader lives.
+        let before = heartbeats();
+        while heartbeats() < before + 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let (begun, before) = (tokio::time::Instant::now(), heartbeats());
+        let read = stage.leader.linearizable_position(urgency, PATIENCE).await;
+        assert_eq!(read.unwrap().index, stage.leader.status().committed.index);
+        (begun.elapsed(), heartbeats() - before)
+    };
+    let (took, _) = read(Urgency::AtOnce).await;
+    assert!(took < interval / 4, "it asks: {took:?}");
+    let (took, sent) = read(Urgency::InPassing).await;
+    assert!(took > interval / 2 && took < interval * 2, "it waits: {took:?}");
+    assert!(sent <= 2, "the usual ones: {sent}");
 }
