@@ -11,6 +11,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use cluster_core::queue::ClusterQueue;
 use common::{
     entry::{Action, Fence, Payload, SignedEntry},
     ids::{Assignment, DeviceId, EntryId, LogIndex, TaskId},
@@ -174,6 +175,10 @@ impl Shell {
                     Some(_) => tasks_in_scope(state, &states, after, limit, scope),
                 };
                 tasks.truncate(limit);
+                Ok(self.rows(state, tasks, more))
+            }),
+            Request::Work { limit } => self.machine.with(|state| {
+                let (tasks, more) = work_of(&state.queue, &self.me.device, usize::from(limit));
                 Ok(self.rows(state, tasks, more))
             }),
             Request::Status => Ok(self.local_status()),
@@ -481,6 +486,17 @@ fn tasks_in_scope(
             return (found, more || is_cut);
         }
     }
+}
+
+/// What `device` holds, and behind it what it could claim; and whether there is more to claim.
+fn work_of(queue: &ClusterQueue, device: &DeviceId, limit: usize) -> (Vec<TaskView>, bool) {
+    let mut tasks: Vec<TaskId> = queue.held_by(device).map(|held| held.task).take(limit).collect();
+    let left = limit - tasks.len();
+    let claimable = queue.claimable(left + 1);
+    let more = claimable.len() > left;
+    tasks.extend(claimable.into_iter().take(left));
+    let views = tasks.iter().filter_map(|task| queue.task_view(task)).collect();
+    (views, more)
 }
 
 /// The same key with the same content was submitted before: that task is the answer, as it was then.

@@ -28,6 +28,8 @@ use crate::{
 
 /// Longest wait for an answer of the agent.
 const PATIENCE: Duration = Duration::from_secs(4);
+/// So many of the most urgent tasks it chooses from.
+const CHOICE: u16 = 6;
 /// A task in this many fails, and one is given back though it is done.
 const FAIL_ONE_IN: u64 = 12;
 /// A claim that may not be acted on for so long is given back.
@@ -170,32 +172,17 @@ impl Vehicle {
     }
 
     async fn look_for_work(&mut self, work_max: Duration) {
-        let open = [
-            TaskState::Queued,
-            TaskState::Assigned,
-            TaskState::Claimed,
-            TaskState::Underway,
-        ];
-        let request = Request::Tasks {
-            scope: None,
-            states: open.to_vec(),
-            after: None,
-            limit: 48,
-        };
+        let request = Request::Work { limit: CHOICE };
         let rows = self.rows(request).await;
         if let Some(mine) = rows.iter().find(|row| row.is_mine) {
             return self.begin(mine, work_max).await;
         }
-        let is_free = |row: &&TaskRow| {
-            row.state == TaskState::Assigned || (row.state == TaskState::Queued && row.scope == Scope::Cluster)
-        };
-        let free: Vec<&TaskRow> = rows.iter().filter(is_free).collect();
-        let Some(last) = (free.len() as u64).checked_sub(1) else {
+        let Some(last) = (rows.len() as u64).checked_sub(1) else {
             return;
         };
-        let pick = self.random.between(0, last.min(5)) as usize;
-        if let Some(task) = free[pick].task_id() {
-            let call = self.desk.called(task, free[pick].scope, Call::Claim);
+        let free = &rows[self.random.between(0, last) as usize];
+        if let Some(task) = free.task_id() {
+            let call = self.desk.called(task, free.scope, Call::Claim);
             // Another drone may be faster; then the next look shows it.
             if let Some(told) = self.ask(Request::Claim { task }).await.and_then(|answer| told(&answer)) {
                 self.desk.answered(call, task, told);

@@ -1,5 +1,7 @@
 //! What readers see, and snapshots.
 
+use std::collections::BTreeSet;
+
 use common::{
     ids::{ClusterId, TaskId},
     task::{Scope, Task, TaskState},
@@ -45,6 +47,23 @@ fn most_urgent_work_comes_first() {
     let first = c.submit("op1", Scope::Cluster, &with("first", 200, None));
     assert_eq!(c.queue.claimable(10), [first, soon, later, whenever]);
     assert_eq!(c.queue.claimable(2), [first, soon]);
+}
+
+#[test]
+fn task_leaves_the_work_of_all_for_the_hands_of_one_drone() {
+    let mut c = TestCluster::new();
+    let (own, fleets) = (
+        c.submit("op1", Scope::Cluster, &task("own")),
+        c.assigned("op1", &task("fleets")),
+    );
+    let [one, other] = ["c1-1", "c1-2"].map(|label| c.fleet.id(label));
+    let both = BTreeSet::from([own, fleets]);
+    assert_eq!(BTreeSet::from_iter(c.queue.claimable(10)), both);
+    c.hold("c1-1", fleets);
+    c.hold("c1-1", own);
+    assert_eq!(c.queue.claimable(10), []);
+    assert_eq!(BTreeSet::from_iter(c.queue.held_by(&one).map(|held| held.task)), both);
+    assert_eq!(c.queue.held_by(&other).count(), 0);
 }
 
 // Snapshots.

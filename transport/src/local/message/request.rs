@@ -92,6 +92,11 @@ pub enum Request {
         /// At most this many, up to [`TASKS_PER_ANSWER_MAX`].
         limit: u16,
     },
+    /// What this drone holds, and behind it what it could claim, the most urgent first.
+    Work {
+        /// At most this many, up to [`TASKS_PER_ANSWER_MAX`].
+        limit: u16,
+    },
     /// State of the agent.
     Status,
     /// Answered as `status` when `position` differs from this one (an entry was applied, or the mode
@@ -236,6 +241,9 @@ impl Request {
                     .transpose()?,
                 limit: raw.limit.unwrap_or(TASKS_PER_ANSWER_MAX).clamp(1, TASKS_PER_ANSWER_MAX),
             }),
+            "work" => Ok(Self::Work {
+                limit: raw.limit.unwrap_or(TASKS_PER_ANSWER_MAX).clamp(1, TASKS_PER_ANSWER_MAX),
+            }),
             "status" => Ok(Self::Status),
             "watch" => Ok(Self::Watch {
                 since: raw.since.unwrap_or(0),
@@ -300,6 +308,7 @@ impl Request {
                 raw.after = after.map(|after| after.to_hex());
                 raw.limit = Some(*limit);
             }
+            Self::Work { limit } => raw.limit = Some(*limit),
             Self::Watch { since } => raw.since = Some(*since),
             Self::Renew | Self::Status => {}
         }
@@ -325,6 +334,7 @@ impl Request {
             Self::Cancel { .. } => "cancel",
             Self::Task { .. } => "task",
             Self::Tasks { .. } => "tasks",
+            Self::Work { .. } => "work",
             Self::Status => "status",
             Self::Watch { .. } => "watch",
         }

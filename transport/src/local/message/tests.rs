@@ -56,6 +56,7 @@ fn every_request_survives_its_line() {
             after: Some(task),
             limit: 10,
         },
+        Request::Work { limit: 3 },
         Request::Status,
         Request::Watch { since: 4 },
     ] {
