@@ -125,6 +125,8 @@ frame_kinds! {
     FetchBatch = 0x25, Bft, KIB, 128 * KIB;
     /// Finalized blocks from a height.
     Sync = 0x26, Bft, KIB, 1024 * KIB;
+    /// Proposals, votes, certificates and notices that waited together.
+    Bundle = 0x27, Bft, 65 * KIB, KIB;
 
     /// A certified batch on its way up.
     SubmitBatch = 0x30, Feed, 128 * KIB, KIB;

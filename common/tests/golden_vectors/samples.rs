@@ -17,7 +17,7 @@ use common::{
     testing::{BlockChain, ClusterLog, Fleet, Ledger, place_in, task},
     verdict::{Answer, Reason, Verdict},
     wire::{
-        bft::{BatchNotice, Certificate, SyncAnswer, SyncRequest},
+        bft::{BatchNotice, Bundle, Bundled, BundledKind, Certificate, SyncAnswer, SyncRequest},
         cluster::{Forward, Linearize, Linearized, Urgency, WriteOutcome},
         feed::{BatchReceipt, FetchByDigest, Follow, Followed},
         frame::{Hello, Protocol, Refusal, RefusalCode, WIRE_VERSION},
@@ -440,6 +440,18 @@ fn outcomes_and_proof(all: &mut impl Samples) {
 fn bft_and_feed(all: &mut impl Samples, fleet: &Fleet) {
     let [first, _] = two_blocks(fleet);
     let blocks = vec![fleet.finalize(first), finalized_from_above(fleet)];
+    let kinds = [
+        BundledKind::Proposal,
+        BundledKind::Vote,
+        BundledKind::Certificate,
+        BundledKind::BatchNotice,
+    ];
+    let bundled = |kind| Bundled {
+        kind,
+        body: vec![kind as u8; 3].try_into().expect("short"),
+    };
+    let messages = kinds.map(bundled).to_vec().try_into().expect("few");
+    all.add("bundle", Bundle { messages });
     all.add("sync_request", SyncRequest { from: Height(300) });
     all.add(
         "sync_answer",

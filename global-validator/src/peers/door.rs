@@ -25,7 +25,7 @@ use common::{
     ids::NodeIdx,
     quorum::attestation_quorum,
     wire::{
-        bft::{BatchNotice, BftMessage, SyncAnswer, SyncRequest},
+        bft::{BatchNotice, BftMessage, Bundle, Bundled, SyncAnswer, SyncRequest},
         feed::FetchByDigest,
         frame::{FrameKind, Refusal, RefusalCode},
     },
@@ -97,18 +97,11 @@ impl PeerDoor {
     /// # Errors
     /// What the peer is told.
     pub async fn handle(&self, from: NodeIdx, kind: FrameKind, body: Bytes) -> Result<Bytes, Refusal> {
-        let bytes = body.len();
         match kind {
-            FrameKind::Proposal => {
-                let proposal: Proposal = decode(&body).map_err(invalid)?;
-                self.push(from, BftMessage::Proposal(Box::new(proposal)), bytes)
+            FrameKind::Proposal | FrameKind::Vote | FrameKind::Certificate | FrameKind::BatchNotice => {
+                self.told(from, kind, &body)
             }
-            FrameKind::Vote => self.push(from, BftMessage::Vote(decode(&body).map_err(invalid)?), bytes),
-            FrameKind::Certificate => {
-                let certificate = decode(&body).map_err(invalid)?;
-                self.push(from, BftMessage::Certificate(certificate), bytes)
-            }
-            FrameKind::BatchNotice => self.notice(from, &decode(&body).map_err(invalid)?, bytes),
+            FrameKind::Bundle => self.bundle(from, &decode(&body).map_err(invalid)?),
             FrameKind::FetchBlock => self.block(from, decode(&body).map_err(invalid)?).await,
             FrameKind::FetchBatch => {
                 let wanted: FetchByDigest = decode(&body).map_err(invalid)?;
@@ -116,6 +109,31 @@ impl PeerDoor {
             }
             FrameKind::Sync => self.sync(decode(&body).map_err(invalid)?),
             _ => Err(invalid("not a request of a validator")),
+        }
+    }
+
+    /// Every message of a bundle is taken that would be taken alone; the first refusal is the answer.
+    fn bundle(&self, from: NodeIdx, bundle: &Bundle) -> Result<Bytes, Refusal> {
+        let told = |message: &Bundled| self.told(from, message.kind.frame_kind(), &message.body);
+        let mut answers: Vec<_> = bundle.messages.iter().map(told).collect();
+        let refused = answers.iter().position(Result::is_err);
+        refused.map_or(Ok(Bytes::new()), |first| answers.swap_remove(first))
+    }
+
+    fn told(&self, from: NodeIdx, kind: FrameKind, body: &[u8]) -> Result<Bytes, Refusal> {
+        let bytes = body.len();
+        match kind {
+            FrameKind::Proposal => {
+                let proposal: Proposal = decode(body).map_err(invalid)?;
+                self.push(from, BftMessage::Proposal(Box::new(proposal)), bytes)
+            }
+            FrameKind::Vote => self.push(from, BftMessage::Vote(decode(body).map_err(invalid)?), bytes),
+            FrameKind::Certificate => {
+                let certificate = decode(body).map_err(invalid)?;
+                self.push(from, BftMessage::Certificate(certificate), bytes)
+            }
+            FrameKind::BatchNotice => self.notice(from, &decode(body).map_err(invalid)?, bytes),
+            _ => Err(invalid("not what a validator tells")),
         }
     }
 

@@ -1,6 +1,6 @@
 //! The other validators (`muster-bft/1`): what is pushed to them, asked of them, and answered to them.
 //!
-//! * [`outgoing`]: a bounded queue and a sender per peer.
+//! * [`outgoing`]: a bounded queue and a sender per peer; what waits together travels together.
 //! * [`fetch`]: blocks and batches by digest, finalized blocks by height.
 //! * [`round_trip`]: how long that takes.
 //! * [`door`]: what comes in; signatures are checked here, off the driver's task.
@@ -18,12 +18,12 @@ use common::{
     ids::{DeviceId, NodeIdx},
     registry::Registry,
     validator_set::ValidatorSet,
-    wire::{bft::BftMessage, frame::FrameKind},
+    wire::bft::{BftMessage, BundledKind, Certificate},
 };
 use global_core::Recipient;
 
 pub use door::PeerDoor;
-use outgoing::{Outbound, Outgoing};
+use outgoing::{Haste, Outbound, Outgoing};
 
 /// One other validator.
 #[derive(Clone)]
@@ -76,25 +76,35 @@ impl Peers {
         let outbound = outbound(message);
         match to {
             Recipient::All => {
+                let haste = haste_of(message);
                 for link in self.iter() {
-                    link.outgoing.push(outbound.clone());
+                    link.outgoing.push(outbound.clone(), haste);
                 }
             }
             Recipient::One(idx) => {
                 if let Some(link) = self.get(idx) {
-                    link.outgoing.push(outbound);
+                    link.outgoing.push(outbound, Haste::Urgent);
                 }
             }
         }
     }
 }
 
+/// Who has the votes for a block needs their certificate no more: sent on to all, it only helps who missed some. It goes
+/// along with my next vote, which for a notarization is the finalize vote that is being made durable.
+fn haste_of(message: &BftMessage) -> Haste {
+    match message {
+        BftMessage::Certificate(Certificate::Notarization(_) | Certificate::Finalization(_)) => Haste::Patient,
+        _ => Haste::Urgent,
+    }
+}
+
 fn outbound(message: &BftMessage) -> Outbound {
-    let (kind, body): (FrameKind, Bytes) = match message {
-        BftMessage::Proposal(proposal) => (FrameKind::Proposal, encode(proposal.as_ref()).into()),
-        BftMessage::Vote(vote) => (FrameKind::Vote, encode(vote).into()),
-        BftMessage::Certificate(certificate) => (FrameKind::Certificate, encode(certificate).into()),
-        BftMessage::BatchNotice(notice) => (FrameKind::BatchNotice, encode(notice).into()),
+    let (kind, body): (BundledKind, Bytes) = match message {
+        BftMessage::Proposal(proposal) => (BundledKind::Proposal, encode(proposal.as_ref()).into()),
+        BftMessage::Vote(vote) => (BundledKind::Vote, encode(vote).into()),
+        BftMessage::Certificate(certificate) => (BundledKind::Certificate, encode(certificate).into()),
+        BftMessage::BatchNotice(notice) => (BundledKind::BatchNotice, encode(notice).into()),
     };
     Outbound { kind, body }
 }

@@ -1,8 +1,9 @@
 //! What goes out to one other validator: a bounded queue and the task that empties it.
 //!
 //! # Rules
-//! * Messages are started in the order in which they were queued; a few are in flight at once, so
-//!   that a vote does not wait for the receipt of the message before it.
+//! * Messages are started in the order in which they were queued, those that wait together in one request; a few
+//!   requests are in flight at once, so that a vote does not wait for the receipt of the message before it.
+//! * A message that is not urgent goes along with the next that is, or after a tenth of a second.
 //! * Upon a full queue: the oldest message is dropped. The core sends again what still matters.
 //! * Upon a message that failed: the peer counts as down. Upon the first sign of it afterwards: the
 //!   driver hears of it, so that the core sends again from its finalized tip.
@@ -19,8 +20,12 @@ use std::{
 
 use bytes::Bytes;
 use common::{
+    codec::encode,
     ids::DeviceId,
-    wire::frame::{FrameKind, Protocol},
+    wire::{
+        bft::{Bundle, Bundled, BundledKind},
+        frame::{FrameKind, Protocol},
+    },
 };
 use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 use tokio::{sync::Notify, time::Instant};
@@ -34,20 +39,35 @@ const WAITING_MAX: usize = 512;
 const IN_FLIGHT_MAX: usize = 16;
 /// A message that is not received by then is worth nothing: the core has sent it again.
 const SEND_DEADLINE: Duration = Duration::from_secs(5);
-/// How often a peer that is down is looked for.
+/// How often a peer that is down is looked for, and how long a message waits for company.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// A message, encoded once for all peers.
 #[derive(Clone, Debug)]
 pub struct Outbound {
     /// What it is.
-    pub kind: FrameKind,
+    pub kind: BundledKind,
     /// Its bytes.
     pub body: Bytes,
 }
 
+/// Whether a message waits for company.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Haste {
+    /// It leaves at once.
+    Urgent,
+    /// It may wait for one that is urgent.
+    Patient,
+}
+
+#[derive(Default)]
+struct Waiting {
+    messages: VecDeque<Outbound>,
+    is_urgent: bool,
+}
+
 struct Shared {
-    waiting: Mutex<VecDeque<Outbound>>,
+    waiting: Mutex<Waiting>,
     round_trips: Mutex<RoundTrips>,
     more: Notify,
 }
@@ -59,7 +79,7 @@ pub struct Outgoing(Arc<Shared>);
 impl Default for Outgoing {
     fn default() -> Self {
         Self(Arc::new(Shared {
-            waiting: Mutex::new(VecDeque::new()),
+            waiting: Mutex::default(),
             round_trips: Mutex::default(),
             more: Notify::new(),
         }))
@@ -67,21 +87,24 @@ impl Default for Outgoing {
 }
 
 impl Outgoing {
-    fn waiting(&self) -> MutexGuard<'_, VecDeque<Outbound>> {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
         // Guarded sections only push and pop.
         self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Queues a message. Returns whether an older one was dropped for it.
-    pub fn push(&self, message: Outbound) -> bool {
+    pub fn push(&self, message: Outbound, haste: Haste) -> bool {
         let mut waiting = self.waiting();
-        let is_full = waiting.len() == WAITING_MAX;
+        let is_full = waiting.messages.len() == WAITING_MAX;
         if is_full {
-            waiting.pop_front();
+            waiting.messages.pop_front();
         }
-        waiting.push_back(message);
-        drop(waiting);
-        self.0.more.notify_one();
+        waiting.messages.push_back(message);
+        if haste == Haste::Urgent {
+            waiting.is_urgent = true;
+            drop(waiting);
+            self.0.more.notify_one();
+        }
         is_full
     }
 
@@ -98,30 +121,48 @@ impl Outgoing {
         round_trips.measured(took);
     }
 
-    fn pop(&self) -> Option<Outbound> {
-        self.waiting().pop_front()
+    /// The next request, with as many of the messages that wait as it holds. `None` if all of them still have time.
+    fn take(&self, has_waited: bool) -> Option<(FrameKind, Bytes)> {
+        let mut waiting = self.waiting();
+        if !waiting.is_urgent && !has_waited {
+            return None;
+        }
+        let first = waiting.messages.pop_front()?;
+        let mut bytes = first.body.len();
+        let mut taken = vec![first];
+        while taken.len() < Bundle::MESSAGES_MAX
+            && let Some(next) = waiting.messages.front()
+            && bytes + next.body.len() <= Bundle::BODIES_BYTES_MAX
+        {
+            bytes += next.body.len();
+            taken.extend(waiting.messages.pop_front());
+        }
+        waiting.is_urgent &= !waiting.messages.is_empty();
+        drop(waiting);
+        Some(request_of(taken))
     }
 
     /// Sends for ever. `came_back` is called when the peer answers or is connected after it was not.
     pub async fn run(self, to: DeviceId, transport: Arc<dyn Transport>, came_back: impl Fn()) {
         let mut in_flight = FuturesUnordered::new();
-        let mut is_up = false;
+        let (mut is_up, mut has_waited) = (false, false);
         loop {
             while in_flight.len() < IN_FLIGHT_MAX
-                && let Some(message) = self.pop()
+                && let Some((kind, body)) = self.take(has_waited)
             {
-                let call = transport.call(to, message.kind, message.body, SEND_DEADLINE);
+                let call = transport.call(to, kind, body, SEND_DEADLINE);
                 let sent_at = Instant::now();
                 in_flight.push(call.map(move |outcome| (outcome, sent_at.elapsed())));
             }
             let can_take = in_flight.len() < IN_FLIGHT_MAX;
             let look_again = tokio::time::sleep(LOOK_AGAIN);
-            let outcome: Option<(Result<Bytes, CallError>, Duration)> = futures::select_biased! {
-                outcome = in_flight.select_next_some() => Some(outcome),
-                () = wait(&self.0.more, can_take).fuse() => None,
-                () = look_again.fuse() => None,
+            let (outcome, is_time_up): (Option<(Result<Bytes, CallError>, Duration)>, bool) = futures::select_biased! {
+                outcome = in_flight.select_next_some() => (Some(outcome), false),
+                () = wait(&self.0.more, can_take).fuse() => (None, false),
+                () = look_again.fuse() => (None, true),
             };
             let was_up = is_up;
+            has_waited = is_time_up;
             is_up = match outcome {
                 // A refusal is an answer: the peer is there.
                 Some((Ok(_) | Err(CallError::Refused(_)), took)) => {
@@ -144,10 +185,111 @@ impl Outgoing {
     }
 }
 
+/// One request for all of `messages`, of which there is at least one.
+fn request_of(mut messages: Vec<Outbound>) -> (FrameKind, Bytes) {
+    if let [only] = &mut messages[..] {
+        return (only.kind.frame_kind(), std::mem::take(&mut only.body));
+    }
+    let bundled = messages.into_iter().map(|message| Bundled {
+        kind: message.kind,
+        body: Vec::from(message.body).try_into().expect("a longer one travels alone"),
+    });
+    let messages = bundled.collect::<Vec<_>>().try_into().expect("no more were taken");
+    (FrameKind::Bundle, encode(&Bundle { messages }).into())
+}
+
 async fn wait(more: &Notify, can_take: bool) {
     if can_take {
         more.notified().await;
     } else {
         futures::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::codec::decode;
+
+    use super::*;
+
+    fn vote(number: u8, bytes: usize) -> Outbound {
+        Outbound {
+            kind: BundledKind::Vote,
+            body: vec![number; bytes].into(),
+        }
+    }
+
+    fn queued(messages: &[(Outbound, Haste)]) -> Outgoing {
+        let outgoing = Outgoing::default();
+        for (message, haste) in messages {
+            assert!(!outgoing.push(message.clone(), *haste));
+        }
+        outgoing
+    }
+
+    /// First bytes of the messages in a request.
+    fn numbers(request: Option<(FrameKind, Bytes)>) -> Vec<u8> {
+        match request {
+            None => Vec::new(),
+            Some((FrameKind::Bundle, body)) => {
+                let bundle: Bundle = decode(&body).unwrap();
+                assert!(bundle.messages.len() > 1);
+                bundle.messages.iter().map(|message| message.body[0]).collect()
+            }
+            Some((kind, body)) => {
+                assert_eq!(kind, FrameKind::Vote);
+                vec![body[0]]
+            }
+        }
+    }
+
+    #[test]
+    fn messages_that_wait_together_leave_in_one_request_in_their_order() {
+        let outgoing = queued(&[1, 2, 3].map(|number| (vote(number, 9), Haste::Urgent)));
+        assert_eq!(numbers(outgoing.take(false)), [1, 2, 3]);
+        assert!(numbers(outgoing.take(true)).is_empty());
+        let outgoing = queued(&[(vote(7, 9), Haste::Urgent)]);
+        assert_eq!(
+            numbers(outgoing.take(false)),
+            [7],
+            "one travels without a bundle around it"
+        );
+    }
+
+    #[test]
+    fn patient_message_leaves_with_an_urgent_one_or_when_it_has_waited() {
+        let outgoing = queued(&[(vote(1, 9), Haste::Patient)]);
+        assert!(numbers(outgoing.take(false)).is_empty());
+        outgoing.push(vote(2, 9), Haste::Urgent);
+        assert_eq!(numbers(outgoing.take(false)), [1, 2]);
+        outgoing.push(vote(3, 9), Haste::Patient);
+        assert!(numbers(outgoing.take(false)).is_empty(), "nothing is urgent any more");
+        assert_eq!(numbers(outgoing.take(true)), [3]);
+    }
+
+    #[test]
+    fn bundle_keeps_its_bounds_and_what_is_longer_travels_alone() {
+        let half = Bundle::BODIES_BYTES_MAX / 2;
+        let long = vote(1, Bundle::BODIES_BYTES_MAX + 1);
+        let outgoing =
+            queued(&[long, vote(2, half), vote(3, half), vote(4, 1)].map(|message| (message, Haste::Urgent)));
+        let taken: Vec<_> = (0..3).map(|_| numbers(outgoing.take(false))).collect();
+        assert_eq!(taken, [vec![1], vec![2, 3], vec![4]]);
+        let many: Vec<_> = (0..=Bundle::MESSAGES_MAX)
+            .map(|_| (vote(0, 1), Haste::Urgent))
+            .collect();
+        let outgoing = queued(&many);
+        assert_eq!(numbers(outgoing.take(false)).len(), Bundle::MESSAGES_MAX);
+        assert_eq!(numbers(outgoing.take(false)).len(), 1);
+    }
+
+    #[test]
+    fn full_queue_drops_its_oldest_message() {
+        let outgoing = Outgoing::default();
+        for _ in 0..WAITING_MAX {
+            assert!(!outgoing.push(vote(1, 1), Haste::Urgent));
+        }
+        assert!(outgoing.push(vote(2, 1), Haste::Urgent));
+        assert_eq!(outgoing.waiting().messages.len(), WAITING_MAX);
     }
 }

@@ -24,7 +24,10 @@ use std::{
 use bytes::Bytes;
 use common::{
     ids::{DeviceId, NodeIdx},
-    wire::frame::{FrameKind, Hello, Protocol, frame_header},
+    wire::{
+        bft::Bundle,
+        frame::{FrameKind, Hello, Protocol, frame_header},
+    },
 };
 use transport::ports::{Peer, Service};
 
@@ -294,9 +297,20 @@ impl SimNetwork {
             };
             (listener.clone(), sender)
         };
-        if sender.is_hacked == of_hacked {
-            listener(sender, kind, body);
+        if sender.is_hacked != of_hacked {
+            return;
         }
+        match unbundled(kind, body) {
+            None => listener(sender, kind, body),
+            Some(messages) => messages.iter().for_each(|(kind, body)| listener(sender, *kind, body)),
+        }
+    }
+
+    /// Whether a host is in an enemy's hands.
+    fn has_tap(&self, device: &DeviceId, host: Host) -> bool {
+        let state = self.lock();
+        let known = state.known.get(device);
+        known.is_some_and(|known| known.place(host).tap.is_some())
     }
 
     /// Asks the tap of a host, if it has one, and sends what it wants sent besides.
@@ -431,6 +445,17 @@ impl SimNetwork {
         };
         Some((peer, running.process.clone(), running.service.clone()))
     }
+}
+
+/// The messages of a bundle. `None` if it is none.
+fn unbundled(kind: FrameKind, body: &[u8]) -> Option<Vec<(FrameKind, Bytes)>> {
+    let bundle: Bundle = (kind == FrameKind::Bundle).then(|| common::codec::decode(body).ok())??;
+    let messages = bundle.messages.iter();
+    Some(
+        messages
+            .map(|message| (message.kind.frame_kind(), Bytes::copy_from_slice(&message.body)))
+            .collect(),
+    )
 }
 
 pub(super) fn framed(kind: u8, body: &[u8]) -> Vec<u8> {

@@ -80,7 +80,7 @@ pub(crate) fn priority(kind: FrameKind, body_len: usize) -> i32 {
         FrameKind::RaftVote | FrameKind::RaftTransfer | FrameKind::Linearize => 20,
         // An append without entries is a heartbeat.
         FrameKind::RaftAppend if body_len <= 1024 => 20,
-        FrameKind::Vote | FrameKind::Certificate => 20,
+        FrameKind::Vote | FrameKind::Certificate | FrameKind::Bundle => 20,
         FrameKind::Proposal | FrameKind::Attest => 10,
         FrameKind::RaftAppend
         | FrameKind::RaftLane

@@ -9,9 +9,10 @@ use common::{
         ANSWER_KIND, FrameKind, Protocol, REFUSAL_KIND, Refusal, RefusalCode, read_answer_header, read_request_header,
     },
 };
+use futures::future::join_all;
 use transport::ports::{BoxFuture, CallError, Lane, Peer, Service, Transport};
 
-use super::{Ends, SimNetwork, framed, split};
+use super::{Ends, SimNetwork, framed, split, unbundled};
 use crate::{
     ports::{
         lane::{self, Way},
@@ -171,6 +172,20 @@ impl Transport for SimTransport {
             body.len()
         );
         let (network, from, host) = (self.network.clone(), self.device, self.host);
+        // A tap sees each message by itself.
+        let is_tapped =
+            || network.has_tap(&from, host) || network.has_tap(&to, Host::First) || network.has_tap(&to, Host::Second);
+        if let Some(messages) = unbundled(kind, &body).filter(|_| is_tapped()) {
+            let calls: Vec<_> = messages
+                .into_iter()
+                .map(|(kind, body)| self.call(to, kind, body, deadline))
+                .collect();
+            return Box::pin(async move {
+                let mut answers = join_all(calls).await;
+                let refused = answers.iter().position(Result::is_err);
+                refused.map_or(Ok(Bytes::new()), |first| answers.swap_remove(first))
+            });
+        }
         network.overhear(&from, false, kind, &body);
         Box::pin(async move {
             let ends = network.ends(&from, host, &to);
