@@ -33,7 +33,7 @@ pub enum Room {
     Genesis,
     /// What a block on its way down comes to, after all checks.
     Advance,
-    /// What executing a block does to an agent's global view.
+    /// What executing a block does to the global queue, of an agent or a validator.
     Execution,
 }
 

@@ -17,11 +17,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use common::{
     batch::BatchItem,
     block::AdvancePart,
-    crypto::sha256,
     entry::{SignatureOracle, transition::Event},
-    global_queue::{BlockOutcome, GlobalQueue, MachineEvent, OrderedBatch, Outcome, Row},
+    global_queue::{BlockOutcome, MachineEvent, OrderedBatch, Outcome, Row},
     ids::{Height, LogIndex, LogPosition, TaskId},
-    recall::{Room, recalled_change},
     task::{Scope, TaskState},
     verdict::Verdict,
     wire::op::Finality,
@@ -81,13 +79,9 @@ impl ClusterQueue {
         let before = self.global_height();
         // A block that a quorum finalized and that does not follow ours shows a broken assumption
         // elsewhere; here it changes nothing, and the view stays at its height and says so.
-        // A block says what its batches are, and not which of them are here.
-        let held: Vec<u8> = batches.iter().map(|batch| u8::from(batch.is_some())).collect();
-        let execution = |view: &GlobalQueue| sha256(&[&view.tip().0, &view.state_root().0, &block.digest().0, &held]);
-        let executed = recalled_change(Room::Execution, &mut self.global, execution, |view| {
-            view.apply(block, &batches, oracle)
-        });
-        let Ok(outcome) = executed else { return };
+        let Ok(outcome) = self.global.apply(block, &batches, oracle) else {
+            return;
+        };
         let closed = self
             .state
             .batcher

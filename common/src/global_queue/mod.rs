@@ -69,7 +69,7 @@ use crate::{
     entry::SignatureOracle,
     genesis::{Genesis, padded},
     ids::{BatchSeq, BlockTime, ClusterId, Digest, Founding, Height, LogPosition, TaskId},
-    recall::{Room, recalled},
+    recall::{Room, recalled, recalled_change},
     registry::Registry,
 };
 
@@ -157,6 +157,20 @@ impl GlobalQueue {
     /// [`ApplyError`], before anything is changed: the caller gave another block or other batches than
     /// the chain holds.
     pub fn apply(
+        &mut self,
+        block: &Block,
+        batches: &[Option<OrderedBatch<'_>>],
+        oracle: &mut impl SignatureOracle,
+    ) -> Result<BlockOutcome, ApplyError> {
+        // A block says what its batches are, and not which of them are here.
+        let held: Vec<u8> = batches.iter().map(|batch| u8::from(batch.is_some())).collect();
+        let question = |queue: &Self| sha256(&[&queue.tip.0, &queue.root.0, &block.digest().0, &held]);
+        recalled_change(Room::Execution, self, question, |queue| {
+            queue.execute(block, batches, oracle)
+        })
+    }
+
+    fn execute(
         &mut self,
         block: &Block,
         batches: &[Option<OrderedBatch<'_>>],

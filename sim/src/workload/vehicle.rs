@@ -177,6 +177,9 @@ impl Vehicle {
         if let Some(mine) = rows.iter().find(|row| row.is_mine) {
             return self.begin(mine, work_max).await;
         }
+        if !self.desk.is_open() {
+            return;
+        }
         let Some(last) = (rows.len() as u64).checked_sub(1) else {
             return;
         };
