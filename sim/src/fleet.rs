@@ -16,7 +16,7 @@ use std::{
 use cluster_agent::{
     agent::AgentHandle,
     config::Limits,
-    raft::{LinkProfile, RaftConfig},
+    raft::{LinkProfile, RaftConfig, RaftRole},
 };
 use common::{
     genesis::Timing,
@@ -325,9 +325,9 @@ impl SimFleet {
     pub fn leader(&self, cluster: &[String]) -> Option<String> {
         let statuses = cluster
             .iter()
-            .filter_map(|name| Some((name, self.agent(name)?.status())));
-        let leaders = statuses.filter(|(_, status)| status.is_leader);
-        let newest = leaders.max_by_key(|(_, status)| status.context.term);
+            .filter_map(|name| Some((name, self.agent(name)?.raft().status())));
+        let leaders = statuses.filter(|(_, status)| status.role == RaftRole::Leader);
+        let newest = leaders.max_by_key(|(_, status)| status.term);
         newest.map(|(name, _)| name.clone())
     }
 

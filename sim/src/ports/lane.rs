@@ -11,9 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::{
     ids::{DeviceId, NodeIdx},
-    wire::frame::{
-        ANSWER_KIND, FRAME_HEADER_BYTES, FrameKind, REFUSAL_KIND, Refusal, read_answer_header, read_request_header,
-    },
+    wire::frame::{ANSWER_KIND, FrameKind, REFUSAL_KIND, Refusal, read_answer_header, read_request_header},
 };
 use futures::{FutureExt as _, future::BoxFuture};
 use tokio::{
@@ -24,7 +22,7 @@ use transport::ports::{CallError, Lane, LaneReceiver, LaneSender};
 
 use super::{
     links::Direction,
-    network::{SimNetwork, framed},
+    network::{SimNetwork, body_of, framed},
     twins::Host,
 };
 use crate::trace::Event;
@@ -85,7 +83,7 @@ impl Way {
 }
 
 /// A frame and when it arrives; no frame is the end.
-type UnderWay = (Instant, Option<Vec<u8>>);
+type UnderWay = (Instant, Option<Bytes>);
 
 /// Both ends of a lane: the opener's and the server's.
 pub(super) fn pair(network: &SimNetwork, requests: Way, answers: Way) -> (Lane, Lane) {
@@ -125,10 +123,10 @@ struct Sender {
 }
 
 impl Sender {
-    async fn put(&mut self, frame: Option<Vec<u8>>) -> Result<(), CallError> {
+    async fn put(&mut self, frame: Option<Bytes>) -> Result<(), CallError> {
         let ended = || CallError::Broken("the lane was ended".into());
         let frames = self.frames.as_ref().ok_or_else(ended)?;
-        let bytes = frame.as_ref().map_or(0, Vec::len);
+        let bytes = frame.as_ref().map_or(0, Bytes::len);
         let delay = self.network.stream_delay(self.way.direction, bytes);
         let Some(delay) = delay.filter(|_| !self.is_silenced) else {
             self.is_silenced = true;
@@ -226,11 +224,11 @@ impl Receiver {
             return Ok(None);
         };
         self.way.record(&self.network, Event::Delivered, &frame);
-        let body = &frame[FRAME_HEADER_BYTES..];
+        let body = body_of(&frame);
         if self.way.read(&frame) {
-            return Ok(Some(Bytes::copy_from_slice(body)));
+            return Ok(Some(body));
         }
-        match common::codec::decode::<Refusal>(body) {
+        match common::codec::decode::<Refusal>(&body) {
             Ok(refusal) => Err(CallError::Refused(refusal)),
             Err(error) => Err(CallError::Broken(error.to_string())),
         }

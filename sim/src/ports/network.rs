@@ -26,7 +26,7 @@ use common::{
     ids::{DeviceId, NodeIdx},
     wire::{
         bft::Bundle,
-        frame::{FrameKind, Hello, Protocol, frame_header},
+        frame::{FRAME_HEADER_BYTES, FrameKind, Hello, Protocol, frame_header},
     },
 };
 use transport::ports::{Peer, Service};
@@ -458,10 +458,16 @@ fn unbundled(kind: FrameKind, body: &[u8]) -> Option<Vec<(FrameKind, Bytes)>> {
     )
 }
 
-pub(super) fn framed(kind: u8, body: &[u8]) -> Vec<u8> {
-    let mut frame = frame_header(kind, body.len()).to_vec();
+pub(super) fn framed(kind: u8, body: &[u8]) -> Bytes {
+    let mut frame = Vec::with_capacity(FRAME_HEADER_BYTES + body.len());
+    frame.extend_from_slice(&frame_header(kind, body.len()));
     frame.extend_from_slice(body);
-    frame
+    frame.into()
+}
+
+/// The body of a frame, not copied.
+pub(super) fn body_of(frame: &Bytes) -> Bytes {
+    frame.slice(FRAME_HEADER_BYTES..)
 }
 
 fn split(frame: &[u8]) -> (&[u8; 5], &[u8]) {

@@ -79,7 +79,7 @@ impl Plan {
             },
             load: Load {
                 write_every: Duration::from_millis(100),
-                read_every: Duration::from_millis(200),
+                read_every: Duration::from_millis(500),
                 look_us: (100_000, 400_000),
                 work_max: Duration::from_secs(3),
             },

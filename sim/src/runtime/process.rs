@@ -9,7 +9,10 @@ use std::{
     future::Future,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, Waker},
 };
 
@@ -32,7 +35,6 @@ struct Tasks {
     handles: Vec<tokio::task::AbortHandle>,
     prune_at: usize,
     is_killed: bool,
-    is_paused: bool,
     /// Tasks that wanted to run during a pause, in their order.
     held_back: Vec<Waker>,
     panic: Option<String>,
@@ -41,6 +43,8 @@ struct Tasks {
 struct Inner {
     id: ProcessId,
     random: Mutex<Stream>,
+    /// Read before every step of every task.
+    is_paused: AtomicBool,
     tasks: Mutex<Tasks>,
 }
 
@@ -56,7 +60,6 @@ impl Process {
             handles: Vec::new(),
             prune_at: PRUNE_EVERY,
             is_killed: false,
-            is_paused: false,
             held_back: Vec::new(),
             panic: None,
         };
@@ -64,6 +67,7 @@ impl Process {
         Self(Arc::new(Inner {
             id,
             random,
+            is_paused: AtomicBool::new(false),
             tasks: Mutex::new(tasks),
         }))
     }
@@ -121,22 +125,19 @@ impl Process {
 
     /// Stops every task where it stands.
     pub fn pause(&self) {
-        self.tasks().is_paused = true;
+        self.0.is_paused.store(true, Ordering::Relaxed);
     }
 
     /// Whether they stand still.
     #[must_use]
     pub fn is_paused(&self) -> bool {
-        self.tasks().is_paused
+        self.0.is_paused.load(Ordering::Relaxed)
     }
 
     /// Lets them go on.
     pub fn resume(&self) {
-        let held_back = {
-            let mut tasks = self.tasks();
-            tasks.is_paused = false;
-            std::mem::take(&mut tasks.held_back)
-        };
+        self.0.is_paused.store(false, Ordering::Relaxed);
+        let held_back = std::mem::take(&mut self.tasks().held_back);
         for waker in held_back {
             waker.wake();
         }
@@ -175,12 +176,9 @@ impl<F: Future> Future for Gated<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
-        {
-            let mut tasks = self.process.tasks();
-            if tasks.is_paused {
-                tasks.held_back.push(context.waker().clone());
-                return Poll::Pending;
-            }
+        if self.process.is_paused() {
+            self.process.tasks().held_back.push(context.waker().clone());
+            return Poll::Pending;
         }
         let step = catch_unwind(AssertUnwindSafe(|| self.inner.as_mut().poll(context)));
         step.unwrap_or_else(|panic| {

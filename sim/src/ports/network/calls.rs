@@ -12,7 +12,7 @@ use common::{
 use futures::future::join_all;
 use transport::ports::{BoxFuture, CallError, Lane, Peer, Service, Transport};
 
-use super::{Ends, SimNetwork, framed, split, unbundled};
+use super::{Ends, SimNetwork, body_of, framed, split, unbundled};
 use crate::{
     ports::{
         lane::{self, Way},
@@ -48,7 +48,6 @@ impl SimTransport {
             return Exchange::Silence;
         };
         network.trace.record(Event::Delivered, from_id, to_id, &request);
-        let request: Arc<[u8]> = request.into();
         if let Some(also) = ends.also {
             network.deliver_also(&ends, also, kind, &request);
         }
@@ -117,7 +116,7 @@ fn has_empty_answer(kind: FrameKind) -> bool {
 
 impl SimNetwork {
     /// Hands a request to the other twin as well; what that one answers goes to nobody.
-    fn deliver_also(&self, ends: &Ends, host: Host, kind: FrameKind, request: &Arc<[u8]>) {
+    fn deliver_also(&self, ends: &Ends, host: Host, kind: FrameKind, request: &Bytes) {
         let Some((peer, process, service)) = self.receiver(ends, host, kind.protocol()) else {
             return;
         };
@@ -145,16 +144,16 @@ impl SimNetwork {
     }
 }
 
-async fn handle(service: Arc<dyn Service>, peer: Peer, kind: FrameKind, request: Arc<[u8]>) -> Result<Bytes, Refusal> {
-    let (header, body) = split(&request);
+async fn handle(service: Arc<dyn Service>, peer: Peer, kind: FrameKind, request: Bytes) -> Result<Bytes, Refusal> {
+    let (header, _) = split(&request);
     match read_request_header(kind.protocol(), header) {
-        Ok((kind, _)) => service.handle(peer, kind, Bytes::copy_from_slice(body)).await,
+        Ok((kind, _)) => service.handle(peer, kind, body_of(&request)).await,
         Err(error) => panic!("a shell sent what its own protocol refuses: {error}"),
     }
 }
 
 pub(super) enum Exchange {
-    Answer(Vec<u8>),
+    Answer(Bytes),
     Silence,
 }
 
@@ -213,7 +212,7 @@ impl Transport for SimTransport {
             let (header, body) = split(&frame);
             match read_answer_header(kind, header) {
                 Ok((true, _)) => {
-                    let body = Bytes::copy_from_slice(body);
+                    let body = body_of(&frame);
                     let honest = body.clone();
                     let is_told = |tap: &mut dyn Tap, now_us| tap.is_told(now_us, ends.to_idx, kind, body);
                     Ok(tapped.tapped(&from, host, is_told).unwrap_or(honest))
