@@ -128,6 +128,8 @@ pub struct GlobalCore<E> {
     /// Blocks whose execution was asked for.
     executing: BTreeSet<Digest>,
     timer: Option<Instant>,
+    /// Since when a batch has waited for a block.
+    batch_since: Option<Instant>,
     is_halted: bool,
 }
 
@@ -155,6 +157,7 @@ impl<E: Execution> GlobalCore<E> {
             sync_until: None,
             executing: BTreeSet::new(),
             timer: None,
+            batch_since: None,
             is_halted: false,
         };
         for block in blocks {

@@ -6,7 +6,8 @@
 //! * The leader timer is 2D, the view timer 3D, and 3D more once if something must be fetched.
 //! * Both grow by half with each consecutive view that is not finalized, up to 32 D_max and no further.
 //!   A finalization resets them; a notarization resets the leader timer, below the depth cap.
-//! * They rest while nothing waits, until `idle_block_interval` has passed since the last block.
+//! * They start when the leader can have what waits: 2D after I heard of a batch, which it may have to fetch. They rest
+//!   while nothing waits, until `idle_block_interval` has passed since the last block.
 //! * A block without references is proposed half a leader timer after the view was entered; if all it has to bring is a
 //!   root, 3 D_max after: by then a batch may have come, and takes the root along.
 
@@ -200,6 +201,12 @@ impl Pacemaker {
             Some(running) => running.leader_at.map_or(running.view_at, |at| at.min(running.view_at)),
             None => self.idle_until(),
         }
+    }
+
+    /// How long a leader takes to fetch a batch that it was told of.
+    #[must_use]
+    pub fn notice_timer_us(&self) -> u64 {
+        2 * self.delay_us
     }
 
     /// How long a request may take before it is made again.

@@ -186,6 +186,12 @@ impl Core {
         self.pacemaker.owed_root_at()
     }
 
+    /// How long a leader takes to fetch a batch that it was told of, in microseconds.
+    #[must_use]
+    pub fn notice_timer_us(&self) -> u64 {
+        self.pacemaker.notice_timer_us()
+    }
+
     /// How long a request may take before it is made again, in microseconds.
     #[must_use]
     pub fn fetch_timer_us(&self) -> u64 {

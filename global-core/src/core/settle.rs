@@ -300,23 +300,27 @@ impl<E: Execution> GlobalCore<E> {
         self.executing.retain(|digest| self.ledger.contains(digest));
     }
 
-    /// Timers that rest start when something waits; for a block that only finalizes others, when its leader is to
-    /// propose it.
+    /// Timers that rest start when the leader can know of what waits: of a batch, when it has fetched it; of a block to
+    /// be finalized, when it is to propose one on top.
     fn settle_work(&mut self, now: Now, look_again: &mut Option<Instant>, effects: &mut Vec<Effect>) {
         let best = self.consensus.highest_agreed();
         let cursors = self.ledger.cursors_on(&best);
         let cursors = cursors.unwrap_or_else(|| self.ledger.executed_state().cursors());
-        if !self.pool.has_next(&cursors) {
-            if !self.ledger.has_unfinalized_refs() {
-                return;
-            }
-            let at = self.consensus.empty_block_at();
-            if now.at < at {
-                sooner(look_again, at);
-                return;
-            }
+        let has_batch = self.pool.has_next(&cursors);
+        self.batch_since = has_batch.then(|| self.batch_since.unwrap_or(now.at));
+        let batch_at = self
+            .batch_since
+            .map(|since| since.plus_us(self.consensus.notice_timer_us()));
+        let has_unfinalized = self.ledger.has_unfinalized_refs();
+        let block_at = has_unfinalized.then(|| self.consensus.empty_block_at());
+        let Some(at) = batch_at.into_iter().chain(block_at).min() else {
+            return;
+        };
+        if now.at < at {
+            sooner(look_again, at);
+        } else {
+            self.tell(now, consensus::Input::WorkWaits, effects);
         }
-        self.tell(now, consensus::Input::WorkWaits, effects);
     }
 
     fn settle_fetches(&mut self, now: Now, mut wanted: Wanted, effects: &mut Vec<Effect>) {

@@ -240,10 +240,11 @@ fn a_batch_that_was_only_heard_of_starts_the_timers_for_a_while() {
             .any(|e| matches!(e, Effect::FetchBatch(w) if w.from == [from]))
     );
     assert_eq!(
-        votes_in(&bench.wait(2 * D_US)),
-        [nullify(1)],
-        "its leader does not propose it"
+        votes_in(&bench.wait(4 * D_US - 1)),
+        [],
+        "its leader has 2D to fetch it, and 2D to be heard"
     );
+    assert_eq!(votes_in(&bench.wait(1)), [nullify(1)], "its leader does not propose it");
     bench.certify(nullify(1));
     bench.wait(HEARD_DELAYS * 2 * D_US);
     let resting = bench.view() + 1;
