@@ -3,7 +3,7 @@
 //! # Rules
 //! * Messages are started in the order in which they were queued, those that wait together in one request; a few
 //!   requests are in flight at once, so that a vote does not wait for the receipt of the message before it.
-//! * A message that is not urgent goes along with the next that is, or after a tenth of a second.
+//! * A message that is not urgent goes along with the next that is, or after a quarter of a second.
 //! * Upon a full queue: the oldest message is dropped. The core sends again what still matters.
 //! * Upon a message that failed: the peer counts as down. Upon the first sign of it afterwards: the
 //!   driver hears of it, so that the core sends again from its finalized tip.
@@ -39,8 +39,10 @@ const WAITING_MAX: usize = 512;
 const IN_FLIGHT_MAX: usize = 16;
 /// A message that is not received by then is worth nothing: the core has sent it again.
 const SEND_DEADLINE: Duration = Duration::from_secs(5);
-/// How often a peer that is down is looked for, and how long a message waits for company.
+/// How often a peer that is down is looked for.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// How long a message that is not urgent waits for company.
+const COMPANY_WITHIN: Duration = Duration::from_millis(250);
 
 /// A message, encoded once for all peers.
 #[derive(Clone, Debug)]
@@ -64,6 +66,8 @@ pub enum Haste {
 struct Waiting {
     messages: VecDeque<Outbound>,
     is_urgent: bool,
+    /// Since when the oldest message has waited, or longer.
+    since: Option<Instant>,
 }
 
 struct Shared {
@@ -100,6 +104,7 @@ impl Outgoing {
             waiting.messages.pop_front();
         }
         waiting.messages.push_back(message);
+        waiting.since.get_or_insert_with(Instant::now);
         if haste == Haste::Urgent {
             waiting.is_urgent = true;
             drop(waiting);
@@ -122,8 +127,9 @@ impl Outgoing {
     }
 
     /// The next request, with as many of the messages that wait as it holds. `None` if all of them still have time.
-    fn take(&self, has_waited: bool) -> Option<(FrameKind, Bytes)> {
+    fn take(&self) -> Option<(FrameKind, Bytes)> {
         let mut waiting = self.waiting();
+        let has_waited = waiting.since.is_some_and(|since| since.elapsed() >= COMPANY_WITHIN);
         if !waiting.is_urgent && !has_waited {
             return None;
         }
@@ -137,7 +143,9 @@ impl Outgoing {
             bytes += next.body.len();
             taken.extend(waiting.messages.pop_front());
         }
-        waiting.is_urgent &= !waiting.messages.is_empty();
+        if waiting.messages.is_empty() {
+            (waiting.is_urgent, waiting.since) = (false, None);
+        }
         drop(waiting);
         Some(request_of(taken))
     }
@@ -145,10 +153,10 @@ impl Outgoing {
     /// Sends for ever. `came_back` is called when the peer answers or is connected after it was not.
     pub async fn run(self, to: DeviceId, transport: Arc<dyn Transport>, came_back: impl Fn()) {
         let mut in_flight = FuturesUnordered::new();
-        let (mut is_up, mut has_waited) = (false, false);
+        let mut is_up = false;
         loop {
             while in_flight.len() < IN_FLIGHT_MAX
-                && let Some((kind, body)) = self.take(has_waited)
+                && let Some((kind, body)) = self.take()
             {
                 let call = transport.call(to, kind, body, SEND_DEADLINE);
                 let sent_at = Instant::now();
@@ -156,13 +164,12 @@ impl Outgoing {
             }
             let can_take = in_flight.len() < IN_FLIGHT_MAX;
             let look_again = tokio::time::sleep(LOOK_AGAIN);
-            let (outcome, is_time_up): (Option<(Result<Bytes, CallError>, Duration)>, bool) = futures::select_biased! {
-                outcome = in_flight.select_next_some() => (Some(outcome), false),
-                () = wait(&self.0.more, can_take).fuse() => (None, false),
-                () = look_again.fuse() => (None, true),
+            let outcome: Option<(Result<Bytes, CallError>, Duration)> = futures::select_biased! {
+                outcome = in_flight.select_next_some() => Some(outcome),
+                () = wait(&self.0.more, can_take).fuse() => None,
+                () = look_again.fuse() => None,
             };
             let was_up = is_up;
-            has_waited = is_time_up;
             is_up = match outcome {
                 // A refusal is an answer: the peer is there.
                 Some((Ok(_) | Err(CallError::Refused(_)), took)) => {
@@ -243,48 +250,45 @@ mod tests {
         }
     }
 
-    #[test]
-    fn messages_that_wait_together_leave_in_one_request_in_their_order() {
+    #[tokio::test(start_paused = true)]
+    async fn messages_that_wait_together_leave_in_one_request_in_their_order() {
         let outgoing = queued(&[1, 2, 3].map(|number| (vote(number, 9), Haste::Urgent)));
-        assert_eq!(numbers(outgoing.take(false)), [1, 2, 3]);
-        assert!(numbers(outgoing.take(true)).is_empty());
+        assert_eq!(numbers(outgoing.take()), [1, 2, 3]);
+        assert!(numbers(outgoing.take()).is_empty());
         let outgoing = queued(&[(vote(7, 9), Haste::Urgent)]);
-        assert_eq!(
-            numbers(outgoing.take(false)),
-            [7],
-            "one travels without a bundle around it"
-        );
+        assert_eq!(numbers(outgoing.take()), [7], "one travels without a bundle around it");
     }
 
-    #[test]
-    fn patient_message_leaves_with_an_urgent_one_or_when_it_has_waited() {
+    #[tokio::test(start_paused = true)]
+    async fn patient_message_leaves_with_an_urgent_one_or_when_it_has_waited() {
         let outgoing = queued(&[(vote(1, 9), Haste::Patient)]);
-        assert!(numbers(outgoing.take(false)).is_empty());
+        assert!(numbers(outgoing.take()).is_empty());
         outgoing.push(vote(2, 9), Haste::Urgent);
-        assert_eq!(numbers(outgoing.take(false)), [1, 2]);
+        assert_eq!(numbers(outgoing.take()), [1, 2]);
         outgoing.push(vote(3, 9), Haste::Patient);
-        assert!(numbers(outgoing.take(false)).is_empty(), "nothing is urgent any more");
-        assert_eq!(numbers(outgoing.take(true)), [3]);
+        assert!(numbers(outgoing.take()).is_empty(), "nothing is urgent any more");
+        tokio::time::advance(COMPANY_WITHIN).await;
+        assert_eq!(numbers(outgoing.take()), [3]);
     }
 
-    #[test]
-    fn bundle_keeps_its_bounds_and_what_is_longer_travels_alone() {
+    #[tokio::test(start_paused = true)]
+    async fn bundle_keeps_its_bounds_and_what_is_longer_travels_alone() {
         let half = Bundle::BODIES_BYTES_MAX / 2;
         let long = vote(1, Bundle::BODIES_BYTES_MAX + 1);
         let outgoing =
             queued(&[long, vote(2, half), vote(3, half), vote(4, 1)].map(|message| (message, Haste::Urgent)));
-        let taken: Vec<_> = (0..3).map(|_| numbers(outgoing.take(false))).collect();
+        let taken: Vec<_> = (0..3).map(|_| numbers(outgoing.take())).collect();
         assert_eq!(taken, [vec![1], vec![2, 3], vec![4]]);
         let many: Vec<_> = (0..=Bundle::MESSAGES_MAX)
             .map(|_| (vote(0, 1), Haste::Urgent))
             .collect();
         let outgoing = queued(&many);
-        assert_eq!(numbers(outgoing.take(false)).len(), Bundle::MESSAGES_MAX);
-        assert_eq!(numbers(outgoing.take(false)).len(), 1);
+        assert_eq!(numbers(outgoing.take()).len(), Bundle::MESSAGES_MAX);
+        assert_eq!(numbers(outgoing.take()).len(), 1);
     }
 
-    #[test]
-    fn full_queue_drops_its_oldest_message() {
+    #[tokio::test(start_paused = true)]
+    async fn full_queue_drops_its_oldest_message() {
         let outgoing = Outgoing::default();
         for _ in 0..WAITING_MAX {
             assert!(!outgoing.push(vote(1, 1), Haste::Urgent));
