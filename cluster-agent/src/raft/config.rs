@@ -212,6 +212,12 @@ impl RaftConfig {
         Duration::from_millis(self.snapshot_idle_ms)
     }
 
+    /// How long news of a commit waits for entries to travel with: a quarter of a slow round trip. On a radio mesh a
+    /// message of its own for each commit costs more than a member that applies a little later.
+    pub(super) fn news_patience(&self) -> Duration {
+        Duration::from_millis((self.rtt_ms_p999 / 4).max(1))
+    }
+
     /// How long a lane may wait for an answer that is due. Longer than a heartbeat's, since to give a lane
     /// up is to send all that is in flight again; a leader's quorum is judged by heartbeats.
     pub(super) fn lane_timeout(&self) -> Duration {

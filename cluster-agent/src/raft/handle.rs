@@ -171,6 +171,7 @@ impl<R: AsyncRuntime> RaftHandle<R> {
             log: log.clone(),
             frame_timeout: config.snapshot_frame_timeout(),
             lane_timeout: config.lane_timeout(),
+            news_patience: config.news_patience(),
             confirmations: confirmations.clone(),
         };
         let raft = Raft::<R>::new(id.0, Arc::new(openraft), network, log.clone(), machine.clone()).await;

@@ -187,6 +187,7 @@ pub(super) struct Network<R> {
     pub log: RaftLog<R>,
     pub frame_timeout: Duration,
     pub lane_timeout: Duration,
+    pub news_patience: Duration,
     /// Told of each answered append.
     pub confirmations: Arc<Confirmations>,
 }
@@ -200,6 +201,7 @@ impl<R: AsyncRuntime> Network<R> {
             log: self.log.clone(),
             frame_timeout: self.frame_timeout,
             lane_timeout: self.lane_timeout,
+            news_patience: self.news_patience,
             confirmations: self.confirmations.clone(),
             sends,
             runtime: PhantomData,
@@ -236,6 +238,8 @@ pub(super) struct Client<R> {
     log: RaftLog<R>,
     frame_timeout: Duration,
     lane_timeout: Duration,
+    /// How long news of a commit waits for entries to travel with.
+    pub(super) news_patience: Duration,
     confirmations: Arc<Confirmations>,
     sends: Sends,
     runtime: PhantomData<fn() -> R>,

@@ -50,7 +50,7 @@ const REQUESTS_IN_FLIGHT_MAX: usize = 16;
 const BYTES_IN_FLIGHT_MAX: usize = 512 * 1024;
 /// Requests in flight that need not wait for each other: one on its way there, one being flushed.
 const REQUESTS_AT_ONCE: usize = 2;
-/// Between two requests beyond those, and how long news of a commit waits for entries.
+/// Between two requests beyond those.
 const SPACING: Duration = Duration::from_millis(1);
 
 type Answered<R> = Result<StreamAppendResult<TypeConfig<R>>, openraft::errors::RPCError<TypeConfig<R>>>;
@@ -189,13 +189,14 @@ where
 async fn next_request<R, S>(
     input: &mut S,
     last_sent: Option<Option<LogId>>,
+    news_patience: Duration,
 ) -> Option<AppendEntriesRequest<TypeConfig<R>>>
 where
     R: AsyncRuntime,
     S: Stream<Item = AppendEntriesRequest<TypeConfig<R>>> + Send + Unpin + 'static,
 {
     let mut request = input.next().await?;
-    let until = R::Instant::now() + SPACING;
+    let until = R::Instant::now() + news_patience;
     while request.entries.is_empty() && last_sent == Some(request.prev_log_id) {
         match R::timeout_at(until, input.next()).await {
             Ok(Some(later)) => request = later,
@@ -219,7 +220,7 @@ where
     let mut last_sent = None;
     loop {
         window.wait_for_turn::<R>().await;
-        let Some(request) = next_request::<R, S>(&mut input, last_sent).await else {
+        let Some(request) = next_request::<R, S>(&mut input, last_sent, client.news_patience).await else {
             break;
         };
         let wire = client.append_request(&request)?;

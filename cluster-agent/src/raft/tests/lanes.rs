@@ -355,6 +355,7 @@ impl Leader {
             log,
             frame_timeout: Duration::from_secs(1),
             lane_timeout: Duration::from_millis(150),
+            news_patience: Duration::from_millis(1),
             confirmations: Arc::default(),
         };
         Self { hands, network }
