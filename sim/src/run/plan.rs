@@ -47,7 +47,8 @@ const USUAL_LINKS: LinkConditions = LinkConditions {
 
 impl Plan {
     /// The population for finding bugs: 3 clusters of 3 agents and 4 validators in half of the seeds, else 1
-    /// to 3 clusters of 3 to 7; a fault every 8 s, up to 3 at once.
+    /// to 3 clusters of 3 to 7; a fault every 8 s, up to 3 at once. Agents have the default profile, whose round
+    /// trips include those of [`USUAL_LINKS`].
     #[must_use]
     pub fn small(seed: u64) -> Self {
         let mut random = Stream::split(seed, 0x706f_7075);
