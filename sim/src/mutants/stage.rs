@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use cluster_agent::raft::LinkProfile;
+
 use crate::{
     faults::{Family, Weather},
     fleet::Population,
@@ -106,6 +108,8 @@ impl Stage {
             agents: 3,
             validators: 4,
         };
+        // Elections come often.
+        plan.conditions.profile = LinkProfile::Dev;
         plan.lasts = Duration::from_secs(20);
         plan.weather = match self {
             Self::Storm => weather(2_500, (300, 6_000), None),
