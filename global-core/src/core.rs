@@ -9,7 +9,7 @@
 //!
 //! # Rules
 //! * Upon a batch, or `idle_block_interval` without a block: the leader proposes at once. Upon an unfinalized block with
-//!   references, or an owed root: it proposes an empty block after a while ([`Pacemaker`](consensus::Pacemaker)). At most
+//!   references, or an owed root: it proposes an empty block after a while (see the consensus core's `pacemaker`). At most
 //!   [`ROOT_LAG`](common::limits::ROOT_LAG) empty blocks in a row are owed.
 //! * A block refers to batches only up to [`UNFINALIZED_BLOCKS_MAX`](consensus::UNFINALIZED_BLOCKS_MAX) above the last final one. Above it a
 //!   leader proposes a block without references, after half its leader timer, never nothing: only a
