@@ -7,6 +7,10 @@ use sim::{
 
 /// A fleet of one cluster of five and four validators, with one fault from 3 s on.
 fn story(kind: &str, who: &str, lasts_ms: u64) -> Report {
+    story_of_writes(kind, who, lasts_ms, 100)
+}
+
+fn story_of_writes(kind: &str, who: &str, lasts_ms: u64, write_every_ms: u64) -> Report {
     let secs = 4 + lasts_ms.div_ceil(1_000);
     let text = format!(
         r#"
@@ -16,6 +20,7 @@ fn story(kind: &str, who: &str, lasts_ms: u64) -> Report {
         agents = 5
         validators = 4
         secs = {secs}
+        write_every_ms = {write_every_ms}
         [[fault]]
         at_ms = 3000
         lasts_ms = {lasts_ms}
@@ -53,7 +58,8 @@ fn majority_can_die_behind_an_entry() {
 
 #[test]
 fn member_dies_while_it_writes_a_snapshot() {
-    let report = story("crash_in_snapshot", "c1-3", 25_000);
+    // Enough entries that one is due.
+    let report = story_of_writes("crash_in_snapshot", "c1-3", 25_000, 30);
     assert!(!report.faults[0].what.contains("wrote none"), "{:?}", report.faults);
 }
 
