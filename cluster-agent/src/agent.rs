@@ -351,7 +351,7 @@ impl Requests for Inside {
                     let question: Linearize = decode(&request).map_err(malformed)?;
                     this.of_my_founding(question.cluster, question.founding)?;
                     let left = this.0.read_deadline() * 3 / 4;
-                    Ok(body(&this.0.answer_linearize(question.urgency, left).await))
+                    Ok(body(&this.0.answer_linearize(question.confirmation, left).await))
                 }
                 FrameKind::Attest => {
                     let attestation: Attestation = decode(&request).map_err(malformed)?;

@@ -11,7 +11,7 @@
 use std::{sync::Arc, time::Duration};
 
 use cluster_core::freshness::FreshnessLimits;
-use common::{genesis::Timing, wire::cluster::Urgency};
+use common::{genesis::Timing, wire::cluster::Confirmation};
 
 use crate::{api::read::NoPosition, raft::RaftConfig, shell::Shell};
 
@@ -34,10 +34,10 @@ pub fn limits(raft: &RaftConfig, timing: &Timing) -> FreshnessLimits {
 impl Shell {
     /// Runs as long as the agent.
     pub(crate) async fn gather_evidence(self: Arc<Self>) {
-        let mut urgency = Urgency::AtOnce;
+        let mut confirmation = Confirmation::AtOnce;
         while !self.is_ending() {
             let (begun, t0_us) = (tokio::time::Instant::now(), self.now_us());
-            let asked = self.linearizable_position(urgency, self.read_deadline()).await;
+            let asked = self.linearizable_position(confirmation, self.read_deadline()).await;
             match asked {
                 Ok(position) => {
                     self.machine
@@ -61,10 +61,10 @@ impl Shell {
                 ASK_INTERVAL / 4
             };
             let is_led_anew = self.pause_unless_led_anew(self.jittered(pause)).await;
-            urgency = if asked.is_ok() && !is_led_anew {
-                Urgency::InPassing
+            confirmation = if asked.is_ok() && !is_led_anew {
+                Confirmation::InPassing
             } else {
-                Urgency::AtOnce
+                Confirmation::AtOnce
             };
         }
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use bytes::Bytes;
 use common::{
     ids::{LogIndex, LogPosition, RaftNodeId},
-    wire::cluster::Urgency,
+    wire::cluster::Confirmation,
 };
 use futures::FutureExt;
 
@@ -30,7 +30,7 @@ pub trait Replica: Send + Sync + 'static {
     /// On the leader: a position that includes every write acknowledged before this call.
     fn linearizable_position(
         &self,
-        urgency: Urgency,
+        confirmation: Confirmation,
         deadline: Duration,
     ) -> BoxFuture<Result<LogPosition, ReadRefusal>>;
     /// Waits until the machine has applied `index`.
@@ -80,11 +80,11 @@ impl<R: AsyncRuntime> Replica for RaftHandle<R> {
 
     fn linearizable_position(
         &self,
-        urgency: Urgency,
+        confirmation: Confirmation,
         deadline: Duration,
     ) -> BoxFuture<Result<LogPosition, ReadRefusal>> {
         let raft = self.clone();
-        async move { RaftHandle::linearizable_position(&raft, urgency, deadline).await }.boxed()
+        async move { RaftHandle::linearizable_position(&raft, confirmation, deadline).await }.boxed()
     }
 
     fn wait_applied(&self, index: LogIndex, deadline: Duration) -> BoxFuture<Result<LogPosition, ReadRefusal>> {

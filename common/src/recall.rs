@@ -13,7 +13,7 @@
 //!
 //! # Why
 //! A simulated fleet runs on one core and asks the same question once for each of its machines: a finality proof is
-//! checked, and a block is executed, by every agent. Agents and validators do not ask for this feature; where a build of the whole workspace
+//! checked, and a block is executed, by every machine. Agents and validators do not ask for this feature; where a build of the whole workspace
 //! brings it in, nothing is recalled, since nothing but the simulator begins to.
 
 #[cfg(feature = "recall")]

@@ -128,8 +128,8 @@ pub struct GlobalCore<E> {
     /// Blocks whose execution was asked for.
     executing: BTreeSet<Digest>,
     timer: Option<Instant>,
-    /// Since when a batch has waited for a block.
-    batch_since: Option<Instant>,
+    /// Behind which block a batch waits for one, and since when.
+    batch_since: Option<(Digest, Instant)>,
     is_halted: bool,
 }
 

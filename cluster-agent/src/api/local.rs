@@ -488,13 +488,12 @@ fn tasks_in_scope(
     }
 }
 
-/// What `device` holds, and behind it what it could claim; and whether there is more to claim.
+/// What `device` holds, and behind it what it could claim; and whether there is more of them.
 fn work_of(queue: &ClusterQueue, device: &DeviceId, limit: usize) -> (Vec<TaskView>, bool) {
-    let mut tasks: Vec<TaskId> = queue.held_by(device).map(|held| held.task).take(limit).collect();
-    let left = limit - tasks.len();
-    let claimable = queue.claimable(left + 1);
-    let more = claimable.len() > left;
-    tasks.extend(claimable.into_iter().take(left));
+    let mut tasks: Vec<TaskId> = queue.held_by(device).map(|held| held.task).take(limit + 1).collect();
+    tasks.extend(queue.claimable(limit + 1 - tasks.len()));
+    let more = tasks.len() > limit;
+    tasks.truncate(limit);
     let views = tasks.iter().filter_map(|task| queue.task_view(task)).collect();
     (views, more)
 }

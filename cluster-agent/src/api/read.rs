@@ -15,7 +15,7 @@ use common::{
     codec::{BoundedVec, decode},
     ids::{LogPosition, RaftNodeId},
     wire::{
-        cluster::{Linearize, Linearized, Urgency},
+        cluster::{Confirmation, Linearize, Linearized},
         frame::FrameKind,
         op::{AgentStatus, Consistency, ReadContext},
     },
@@ -57,12 +57,12 @@ impl Shell {
     /// A position that includes every write acknowledged before this call, not yet waited for.
     pub(crate) async fn linearizable_position(
         self: &Arc<Self>,
-        urgency: Urgency,
+        confirmation: Confirmation,
         left: Duration,
     ) -> Result<LogPosition, NoPosition> {
         let leader = self.raft.leader().ok_or(NoPosition::NoAnswer)?;
         if leader == self.me.raft {
-            return match self.answer_linearize(urgency, left).await {
+            return match self.answer_linearize(confirmation, left).await {
                 Linearized::At { term, index } => Ok(LogPosition { term, index }),
                 Linearized::NoQuorum => Err(NoPosition::Denied),
                 Linearized::NotLeader { .. } => Err(NoPosition::NoAnswer),
@@ -72,7 +72,7 @@ impl Shell {
         let question = Linearize {
             cluster: self.me.cluster,
             founding: self.me.founding,
-            urgency,
+            confirmation,
         };
         let call = self
             .ports
@@ -90,13 +90,13 @@ impl Shell {
     ///
     /// "No quorum" is said only by a leader that had one and was left without an acknowledgement for
     /// [`lost_after_ms`](crate::contact::lost_after_ms): one that was elected a moment ago, or waits for a slow answer, knows nothing yet.
-    pub(crate) async fn answer_linearize(self: &Arc<Self>, urgency: Urgency, left: Duration) -> Linearized {
+    pub(crate) async fn answer_linearize(self: &Arc<Self>, confirmation: Confirmation, left: Duration) -> Linearized {
         if self.is_leader() && self.is_cut_off().await {
             return Linearized::NoQuorum;
         }
-        let confirmed = match urgency {
-            Urgency::AtOnce => self.confirmed_position(left).await,
-            Urgency::InPassing => self.raft.linearizable_position(urgency, left).await,
+        let confirmed = match confirmation {
+            Confirmation::AtOnce => self.confirmed_position(left).await,
+            Confirmation::InPassing => self.raft.linearizable_position(confirmation, left).await,
         };
         match confirmed {
             Ok(position) => Linearized::At {
@@ -131,7 +131,7 @@ impl Shell {
             }
             let t0_us = self.now_us();
             let left = until.saturating_duration_since(tokio::time::Instant::now());
-            let asked = self.linearizable_position(Urgency::AtOnce, left).await;
+            let asked = self.linearizable_position(Confirmation::AtOnce, left).await;
             if let Ok(position) = asked {
                 self.machine
                     .with(|state| state.freshness.answered(t0_us, position.index));

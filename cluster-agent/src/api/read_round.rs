@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use common::{ids::LogPosition, wire::cluster::Urgency};
+use common::{ids::LogPosition, wire::cluster::Confirmation};
 use futures::{FutureExt, future::Shared};
 use tokio::sync::Semaphore;
 
@@ -62,7 +62,7 @@ impl Shell {
             *lock(&shell.read_rounds.next) = None;
             shell
                 .raft
-                .linearizable_position(Urgency::AtOnce, shell.read_deadline())
+                .linearizable_position(Confirmation::AtOnce, shell.read_deadline())
                 .await
         };
         round.boxed().shared()

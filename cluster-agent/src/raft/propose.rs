@@ -19,7 +19,7 @@ use bytes::Bytes;
 use common::{
     bug::{self, Bug},
     ids::{LogIndex, LogPosition, RaftNodeId, Term},
-    wire::cluster::Urgency,
+    wire::cluster::Confirmation,
 };
 use futures::future::select;
 use openraft::{
@@ -264,16 +264,16 @@ impl<R: AsyncRuntime> RaftHandle<R> {
     /// [`ReadRefusal`]; nothing was changed.
     pub async fn linearizable_position(
         &self,
-        urgency: Urgency,
+        confirmation: Confirmation,
         deadline: Duration,
     ) -> Result<LogPosition, ReadRefusal> {
         if bug::active(Bug::ReadWithoutQuorum) && self.status().role == RaftRole::Leader {
             return Ok(self.inner.machine.applied().0);
         }
         let (until, number) = (R::Instant::now() + deadline, self.inner.confirmations.number());
-        let option = match urgency {
-            Urgency::AtOnce => LinearizerOption::from(ReadPolicy::ReadIndex),
-            Urgency::InPassing => LinearizerOption::new(Some(Duration::ZERO), false),
+        let option = match confirmation {
+            Confirmation::AtOnce => LinearizerOption::from(ReadPolicy::ReadIndex),
+            Confirmation::InPassing => LinearizerOption::new(Some(Duration::ZERO), false),
         };
         let option = option.with_wait_timeout(deadline);
         let confirmed = R::timeout(deadline, self.inner.raft.get_read_linearizer(option)).await;

@@ -250,7 +250,7 @@ impl ClusterQueue {
     }
 
     /// No capability of a device is registered, so a task that asks for one excludes every drone.
-    fn check_constraints(&self, row: &TaskRow) -> Result<(), Reason> {
+    pub(super) fn check_constraints(&self, row: &TaskRow) -> Result<(), Reason> {
         let constraints = &row.task.constraints;
         let is_here = constraints.cluster.is_none_or(|only| only == self.cluster());
         if is_here && constraints.capabilities.is_empty() {

@@ -96,7 +96,7 @@ impl ClusterQueue {
                 self.state
                     .rows
                     .get(task)
-                    .is_some_and(|row| self.links_are_completed(task, row))
+                    .is_some_and(|row| self.links_are_completed(task, row) && self.check_constraints(row).is_ok())
             })
             .take(limit)
             .collect()

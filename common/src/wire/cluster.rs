@@ -42,7 +42,7 @@ impl Wire for WriteOutcome {
 
 /// How soon a leader confirms itself for a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Urgency {
+pub enum Confirmation {
     /// It asks all members at once.
     AtOnce,
     /// By the answers to what it sends from now on anyway, within a heartbeat: costs no message.
@@ -57,7 +57,7 @@ pub struct Linearize {
     /// Founding of the sender.
     pub founding: Founding,
     /// How soon it is answered.
-    pub urgency: Urgency,
+    pub confirmation: Confirmation,
 }
 
 impl Wire for Linearize {

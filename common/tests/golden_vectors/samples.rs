@@ -18,7 +18,7 @@ use common::{
     verdict::{Answer, Reason, Verdict},
     wire::{
         bft::{BatchNotice, Bundle, Bundled, BundledKind, Certificate, SyncAnswer, SyncRequest},
-        cluster::{Forward, Linearize, Linearized, Urgency, WriteOutcome},
+        cluster::{Confirmation, Forward, Linearize, Linearized, WriteOutcome},
         feed::{BatchReceipt, FetchByDigest, Follow, Followed},
         frame::{Hello, Protocol, Refusal, RefusalCode, WIRE_VERSION},
         op::{
@@ -536,7 +536,7 @@ fn frames_and_cluster(all: &mut impl Samples, fleet: &Fleet) {
         Linearize {
             cluster: C1,
             founding: Founding(0),
-            urgency: Urgency::InPassing,
+            confirmation: Confirmation::InPassing,
         },
     );
     all.add(

@@ -103,6 +103,8 @@ pub enum Input {
     Finalized(Tip),
     /// Something waits for a block: timers that rest start.
     WorkWaits,
+    /// A block is not final, and its finalization is late.
+    FinalityWaits,
     /// Something that this view needs is being fetched.
     Fetching,
     /// Time has passed.
@@ -220,6 +222,10 @@ impl Core {
             Input::Finalized(tip) => self.on_final(now, tip),
 
             Input::WorkWaits => self.start_timers(now.at),
+            Input::FinalityWaits => {
+                let is_silent = self.is_leader_silent();
+                self.pacemaker.start_for_finality(now.at, is_silent);
+            }
             Input::Fetching => self.pacemaker.fetching(),
             Input::Tick => {}
             Input::RoundTrip(peer, us) => self.pacemaker.measured(peer, us, self.config.me, &self.config.set),
@@ -419,14 +425,14 @@ impl Core {
     }
 
     fn start_timers(&mut self, now: Instant) {
-        let leader = self.config.set.leader(self.view);
-        let has_spoken = self.slots.get(&self.view).is_some_and(|slot| slot.proposal.is_some());
-        let is_silent =
-            Some(leader) != self.config.me && !has_spoken && self.elector.is_silent(self.view, &self.config.set);
-        self.pacemaker.start(now, is_silent);
-        if has_spoken {
+        self.pacemaker.start(now, self.is_leader_silent());
+        if self.has_leader_spoken() {
             self.pacemaker.leader_spoke();
         }
+    }
+
+    fn has_leader_spoken(&self) -> bool {
+        self.slots.get(&self.view).is_some_and(|slot| slot.proposal.is_some())
     }
 
     fn notarize(&mut self, block: &Digest, effects: &mut Vec<Effect>) {

@@ -6,10 +6,11 @@
 //! * The leader timer is 2D, the view timer 3D, and 3D more once if something must be fetched.
 //! * Both grow by half with each consecutive view that is not finalized, up to 32 D_max and no further.
 //!   A finalization resets them; a notarization resets the leader timer, below the depth cap.
-//! * They start when the leader can have what waits: 2D after I heard of a batch, which it may have to fetch. They rest
-//!   while nothing waits, until `idle_block_interval` has passed since the last block.
+//! * They start when the leader can have what waits: 2D after I heard of a batch, which it may have to fetch; at once if the
+//!   leader is known to be silent. They rest while nothing waits, until `idle_block_interval` has passed since the last
+//!   block, and again if all they ran for was a block that became final.
 //! * A block without references is proposed half a leader timer after the view was entered; if all it has to bring is a
-//!   root, 3 D_max after: by then a batch may have come, and takes the root along.
+//!   root, 10D after, at most 3 D_max: by then a batch may have come, and takes the root along.
 
 use std::collections::BTreeMap;
 
@@ -19,14 +20,17 @@ use crate::{clock::Instant, config::Timing};
 
 /// Timers end here: this many times D_max.
 const TIMER_DELAYS_MAX: u64 = 32;
-/// An owed root waits so many times D_max for a batch to travel with: as long as a block may take.
-const ROOT_DELAYS: u64 = 3;
+/// An owed root waits so many times D for a batch to travel with, and at most so many times D_max: as long as a block
+/// may take.
+const ROOT_DELAYS: (u64, u64) = (10, 3);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Running {
     leader_at: Option<Instant>,
     view_at: Instant,
     is_extended: bool,
+    /// Only since a block is not final.
+    is_for_finality: bool,
 }
 
 /// The timers of the current view.
@@ -102,12 +106,21 @@ impl Pacemaker {
 
     /// Starts the timers if they rest. `leader_is_silent`: then the leader timer is 0.
     pub fn start(&mut self, now: Instant, leader_is_silent: bool) {
+        self.start_for_finality(now, leader_is_silent);
+        if let Some(running) = &mut self.running {
+            running.is_for_finality = false;
+        }
+    }
+
+    /// The same, until what is not final is.
+    pub fn start_for_finality(&mut self, now: Instant, leader_is_silent: bool) {
         if self.running.is_none() {
             let leader_us = if leader_is_silent { 0 } else { self.leader_timer_us() };
             self.running = Some(Running {
                 leader_at: Some(now.plus_us(leader_us)),
                 view_at: now.plus_us(self.view_timer_us()),
                 is_extended: false,
+                is_for_finality: true,
             });
         }
     }
@@ -132,6 +145,7 @@ impl Pacemaker {
     /// A block was finalized.
     pub fn finalized(&mut self, now: Instant) {
         self.last_block = now;
+        self.running = self.running.filter(|running| !running.is_for_finality);
         self.views_unfinalized = 0;
         self.views_unnotarized = 0;
     }
@@ -190,8 +204,10 @@ impl Pacemaker {
     /// When a leader proposes a block that brings nothing but a root.
     #[must_use]
     pub fn owed_root_at(&self) -> Instant {
-        let patience_us = (ROOT_DELAYS * self.timing.delay_us_max).min(self.timing.idle_block_interval_us);
-        self.entered.plus_us(patience_us)
+        let (measured, most) = ROOT_DELAYS;
+        let patience_us = (measured * self.delay_us).min(most * self.timing.delay_us_max);
+        self.entered
+            .plus_us(patience_us.min(self.timing.idle_block_interval_us))
     }
 
     /// When to look again.

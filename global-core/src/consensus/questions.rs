@@ -168,6 +168,14 @@ impl Core {
         positions.into_iter().map(|position| members[position].device).collect()
     }
 
+    /// Whether the leader of this view, which is another, has been silent in its last turns and is in this one.
+    #[must_use]
+    pub fn is_leader_silent(&self) -> bool {
+        let leader = self.config.set.leader(self.view);
+        let is_silent = self.elector.is_silent(self.view, &self.config.set);
+        Some(leader) != self.config.me && !self.has_leader_spoken() && is_silent
+    }
+
     /// Whether a block is due although nothing waits.
     #[must_use]
     pub fn is_idle_over(&self, now: Instant) -> bool {

@@ -300,27 +300,37 @@ impl<E: Execution> GlobalCore<E> {
         self.executing.retain(|digest| self.ledger.contains(digest));
     }
 
-    /// Timers that rest start when the leader can know of what waits: of a batch, when it has fetched it; of a block to
-    /// be finalized, when it is to propose one on top.
+    /// Timers that rest start when the leader can have what waits: a batch, when it has fetched it; a block to be
+    /// finalized, when it is to propose one on top. For a leader that is silent nobody waits.
     fn settle_work(&mut self, now: Now, look_again: &mut Option<Instant>, effects: &mut Vec<Effect>) {
         let best = self.consensus.highest_agreed();
         let cursors = self.ledger.cursors_on(&best);
         let cursors = cursors.unwrap_or_else(|| self.ledger.executed_state().cursors());
-        let has_batch = self.pool.has_next(&cursors);
-        self.batch_since = has_batch.then(|| self.batch_since.unwrap_or(now.at));
+        // Another batch waits behind another block: its leader may not have it yet.
+        let since = self.batch_since.filter(|(behind, _)| *behind == best);
+        self.batch_since = self.pool.has_next(&cursors).then(|| since.unwrap_or((best, now.at)));
         let batch_at = self
             .batch_since
-            .map(|since| since.plus_us(self.consensus.notice_timer_us()));
+            .map(|(_, since)| since.plus_us(self.consensus.notice_timer_us()));
         let has_unfinalized = self.ledger.has_unfinalized_refs();
         let block_at = has_unfinalized.then(|| self.consensus.empty_block_at());
         let Some(at) = batch_at.into_iter().chain(block_at).min() else {
             return;
         };
-        if now.at < at {
+        if now.at < at && !self.consensus.is_leader_silent() {
             sooner(look_again, at);
-        } else {
-            self.tell(now, consensus::Input::WorkWaits, effects);
+            return;
         }
+        let is_batch_due = batch_at.is_some_and(|batch_at| batch_at <= now.at) || !has_unfinalized;
+        let waits = if is_batch_due {
+            consensus::Input::WorkWaits
+        } else {
+            if let Some(at) = batch_at {
+                sooner(look_again, at);
+            }
+            consensus::Input::FinalityWaits
+        };
+        self.tell(now, waits, effects);
     }
 
     fn settle_fetches(&mut self, now: Now, mut wanted: Wanted, effects: &mut Vec<Effect>) {

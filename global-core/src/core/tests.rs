@@ -230,6 +230,67 @@ fn voter_gives_the_leader_of_an_empty_block_its_time() {
 }
 
 #[test]
+fn timers_that_ran_for_a_finalization_rest_when_it_has_come() {
+    let mut bench = Bench::follower_of(&[2]);
+    let block = bench.block(1, bench.genesis(), vec![batch(1)]);
+    bench.give(stored(1));
+    bench.give(bench.proposal(&block));
+    bench.certify(notarize(&block));
+    assert_eq!(votes_in(&bench.wait(2 * D_US)), [], "they run");
+    bench.certify(finalize(&block));
+    assert_eq!(
+        votes_in(&bench.wait(IDLE_US - 1)),
+        [],
+        "the leader owes a root, for which nobody hurries"
+    );
+}
+
+#[test]
+fn batch_behind_a_new_block_gives_the_next_leader_its_time() {
+    let mut bench = Bench::follower_of(&[1, 2]);
+    let block = bench.block(1, bench.genesis(), vec![batch(1)]);
+    bench.give(stored(1));
+    bench.give(bench.proposal(&block));
+    bench.give(stored(2));
+    bench.wait(2 * D_US);
+    bench.certify(notarize(&block));
+    bench.certify(finalize(&block));
+    assert_eq!(bench.view(), 2);
+    assert_eq!(
+        votes_in(&bench.wait(4 * D_US - 1)),
+        [],
+        "2D to fetch it, 2D to be heard"
+    );
+    assert_eq!(votes_in(&bench.wait(1)), [nullify(2)]);
+}
+
+#[test]
+fn silent_leader_is_given_up_as_soon_as_a_batch_waits() {
+    let mut bench = Bench::follower_of(&[1]);
+    let (me, dead) = (bench.me, bench.set.leader(View(1)));
+    let (mut view, mut parent) = (1, bench.genesis());
+    while view < 40 || bench.set.leader(View(view)) != dead {
+        if bench.set.leader(View(view)) == dead {
+            // Somebody waited for it.
+            bench.votes(1, nullify(view));
+            bench.certify(nullify(view));
+        } else {
+            let block = bench.block(view, parent, vec![]);
+            if bench.set.leader(View(view)) != me {
+                bench.give(bench.proposal(&block));
+            }
+            bench.certify(notarize(&block));
+            bench.give(Input::BlockFetched(Box::new(block.clone())));
+            bench.certify(finalize(&block));
+            parent = block.digest();
+        }
+        view += 1;
+    }
+    assert_eq!(bench.view(), view);
+    assert_eq!(votes_in(&bench.give(stored(1))), [nullify(view)]);
+}
+
+#[test]
 fn a_batch_that_was_only_heard_of_starts_the_timers_for_a_while() {
     let mut bench = Bench::follower_of(&[1]);
     let from = NodeIdx(2);

@@ -35,7 +35,7 @@ use super::round_trip::RoundTrips;
 
 /// Messages that may wait for one peer.
 const WAITING_MAX: usize = 512;
-/// Messages in flight to one peer.
+/// Requests in flight to one peer.
 const IN_FLIGHT_MAX: usize = 16;
 /// A message that is not received by then is worth nothing: the core has sent it again.
 const SEND_DEADLINE: Duration = Duration::from_secs(5);
@@ -126,6 +126,14 @@ impl Outgoing {
         round_trips.measured(took);
     }
 
+    /// A patient message leaves in time.
+    fn look_again_in(&self) -> Duration {
+        let since = self.waiting().since;
+        let left = since.map(|since| COMPANY_WITHIN.saturating_sub(since.elapsed()));
+        left.map_or(LOOK_AGAIN, |left| left.min(LOOK_AGAIN))
+            .max(Duration::from_millis(1))
+    }
+
     /// The next request, with as many of the messages that wait as it holds. `None` if all of them still have time.
     fn take(&self) -> Option<(FrameKind, Bytes)> {
         let mut waiting = self.waiting();
@@ -163,7 +171,7 @@ impl Outgoing {
                 in_flight.push(call.map(move |outcome| (outcome, sent_at.elapsed())));
             }
             let can_take = in_flight.len() < IN_FLIGHT_MAX;
-            let look_again = tokio::time::sleep(LOOK_AGAIN);
+            let look_again = tokio::time::sleep(self.look_again_in());
             let outcome: Option<(Result<Bytes, CallError>, Duration)> = futures::select_biased! {
                 outcome = in_flight.select_next_some() => Some(outcome),
                 () = wait(&self.0.more, can_take).fuse() => None,

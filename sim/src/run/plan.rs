@@ -60,9 +60,10 @@ impl Plan {
             _ => (3, 3),
         };
         let snapshot_entries = random.between(100, 1_500);
-        let profile = match random.between(0, 3) {
-            0 => LinkProfile::Dev,
-            _ => LinkProfile::Mesh,
+        // Where elections come often, reads do too.
+        let (profile, read_every_ms) = match random.between(0, 3) {
+            0 => (LinkProfile::Dev, 200),
+            _ => (LinkProfile::Mesh, 500),
         };
         Self {
             seed,
@@ -84,7 +85,7 @@ impl Plan {
             },
             load: Load {
                 write_every: Duration::from_millis(100),
-                read_every: Duration::from_millis(500),
+                read_every: Duration::from_millis(read_every_ms),
                 look_us: (100_000, 400_000),
                 work_max: Duration::from_secs(3),
             },

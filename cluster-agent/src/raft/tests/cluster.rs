@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
-use common::{ids::LogIndex, wire::cluster::Urgency};
+use common::{ids::LogIndex, wire::cluster::Confirmation};
 use tokio::time::Instant;
 
 use super::harness::{Cluster, PATIENCE, Seat, Switchboard, id, member, quick, until};
@@ -65,7 +65,7 @@ async fn proposal_without_quorum_is_refused_within_the_deadline() {
     );
     assert!(asked.elapsed() <= deadline);
     let read = cluster.handles[leader]
-        .linearizable_position(Urgency::AtOnce, deadline)
+        .linearizable_position(Confirmation::AtOnce, deadline)
         .await;
     assert!(
         matches!(read, Err(ReadRefusal::NoQuorum | ReadRefusal::Deadline)),
@@ -96,7 +96,7 @@ async fn follower_names_the_leader() {
         ProposeOutcome::Refused(ProposeRefusal::NotLeader { leader: hint })
     );
     let read = cluster.handles[follower]
-        .linearizable_position(Urgency::AtOnce, PATIENCE)
+        .linearizable_position(Confirmation::AtOnce, PATIENCE)
         .await;
     assert_eq!(read, Err(ReadRefusal::NotLeader { leader: hint }));
 }
@@ -107,7 +107,7 @@ async fn linearizable_read_shows_acknowledged_writes() {
     let leader = cluster.leader().await;
     let written = cluster.commit(leader, b"x").await;
     let read = cluster.handles[leader]
-        .linearizable_position(Urgency::AtOnce, PATIENCE)
+        .linearizable_position(Confirmation::AtOnce, PATIENCE)
         .await
         .unwrap();
     assert!(read >= written);
@@ -123,7 +123,7 @@ async fn replaced_leader_gives_no_position_below_what_the_others_committed() {
     let old = cluster.leader().await;
     cluster.commit(old, b"before").await;
     let read = cluster.handles[old]
-        .linearizable_position(Urgency::AtOnce, PATIENCE)
+        .linearizable_position(Confirmation::AtOnce, PATIENCE)
         .await;
     assert!(read.is_ok(), "its majority answered a moment ago");
     cluster.board.isolate(cluster.seats[old].id);
@@ -133,7 +133,7 @@ async fn replaced_leader_gives_no_position_below_what_the_others_committed() {
     assert_eq!(cluster.handles[old].status().role, RaftRole::Leader, "it does not know");
     for _ in 0..10 {
         let read = cluster.handles[old]
-            .linearizable_position(Urgency::AtOnce, Duration::from_millis(500))
+            .linearizable_position(Confirmation::AtOnce, Duration::from_millis(500))
             .await;
         assert!(read.is_err(), "{read:?}, while {written:?} is committed");
     }
@@ -165,7 +165,7 @@ async fn acknowledgement_from_before_a_read_confirms_no_leader() {
         begun.elapsed()
     );
     let read = cluster.handles[old]
-        .linearizable_position(Urgency::AtOnce, Duration::from_millis(500))
+        .linearizable_position(Confirmation::AtOnce, Duration::from_millis(500))
         .await;
     assert!(read.is_err(), "{read:?}, while {written:?} is committed");
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use common::{ids::RaftNodeId, wire::cluster::Urgency};
+use common::{ids::RaftNodeId, wire::cluster::Confirmation};
 use futures::future::BoxFuture;
 use transport::memory::{Fate, lane_pair};
 
@@ -154,7 +154,8 @@ async fn answer_that_was_given_before_a_read_does_not_confirm_it() {
     stage.listen(Duration::from_millis(5)).await;
     assert_eq!((stage.waiting(2), stage.waiting(3)), (vec![1], vec![1]));
     let leader = stage.leader.clone();
-    let mut reading = TokioRuntime::spawn(async move { leader.linearizable_position(Urgency::AtOnce, PATIENCE).await });
+    let mut reading =
+        TokioRuntime::spawn(async move { leader.linearizable_position(Confirmation::AtOnce, PATIENCE).await });
     stage.listen(Duration::from_millis(5)).await;
     // The first answer commits the entry, of which the third member is told, behind the request that it has answered.
     stage.answer(2, 1).await;
@@ -178,7 +179,7 @@ async fn read_that_nobody_confirms_ends_with_its_deadline() {
     let begun = tokio::time::Instant::now();
     let read = stage
         .leader
-        .linearizable_position(Urgency::AtOnce, Duration::from_millis(100))
+        .linearizable_position(Confirmation::AtOnce, Duration::from_millis(100))
         .await;
     assert!(
         matches!(read, Err(ReadRefusal::NoQuorum | ReadRefusal::Deadline)),
@@ -190,7 +191,7 @@ async fn read_that_nobody_confirms_ends_with_its_deadline() {
 #[tokio::test(start_paused = true)]
 async fn heartbeats_alone_confirm_a_read() {
     let stage = Stage::set().await;
-    let read = stage.leader.linearizable_position(Urgency::AtOnce, PATIENCE).await;
+    let read = stage.leader.linearizable_position(Confirmation::AtOnce, PATIENCE).await;
     assert_eq!(read.unwrap().index, stage.leader.status().committed.index);
 }
 
@@ -199,20 +200,20 @@ async fn read_in_passing_sends_nothing_and_is_confirmed_by_the_next_heartbeats()
     let stage = Stage::set().await;
     let heartbeats = || stage.puppets.heartbeats.load(Ordering::SeqCst);
     let interval = Duration::from_millis(quick().heartbeat_ms);
-    let read = async |urgency| {
+    let read = async |confirmation| {
         // Both were just told that their leader lives.
         let before = heartbeats();
         while heartbeats() < before + 2 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let (begun, before) = (tokio::time::Instant::now(), heartbeats());
-        let read = stage.leader.linearizable_position(urgency, PATIENCE).await;
+        let read = stage.leader.linearizable_position(confirmation, PATIENCE).await;
         assert_eq!(read.unwrap().index, stage.leader.status().committed.index);
         (begun.elapsed(), heartbeats() - before)
     };
-    let (took, _) = read(Urgency::AtOnce).await;
+    let (took, _) = read(Confirmation::AtOnce).await;
     assert!(took < interval / 4, "it asks: {took:?}");
-    let (took, sent) = read(Urgency::InPassing).await;
+    let (took, sent) = read(Confirmation::InPassing).await;
     assert!(took > interval / 2 && took < interval * 2, "it waits: {took:?}");
     assert!(sent <= 2, "the usual ones: {sent}");
 }

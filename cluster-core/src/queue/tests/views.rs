@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use common::{
+    codec::Label,
     ids::{ClusterId, TaskId},
-    task::{Scope, Task, TaskState},
+    task::{Constraints, Scope, Task, TaskState},
     testing::{Fleet, GENESIS_TIME, task},
 };
 
@@ -45,6 +46,17 @@ fn most_urgent_work_comes_first() {
     let whenever = c.submit("op1", Scope::Cluster, &with("whenever", 100, None));
     let soon = c.submit("op1", Scope::Cluster, &with("soon", 100, Some(5_000)));
     let first = c.submit("op1", Scope::Cluster, &with("first", 200, None));
+    // A task that no drone could be granted is not offered, however urgent.
+    let winch = vec![Label::new("winch").unwrap()].try_into().unwrap();
+    let for_none = Task {
+        priority: 255,
+        constraints: Constraints {
+            capabilities: winch,
+            cluster: None,
+        },
+        ..task("for nobody")
+    };
+    c.submit("op1", Scope::Cluster, &for_none);
     assert_eq!(c.queue.claimable(10), [first, soon, later, whenever]);
     assert_eq!(c.queue.claimable(2), [first, soon]);
 }

@@ -15,7 +15,7 @@ use common::{
     task::Scope,
     testing::{BlockChain, ClusterLog, Fleet, task},
     wire::{
-        bft::{BatchNotice, Certificate, SyncAnswer, SyncRequest},
+        bft::{BatchNotice, Bundle, Bundled, BundledKind, Certificate, SyncAnswer, SyncRequest},
         feed::FetchByDigest,
         frame::{FrameKind, Refusal, RefusalCode},
         op::{Consistency, OpAnswer, OpRequest},
@@ -283,6 +283,41 @@ async fn vote_of_my_key_that_i_did_not_cast_stops_me_while_listening_and_later()
         net.crash("v1");
         net.grow(2).await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn refused_message_of_a_bundle_is_the_answer_and_leaves_those_behind_it_taken() {
+    let net = Net::started(Fleet::new(1, 3, 4)).await;
+    net.grow(1).await;
+    let bundled = |kind, body: Vec<u8>| Bundled {
+        kind,
+        body: body.try_into().expect("short"),
+    };
+    let bundle = |messages: Vec<Bundled>| Bundle {
+        messages: messages.try_into().expect("few"),
+    };
+    let vote = |label| {
+        bundled(
+            BundledKind::Vote,
+            encode(&net.fleet.vote(label, Vote::Notarize(ballot(90, 90, 1)))),
+        )
+    };
+    let good = bundle(vec![vote("v2"), vote("v3")]);
+    assert_eq!(push(&net, "v2", "v1", FrameKind::Bundle, &good).await, Ok(()));
+    assert!(net.validator("v1").stop_reason().is_none());
+    // What stops v1 stands behind rubbish, and behind a vote under the name of another kind.
+    let rubbish = bundled(BundledKind::Proposal, vec![7; 100]);
+    let misnamed = Bundled {
+        kind: BundledKind::Certificate,
+        ..vote("v3")
+    };
+    let mixed = bundle(vec![vote("v4"), rubbish, misnamed, vote("v1")]);
+    assert_eq!(
+        push(&net, "v2", "v1", FrameKind::Bundle, &mixed).await,
+        Err(RefusalCode::Invalid)
+    );
+    let stop = net.validator("v1").stopped().await;
+    assert_eq!(stop.exit_code(), EXIT_REFUSED_FOR_SAFETY, "{stop}");
 }
 
 #[tokio::test(start_paused = true)]
