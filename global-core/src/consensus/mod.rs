@@ -222,10 +222,8 @@ impl Core {
             Input::Finalized(tip) => self.on_final(now, tip),
 
             Input::WorkWaits => self.start_timers(now.at),
-            Input::FinalityWaits => {
-                let is_silent = self.is_leader_silent();
-                self.pacemaker.start_for_finality(now.at, is_silent);
-            }
+            // A leader that has spoken has started them for good.
+            Input::FinalityWaits => self.pacemaker.start_for_finality(now.at, self.is_leader_silent()),
             Input::Fetching => self.pacemaker.fetching(),
             Input::Tick => {}
             Input::RoundTrip(peer, us) => self.pacemaker.measured(peer, us, self.config.me, &self.config.set),

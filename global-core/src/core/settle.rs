@@ -314,23 +314,19 @@ impl<E: Execution> GlobalCore<E> {
             .map(|(_, since)| since.plus_us(self.consensus.notice_timer_us()));
         let has_unfinalized = self.ledger.has_unfinalized_refs();
         let block_at = has_unfinalized.then(|| self.consensus.empty_block_at());
-        let Some(at) = batch_at.into_iter().chain(block_at).min() else {
-            return;
-        };
-        if now.at < at && !self.consensus.is_leader_silent() {
-            sooner(look_again, at);
-            return;
-        }
-        let is_batch_due = batch_at.is_some_and(|batch_at| batch_at <= now.at) || !has_unfinalized;
-        let waits = if is_batch_due {
-            consensus::Input::WorkWaits
-        } else {
-            if let Some(at) = batch_at {
+        let is_leader_silent = self.consensus.is_leader_silent();
+        let mut is_due = |at: Option<Instant>| match at {
+            Some(at) if now.at < at && !is_leader_silent => {
                 sooner(look_again, at);
+                false
             }
-            consensus::Input::FinalityWaits
+            at => at.is_some(),
         };
-        self.tell(now, waits, effects);
+        if is_due(batch_at) {
+            self.tell(now, consensus::Input::WorkWaits, effects);
+        } else if is_due(block_at) {
+            self.tell(now, consensus::Input::FinalityWaits, effects);
+        }
     }
 
     fn settle_fetches(&mut self, now: Now, mut wanted: Wanted, effects: &mut Vec<Effect>) {

@@ -194,14 +194,20 @@ fn owed_root_travels_with_a_batch_that_comes_meanwhile() {
     );
 }
 
+/// The block of view 1, which refers to a batch and is not final.
+fn notarized_with_a_batch(bench: &mut Bench) -> Block {
+    let block = bench.block(1, bench.genesis(), vec![batch(1)]);
+    bench.give(stored(1));
+    bench.give(bench.proposal(&block));
+    bench.certify(notarize(&block));
+    block
+}
+
 #[test]
 fn an_unfinalized_block_gets_an_empty_one_above_it_only_if_its_finalization_does_not_come() {
     let on_top = |is_finalized: bool| {
         let mut bench = Bench::leader_of(2);
-        let block = bench.block(1, bench.genesis(), vec![batch(1)]);
-        bench.give(stored(1));
-        bench.give(bench.proposal(&block));
-        bench.certify(notarize(&block));
+        let block = notarized_with_a_batch(&mut bench);
         assert_eq!(bench.view(), 2);
         let early = bench.wait(D_US - 1);
         assert_eq!(proposed_in(&early), [], "finalize votes are on their way");
@@ -217,10 +223,7 @@ fn an_unfinalized_block_gets_an_empty_one_above_it_only_if_its_finalization_does
 #[test]
 fn voter_gives_the_leader_of_an_empty_block_its_time() {
     let mut bench = Bench::follower_of(&[2]);
-    let block = bench.block(1, bench.genesis(), vec![batch(1)]);
-    bench.give(stored(1));
-    bench.give(bench.proposal(&block));
-    bench.certify(notarize(&block));
+    notarized_with_a_batch(&mut bench);
     assert_eq!(
         votes_in(&bench.wait(3 * D_US - 1)),
         [],
@@ -232,10 +235,7 @@ fn voter_gives_the_leader_of_an_empty_block_its_time() {
 #[test]
 fn timers_that_ran_for_a_finalization_rest_when_it_has_come() {
     let mut bench = Bench::follower_of(&[2]);
-    let block = bench.block(1, bench.genesis(), vec![batch(1)]);
-    bench.give(stored(1));
-    bench.give(bench.proposal(&block));
-    bench.certify(notarize(&block));
+    let block = notarized_with_a_batch(&mut bench);
     assert_eq!(votes_in(&bench.wait(2 * D_US)), [], "they run");
     bench.certify(finalize(&block));
     assert_eq!(

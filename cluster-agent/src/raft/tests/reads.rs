@@ -203,9 +203,13 @@ async fn read_in_passing_sends_nothing_and_is_confirmed_by_the_next_heartbeats()
     let read = async |confirmation| {
         // Both were just told that their leader lives.
         let before = heartbeats();
-        while heartbeats() < before + 2 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        let told = async {
+            while heartbeats() < before + 2 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let told = tokio::time::timeout(PATIENCE, told).await;
+        told.expect("a leader says that it lives");
         let (begun, before) = (tokio::time::Instant::now(), heartbeats());
         let read = stage.leader.linearizable_position(confirmation, PATIENCE).await;
         assert_eq!(read.unwrap().index, stage.leader.status().committed.index);

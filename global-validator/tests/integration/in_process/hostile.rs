@@ -316,7 +316,8 @@ async fn refused_message_of_a_bundle_is_the_answer_and_leaves_those_behind_it_ta
         push(&net, "v2", "v1", FrameKind::Bundle, &mixed).await,
         Err(RefusalCode::Invalid)
     );
-    let stop = net.validator("v1").stopped().await;
+    let stopped = tokio::time::timeout(std::time::Duration::from_secs(5), net.validator("v1").stopped()).await;
+    let stop = stopped.expect("the last message was taken");
     assert_eq!(stop.exit_code(), EXIT_REFUSED_FOR_SAFETY, "{stop}");
 }
 
