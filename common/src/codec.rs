@@ -114,8 +114,15 @@ pub fn take<T: Serialize + DeserializeOwned>(bytes: &mut &[u8]) -> Result<T, Dec
 
 /// Encodes without the length check, for hashing parts of wire types.
 pub(crate) fn to_bytes<T: Serialize>(value: &T) -> Vec<u8> {
+    to_bytes_behind(&[], value)
+}
+
+/// The same behind what stands before it.
+pub(crate) fn to_bytes_behind<T: Serialize>(before: &[&[u8]], value: &T) -> Vec<u8> {
     // Measured first: a second pass costs less than growing from nothing.
-    let room = Room(Vec::with_capacity(len_of(value)));
+    let before_len: usize = before.iter().map(|part| part.len()).sum();
+    let mut room = Room(Vec::with_capacity(before_len + len_of(value)));
+    before.iter().for_each(|part| room.0.extend_from_slice(part));
     postcard::serialize_with_flavor(value, room).expect("wire types hold nothing that postcard cannot encode")
 }
 

@@ -162,6 +162,7 @@ macro_rules! hash_id {
         impl Ord for $name {
             /// The order of the bytes. Digests mostly differ in the first eight, which are one number: ordered
             /// maps compare a lot.
+            #[inline]
             fn cmp(&self, other: &Self) -> Ordering {
                 let first = |id: &Self| u64::from_be_bytes(*id.0.first_chunk().expect("32 is more than 8"));
                 first(self)
@@ -171,6 +172,7 @@ macro_rules! hash_id {
         }
 
         impl PartialOrd for $name {
+            #[inline]
             fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
                 Some(self.cmp(other))
             }

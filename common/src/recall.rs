@@ -27,6 +27,8 @@ pub enum Room {
     Signature,
     /// Whether 32 bytes are admitted as a key.
     Key,
+    /// Multiples of a key that signs much.
+    Table,
     /// Who is who in a genesis file.
     Registry,
     /// The global queue before the first block.
@@ -74,7 +76,16 @@ pub fn recalled_change<S: Clone + 'static, A: Clone + PartialEq + 'static>(
 
 #[cfg(feature = "recall")]
 mod memory {
-    use std::{any::Any, cell::RefCell, collections::BTreeMap, marker::PhantomData, mem::take};
+    #![allow(clippy::disallowed_types, reason = "looked up by digest and never iterated")]
+
+    use std::{
+        any::Any,
+        cell::RefCell,
+        collections::HashMap,
+        hash::{BuildHasherDefault, Hasher},
+        marker::PhantomData,
+        mem::take,
+    };
 
     use super::Room;
     use crate::ids::Digest;
@@ -82,11 +93,31 @@ mod memory {
     /// One repetition of a change, and one known answer, in this many is not relied on.
     const CHECKED_ONE_IN: u64 = 16;
 
+    /// The hash of a digest: eight bytes of it, as good as any others.
+    #[derive(Default)]
+    struct FirstBytes(u64);
+
+    impl Hasher for FirstBytes {
+        fn write(&mut self, bytes: &[u8]) {
+            if let Some((first, _)) = bytes.split_first_chunk() {
+                self.0 = u64::from_be_bytes(*first);
+            }
+        }
+
+        fn write_usize(&mut self, _length: usize) {}
+
+        fn finish(&self) -> u64 {
+            self.0
+        }
+    }
+
+    type ByDigest = HashMap<Digest, Box<dyn Any>, BuildHasherDefault<FirstBytes>>;
+
     /// Answers by question, in two generations.
     #[derive(Default)]
     struct Answers {
-        young: BTreeMap<Digest, Box<dyn Any>>,
-        old: BTreeMap<Digest, Box<dyn Any>>,
+        young: ByDigest,
+        old: ByDigest,
         recalled: u64,
     }
 
@@ -113,6 +144,8 @@ mod memory {
                 // More than a fleet makes within the time that a signature travels.
                 Self::Signature => 32_768,
                 Self::Key => 4_096,
+                // 30 KB each: who writes in one cluster, or in all of them.
+                Self::Table => 256,
                 Self::Registry | Self::Genesis => 4,
                 // A block is asked about while members of a cluster lag behind each other.
                 Self::Advance => 1_024,
@@ -122,7 +155,7 @@ mod memory {
     }
 
     std::thread_local! {
-        static ROOMS: RefCell<Option<[Answers; 6]>> = const { RefCell::new(None) };
+        static ROOMS: RefCell<Option<[Answers; 7]>> = const { RefCell::new(None) };
     }
 
     /// While it lives, this thread recalls. Not to be sent to another thread.

@@ -29,9 +29,26 @@ use crate::ids::Digest;
 /// The caller makes the concatenation unambiguous (fixed-length parts, or one trailing part).
 #[must_use]
 pub fn sha256(parts: &[&[u8]]) -> Digest {
-    let mut hasher = Sha256::new();
+    let mut hashing = Hashing::default();
     for part in parts {
-        hasher.update(part);
+        hashing.update(part);
     }
-    Digest(hasher.finalize().into())
+    hashing.digest()
+}
+
+/// SHA-256 of what comes piece by piece. Where one piece ends and the next begins is the caller's to say.
+#[derive(Clone, Default)]
+pub struct Hashing(Sha256);
+
+impl Hashing {
+    /// Goes on with `part`.
+    pub fn update(&mut self, part: &[u8]) {
+        self.0.update(part);
+    }
+
+    /// Of everything so far.
+    #[must_use]
+    pub fn digest(self) -> Digest {
+        Digest(self.0.finalize().into())
+    }
 }

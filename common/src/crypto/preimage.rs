@@ -8,7 +8,7 @@
 
 use serde::Serialize;
 
-use crate::{codec::to_bytes, ids::ChainId};
+use crate::{codec::to_bytes_behind, ids::ChainId};
 
 /// One signing purpose. The name is part of the signed bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,12 +69,7 @@ impl Tag {
 /// The signed bytes for `body` in the fleet `chain`.
 #[must_use]
 pub fn preimage<T: Serialize>(tag: Tag, chain: &ChainId, body: &T) -> Vec<u8> {
-    let body = to_bytes(body);
-    let mut bytes = Vec::with_capacity(64 + body.len());
-    bytes.extend_from_slice(&tag.bytes());
-    bytes.extend_from_slice(&chain.0);
-    bytes.extend_from_slice(&body);
-    bytes
+    to_bytes_behind(&[&tag.bytes(), &chain.0], body)
 }
 
 #[cfg(test)]

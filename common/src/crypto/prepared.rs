@@ -9,12 +9,14 @@
 //! A table of 30 KB saves the doublings of [k]A: a third of the time of a check, which is the largest
 //! part of what a submission costs (`docs/decisions/0033-multiples-of-busy-keys.md`).
 
+use std::sync::Arc;
+
 use curve25519_dalek::{
     constants::ED25519_BASEPOINT_TABLE, edwards::EdwardsBasepointTable, scalar::Scalar, traits::BasepointTable,
 };
 use sha2::{Digest as _, Sha512};
 
-use super::{AdmittedKey, Signature, keys::question};
+use super::{AdmittedKey, Signature, keys::question, sha256};
 use crate::recall::{Room, recalled};
 
 /// An admitted key with a table of its multiples: 30 KB, made in some 100 us.
@@ -22,14 +24,15 @@ use crate::recall::{Room, recalled};
 pub struct PreparedKey {
     key: AdmittedKey,
     /// Multiples of -A.
-    negated: EdwardsBasepointTable,
+    negated: Arc<EdwardsBasepointTable>,
 }
 
 impl PreparedKey {
     /// Computes the table.
     #[must_use]
     pub fn new(key: AdmittedKey) -> Self {
-        let negated = EdwardsBasepointTable::create(&-key.point());
+        let table = || Arc::new(EdwardsBasepointTable::create(&-key.point()));
+        let negated = recalled(Room::Table, || sha256(&[&key.to_bytes()]), table);
         Self { key, negated }
     }
 
