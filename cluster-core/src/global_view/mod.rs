@@ -52,9 +52,14 @@ pub enum Taken {
     Ignored,
     /// It was kept, more are needed.
     Kept,
-    /// It was the last: the encoded [`Advance`].
-    Complete(Vec<u8>),
+    /// It was the last.
+    Complete(Joined),
 }
+
+/// The parts of a block one after another, with the digest of their split: an encoded [`Advance`]. Made by
+/// [`Collected::take`] only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Joined(Vec<u8>);
 
 impl Collected {
     /// Height and number of parts collected.
@@ -95,17 +100,15 @@ impl Collected {
         if !is_next {
             return Taken::Ignored;
         }
-        self.bytes.push(Shared::new(part.bytes.to_vec()));
         if part.part < part.parts {
+            self.bytes.push(Shared::new(part.bytes.to_vec()));
             return Taken::Kept;
         }
-        let bytes: Vec<u8> = core::mem::take(self)
-            .bytes
-            .iter()
-            .flat_map(|bytes| bytes.iter().copied())
-            .collect();
+        let before = core::mem::take(self).bytes;
+        let before = before.iter().map(|bytes| bytes.as_slice());
+        let bytes = before.chain([&part.bytes[..]]).collect::<Vec<_>>().concat();
         if sha256(&[&bytes]) == part.split {
-            Taken::Complete(bytes)
+            Taken::Complete(Joined(bytes))
         } else {
             Taken::Ignored
         }
@@ -181,20 +184,28 @@ pub struct CheckedAdvance {
     pub batches: Vec<Option<CertifiedBatch>>,
 }
 
-/// Checks a complete block: proof of finality, and batches against references.
+/// Checks a complete block, whose last part is `part`: proof of finality, and batches against references.
 ///
 /// # Errors
 /// [`AdvanceError`].
-pub fn check_advance(
+pub fn check_joined(
+    joined: &Joined,
+    part: &AdvancePart,
+    own: ClusterId,
+    chain: &ChainId,
+    set: &ValidatorSet,
+) -> Result<Shared<CheckedAdvance>, AdvanceError> {
+    check_advance(&joined.0, part, own, chain, set)
+}
+
+/// The same of bytes that have the digest of the split.
+fn check_advance(
     bytes: &[u8],
     part: &AdvancePart,
     own: ClusterId,
     chain: &ChainId,
     set: &ValidatorSet,
 ) -> Result<Shared<CheckedAdvance>, AdvanceError> {
-    if sha256(&[bytes]) != part.split {
-        return Err(AdvanceError::Split);
-    }
     // A chain has one set of validators in an epoch.
     let question = || {
         let (height, own, epoch) = (part.height.0, own.0, set.epoch().0);
@@ -269,6 +280,9 @@ pub fn check_part_static(
     check_shape(part)?;
     if part.parts > 1 {
         return Ok(());
+    }
+    if sha256(&[&part.bytes]) != part.split {
+        return Err(AdvanceError::Split);
     }
     check_advance(&part.bytes, part, own, chain, set).map(|_| ())
 }

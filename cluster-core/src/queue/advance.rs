@@ -29,7 +29,7 @@ use super::{Applied, ClusterQueue, QueueEvent, TaskRow};
 use crate::{
     Shared,
     batcher::{Conflict, OutboxBatch},
-    global_view::{CheckedAdvance, Taken, check_advance},
+    global_view::{CheckedAdvance, Taken, check_joined},
 };
 
 impl ClusterQueue {
@@ -44,11 +44,11 @@ impl ClusterQueue {
             return;
         }
         let next = self.global_height().next();
-        let Taken::Complete(bytes) = self.state.collected.take(next, &part) else {
+        let Taken::Complete(joined) = self.state.collected.take(next, &part) else {
             return;
         };
         let (cluster, chain) = (self.state.cluster, self.state.chain_id);
-        if let Ok(advance) = check_advance(&bytes, &part, cluster, &chain, &self.set) {
+        if let Ok(advance) = check_joined(&joined, &part, cluster, &chain, &self.set) {
             self.apply_block(position, &advance, oracle, &mut applied.events);
         }
     }

@@ -418,27 +418,31 @@ impl QueueView {
     /// See [`ClusterQueue::digest`].
     #[must_use]
     pub fn digest(&self) -> Digest {
-        let state = &self.state;
-        let streams = state.streams.iter();
-        let summary = Summary {
-            applied: state.applied,
-            chain: state.chain,
-            parts: self.parts,
-            gone: state.gone,
-            streams: streams
-                .map(|((author, version), stream)| (*author, *version, stream.highest()))
-                .collect(),
-            holders: state.holders.iter().map(|(id, row)| (*id, row.clone())).collect(),
-            open: (state.batcher.open_seq(), state.batcher.pending_bytes()),
-            last_closed: state.batcher.last_closed(),
-            last_final: state.batcher.last_final(),
-            roster: state.batcher.roster().digest(),
-            collected: state.collected.progress(),
-            conflict: state.conflict,
-            global: self.global.state_root(),
-        };
-        sha256(&[b"muster/v1/cluster-queue", &encode(&summary)])
+        digest_of(&self.state, &self.global, self.parts)
     }
+}
+
+/// See [`ClusterQueue::digest`].
+fn digest_of(state: &State, global: &GlobalQueue, parts: Sum) -> Digest {
+    let streams = state.streams.iter();
+    let summary = Summary {
+        applied: state.applied,
+        chain: state.chain,
+        parts,
+        gone: state.gone,
+        streams: streams
+            .map(|((author, version), stream)| (*author, *version, stream.highest()))
+            .collect(),
+        holders: state.holders.iter().map(|(id, row)| (*id, row.clone())).collect(),
+        open: (state.batcher.open_seq(), state.batcher.pending_bytes()),
+        last_closed: state.batcher.last_closed(),
+        last_final: state.batcher.last_final(),
+        roster: state.batcher.roster().digest(),
+        collected: state.collected.progress(),
+        conflict: state.conflict,
+        global: global.state_root(),
+    };
+    sha256(&[b"muster/v1/cluster-queue", &encode(&summary)])
 }
 
 impl ClusterQueue {
@@ -493,7 +497,7 @@ impl ClusterQueue {
     /// is covered.
     #[must_use]
     pub fn digest(&self) -> Digest {
-        self.view().digest()
+        digest_of(&self.state, &self.global, self.derived.sum)
     }
 
     /// Checks everything that must hold between two entries. Run after every step in tests and in
