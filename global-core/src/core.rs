@@ -166,7 +166,7 @@ impl<E: Execution> GlobalCore<E> {
         for batch in recovered.batches {
             core.pool.insert(batch);
         }
-        core.pool.prune(&core.ledger.executed_state().cursors());
+        core.pool.prune(core.ledger.executed_state().cursors());
         core.settle(now, effects);
         core
     }
@@ -174,6 +174,17 @@ impl<E: Execution> GlobalCore<E> {
     /// Takes one input. Effects are appended in the order in which they must be performed.
     pub fn step(&mut self, now: Now, input: Input, effects: &mut Vec<Effect>) {
         if self.is_halted {
+            return;
+        }
+        if let Input::Message(CheckedMessage::Certificate(certificate)) = &input
+            && let Certificate::Finalization(finalization) = &**certificate
+        {
+            self.learn_heights(finalization);
+        }
+        // Others say again what is known, more often than not: it moves nothing, and what time moves has its timer.
+        if let Input::Message(message) = &input
+            && !self.consensus.is_news(message)
+        {
             return;
         }
         match input {
@@ -292,9 +303,6 @@ impl<E: Execution> GlobalCore<E> {
             }
             CheckedMessage::Vote(vote) => self.tell(now, consensus::Input::Vote(vote), effects),
             CheckedMessage::Certificate(certificate) => {
-                if let Certificate::Finalization(finalization) = &*certificate {
-                    self.learn_heights(finalization);
-                }
                 self.tell(now, consensus::Input::Certificate(certificate), effects);
             }
         }

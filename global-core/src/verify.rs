@@ -175,6 +175,20 @@ impl Verifier {
         Ok(Checked(certificate))
     }
 
+    /// Checks one certificate that came as `encoded`, of which it was decoded: it is known by these bytes without being
+    /// encoded again.
+    ///
+    /// # Errors
+    /// [`VerifyError::Certificate`].
+    pub fn certificate_of(
+        &mut self,
+        certificate: Certificate,
+        encoded: &[u8],
+    ) -> Result<Checked<Certificate>, VerifyError> {
+        self.check_named(&certificate, sha256(&[encoded]))?;
+        Ok(Checked(certificate))
+    }
+
     /// Checks a proposal with all certificates in it.
     ///
     /// # Errors
@@ -236,7 +250,11 @@ impl Verifier {
     }
 
     fn check_certificate(&mut self, certificate: &Certificate) -> Result<(), VerifyError> {
-        let name = sha256(&[&encode(certificate)]);
+        self.check_named(certificate, sha256(&[&encode(certificate)]))
+    }
+
+    /// `name`: of its encoding.
+    fn check_named(&mut self, certificate: &Certificate, name: Digest) -> Result<(), VerifyError> {
         if self.known.contains(&name) {
             return Ok(());
         }

@@ -17,6 +17,8 @@ pub struct ChainState {
     queue: GlobalQueue,
     outcome_root: Digest,
     outcomes: Arc<Vec<Outcome>>,
+    /// As the queue says it; shared by copies.
+    cursors: Arc<BTreeMap<ClusterId, Cursor>>,
 }
 
 /// What executing a block needs beside it.
@@ -33,6 +35,7 @@ impl ChainState {
     #[must_use]
     pub fn genesis(queue: GlobalQueue) -> Self {
         Self {
+            cursors: Arc::new(cursors_of(&queue)),
             queue,
             outcome_root: outcome_root(&[]),
             outcomes: Arc::default(),
@@ -52,6 +55,23 @@ impl ChainState {
     }
 }
 
+/// What is next of every cluster.
+fn cursors_of(queue: &GlobalQueue) -> BTreeMap<ClusterId, Cursor> {
+    let cursors = queue
+        .clusters()
+        .filter_map(|cluster| Some((cluster, queue.cursor(cluster)?)));
+    cursors
+        .map(|(cluster, cursor)| {
+            let cursor = Cursor {
+                founding: cursor.founding,
+                next: cursor.next_seq,
+                prev_digest: cursor.last_digest,
+            };
+            (cluster, cursor)
+        })
+        .collect()
+}
+
 impl Execution for ChainState {
     type Batches = Gathered;
 
@@ -68,6 +88,7 @@ impl Execution for ChainState {
         };
         self.outcome_root = outcome.outcome_root;
         self.outcomes = Arc::new(outcome.outcomes);
+        self.cursors = Arc::new(cursors_of(&self.queue));
         for evidence in &outcome.evidence {
             tracing::warn!(
                 cluster = %evidence.batch.cluster,
@@ -87,18 +108,7 @@ impl Execution for ChainState {
         }
     }
 
-    fn cursors(&self) -> BTreeMap<ClusterId, Cursor> {
-        self.queue
-            .clusters()
-            .filter_map(|cluster| Some((cluster, self.queue.cursor(cluster)?)))
-            .map(|(cluster, cursor)| {
-                let cursor = Cursor {
-                    founding: cursor.founding,
-                    next: cursor.next_seq,
-                    prev_digest: cursor.last_digest,
-                };
-                (cluster, cursor)
-            })
-            .collect()
+    fn cursors(&self) -> &BTreeMap<ClusterId, Cursor> {
+        &self.cursors
     }
 }

@@ -324,7 +324,11 @@ impl Core {
         if view >= self.view && Some(signed.voter) != self.config.me {
             self.start_timers(now.at);
         }
-        let supporters = self.slots[&view].supporters(&signed.vote);
+        let slot = &self.slots[&view];
+        if slot.has_certificate(&signed.vote) {
+            return;
+        }
+        let supporters = slot.supporters(&signed.vote);
         if self.is_quorum(&supporters) {
             let certificate = self.certify(signed.vote, &supporters);
             self.on_certificate(now, certificate, effects);

@@ -7,10 +7,11 @@ use common::{
     block::{BlockHeader, ParentProof},
     certificate::{Ballot, Finalization, Signers},
     ids::{Digest, NodeIdx, View},
+    wire::bft::Certificate,
 };
 
-use super::{Core, Held, Turn};
-use crate::{clock::Instant, config::Config, ledger::Tip, mutant::has_fault};
+use super::{Core, Held, Slot, Turn};
+use crate::{clock::Instant, config::Config, ledger::Tip, mutant::has_fault, verify::CheckedMessage};
 
 impl Core {
     /// The current view.
@@ -29,6 +30,29 @@ impl Core {
     #[must_use]
     pub fn tip(&self) -> Tip {
         self.tip
+    }
+
+    /// Whether a vote or certificate may change anything here: its view is above the last final one, and it was not
+    /// counted. A proposal is news always.
+    #[must_use]
+    pub fn is_news(&self, message: &CheckedMessage) -> bool {
+        let slot = |view: View| self.slots.get(&view);
+        let has = |view: View, has: fn(&Slot) -> bool| slot(view).is_some_and(has);
+        let (view, is_held) = match message {
+            CheckedMessage::Proposal(_) => return true,
+            CheckedMessage::Vote(signed) => {
+                let view = signed.vote.view();
+                let position = self.config.set.position(signed.voter);
+                let counts = |position: usize| slot(view).is_some_and(|slot| slot.has_counted(position, &signed.vote));
+                (view, position.is_some_and(counts))
+            }
+            CheckedMessage::Certificate(certificate) => match &**certificate {
+                Certificate::Notarization(n) => (n.ballot.view, has(n.ballot.view, |s| s.notarization.is_some())),
+                Certificate::Nullification(n) => (n.ballot.view, has(n.ballot.view, |s| s.nullification.is_some())),
+                Certificate::Finalization(f) => (f.ballot.view, has(f.ballot.view, |s| s.finalization.is_some())),
+            },
+        };
+        view > self.tip.view && !is_held
     }
 
     /// The proposal of this view if I may still notarize it and it is justified: its parent is notarized

@@ -71,6 +71,27 @@ impl Slot {
         }
     }
 
+    /// Whether exactly this vote of the validator at `position` was counted.
+    #[must_use]
+    pub fn has_counted(&self, position: usize, vote: &Vote) -> bool {
+        let votes = match vote {
+            Vote::Notarize(_) => &self.notarize,
+            Vote::Nullify(_) => &self.nullify,
+            Vote::Finalize(_) => &self.finalize,
+        };
+        votes.get(&position).is_some_and(|counted| counted.vote == *vote)
+    }
+
+    /// Whether a quorum of this kind of votes is known already.
+    #[must_use]
+    pub fn has_certificate(&self, vote: &Vote) -> bool {
+        match vote {
+            Vote::Notarize(_) => self.notarization.is_some(),
+            Vote::Nullify(_) => self.nullification.is_some(),
+            Vote::Finalize(_) => self.finalization.is_some(),
+        }
+    }
+
     /// Who cast exactly this vote, ascending by position.
     #[must_use]
     pub fn supporters(&self, vote: &Vote) -> Vec<(usize, SignedVote)> {

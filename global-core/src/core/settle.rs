@@ -278,7 +278,7 @@ impl<E: Execution> GlobalCore<E> {
     fn settle_execution(&mut self, wanted: &mut Wanted, effects: &mut Vec<Effect>) {
         while let Some((height, digest)) = self.ledger.advance_executed() {
             effects.push(Effect::Executed { height, digest });
-            self.pool.prune(&self.ledger.executed_state().cursors());
+            self.pool.prune(self.ledger.executed_state().cursors());
         }
         for (digest, block) in self.ledger.executable() {
             if self.executing.contains(&digest) {
@@ -305,7 +305,7 @@ impl<E: Execution> GlobalCore<E> {
     fn settle_work(&mut self, now: Now, look_again: &mut Option<Instant>, effects: &mut Vec<Effect>) {
         let best = self.consensus.highest_agreed();
         let cursors = self.ledger.cursors_on(&best);
-        let cursors = cursors.unwrap_or_else(|| self.ledger.executed_state().cursors());
+        let cursors = cursors.unwrap_or_else(|| self.ledger.executed_state().cursors().clone());
         // Another batch waits behind another block: its leader may not have it yet.
         let since = self.batch_since.filter(|(behind, _)| *behind == best);
         self.batch_since = self.pool.has_next(&cursors).then(|| since.unwrap_or((best, now.at)));
@@ -337,7 +337,7 @@ impl<E: Execution> GlobalCore<E> {
                 wanted.block(digest);
             }
         }
-        for batch in self.pool.missing(&self.ledger.executed_state().cursors()) {
+        for batch in self.pool.missing(self.ledger.executed_state().cursors()) {
             wanted.batch(batch);
         }
         self.settle_sync(now, &mut wanted, effects);

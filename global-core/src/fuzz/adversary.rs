@@ -297,7 +297,7 @@ impl Adversary {
         if !rng.chance(15) {
             return Vec::new();
         }
-        let mut cursors = lagging.cursors();
+        let mut cursors = lagging.cursors().clone();
         for batch in parent.block.iter().flat_map(|block| &block.refs) {
             if let Some(cursor) = cursors.get_mut(&batch.cluster) {
                 *cursor = cursor.after(batch);

@@ -105,7 +105,7 @@ impl Execution for Chained {
         }
     }
 
-    fn cursors(&self) -> BTreeMap<ClusterId, Cursor> {
-        self.cursors.clone()
+    fn cursors(&self) -> &BTreeMap<ClusterId, Cursor> {
+        &self.cursors
     }
 }

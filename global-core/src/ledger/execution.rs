@@ -75,6 +75,6 @@ pub trait Execution: Clone {
     /// Digests of this state and of the outcomes of the block applied last.
     fn roots(&self) -> Roots;
 
-    /// What is next of every cluster.
-    fn cursors(&self) -> BTreeMap<ClusterId, Cursor>;
+    /// What is next of every cluster. Asked for in every step, so it should be at hand.
+    fn cursors(&self) -> &BTreeMap<ClusterId, Cursor>;
 }

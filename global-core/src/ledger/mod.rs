@@ -327,7 +327,7 @@ impl<E: Execution> Ledger<E> {
     #[must_use]
     pub fn cursors_on(&self, parent: &Digest) -> Option<BTreeMap<ClusterId, Cursor>> {
         let entry = self.entries.get(parent)?;
-        let mut cursors = self.lagging_state(entry)?.cursors();
+        let mut cursors = self.lagging_state(entry)?.cursors().clone();
         let parents = entry.block.iter().filter(|_| !bug::active(Bug::BatchReplayed));
         for batch in parents.flat_map(|block| &block.refs) {
             if let Some(cursor) = cursors.get_mut(&batch.cluster) {
@@ -397,10 +397,12 @@ impl<E: Execution> Ledger<E> {
 
     /// Drops final blocks that nothing needs any more, and blocks on other chains.
     pub fn prune(&mut self) {
+        if self.is_pruned() {
+            return;
+        }
         // A child of the tip needs the state of the tip's parent; the next execution needs the parent's
         // state and, for its roots, the one before.
-        let floor = Height(self.executed.0.min(self.tip.height.0).saturating_sub(ROOT_LAG - 1));
-        self.final_blocks = self.final_blocks.split_off(&floor);
+        self.final_blocks = self.final_blocks.split_off(&self.floor());
         let mut kept: std::collections::BTreeSet<Digest> = self.final_blocks.values().copied().collect();
         let mut above: Vec<(Height, Digest)> = self
             .entries
@@ -420,6 +422,26 @@ impl<E: Execution> Ledger<E> {
             }
         }
         self.entries.retain(|digest, _| kept.contains(digest));
+    }
+
+    /// The lowest final height whose state is needed.
+    fn floor(&self) -> Height {
+        Height(self.executed.0.min(self.tip.height.0).saturating_sub(ROOT_LAG - 1))
+    }
+
+    /// Whether [`prune`](Self::prune) would drop nothing: so it is in most steps, and this is cheaper to see.
+    fn is_pruned(&self) -> bool {
+        let is_needed = |digest: &Digest, entry: &Entry<E>| {
+            if entry.height <= self.tip.height {
+                return self.final_blocks.get(&entry.height) == Some(digest);
+            }
+            let is_first = entry.height == self.tip.height.next();
+            let is_on_kept = |parent: &Entry<E>| parent.height < entry.height;
+            entry.parent == self.tip.digest || (!is_first && self.entries.get(&entry.parent).is_none_or(is_on_kept))
+        };
+        let is_above = |(lowest, _): (&Height, _)| *lowest >= self.floor();
+        self.final_blocks.first_key_value().is_none_or(is_above)
+            && self.entries.iter().all(|(digest, entry)| is_needed(digest, entry))
     }
 }
 

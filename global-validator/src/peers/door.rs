@@ -30,7 +30,7 @@ use common::{
         frame::{FrameKind, Refusal, RefusalCode},
     },
 };
-use global_core::Verifier;
+use global_core::{CheckedMessage, Verifier, VerifyError};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -125,23 +125,35 @@ impl PeerDoor {
         match kind {
             FrameKind::Proposal => {
                 let proposal: Proposal = decode(body).map_err(invalid)?;
-                self.push(from, BftMessage::Proposal(Box::new(proposal)), bytes)
+                let message = BftMessage::Proposal(Box::new(proposal));
+                self.push(from, bytes, |verifier| verifier.message(message))
             }
-            FrameKind::Vote => self.push(from, BftMessage::Vote(decode(body).map_err(invalid)?), bytes),
+            FrameKind::Vote => {
+                let message = BftMessage::Vote(decode(body).map_err(invalid)?);
+                self.push(from, bytes, |verifier| verifier.message(message))
+            }
             FrameKind::Certificate => {
                 let certificate = decode(body).map_err(invalid)?;
-                self.push(from, BftMessage::Certificate(certificate), bytes)
+                self.push(from, bytes, |verifier| {
+                    let checked = verifier.certificate_of(certificate, body)?;
+                    Ok(CheckedMessage::Certificate(checked))
+                })
             }
             FrameKind::BatchNotice => self.notice(from, &decode(body).map_err(invalid)?, bytes),
             _ => Err(invalid("not what a validator tells")),
         }
     }
 
-    fn push(&self, from: NodeIdx, message: BftMessage, bytes: usize) -> Result<Bytes, Refusal> {
+    fn push(
+        &self,
+        from: NodeIdx,
+        bytes: usize,
+        check: impl FnOnce(&mut Verifier) -> Result<CheckedMessage, VerifyError>,
+    ) -> Result<Bytes, Refusal> {
         self.incoming.check_room(from, bytes).map_err(no_room)?;
         let checked = {
             let mut verifier = self.verifier.lock().unwrap_or_else(PoisonError::into_inner);
-            verifier.message(message)
+            check(&mut verifier)
         };
         let message = checked.map_err(|error| {
             tracing::warn!(peer = %from, "message refused: {error}");
