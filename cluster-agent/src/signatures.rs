@@ -66,7 +66,8 @@ struct Good {
 
 #[derive(Default)]
 struct Remembered {
-    good: HashMap<Signature, Good, BuildHasherDefault<FirstBytes>>,
+    /// Boxed, since a table that grows has more places than lines.
+    good: HashMap<Signature, Box<Good>, BuildHasherDefault<FirstBytes>>,
     /// Oldest first.
     order: VecDeque<Signature>,
     keys: BTreeMap<AdmittedKey, Use>,
@@ -75,7 +76,7 @@ struct Remembered {
 
 impl Remembered {
     fn remember(&mut self, signature: Signature, good: Good) {
-        if self.good.insert(signature, good).is_none() {
+        if self.good.insert(signature, Box::new(good)).is_none() {
             self.order.push_back(signature);
         }
         if self.order.len() > REMEMBERED_MAX
@@ -121,7 +122,11 @@ impl Signatures {
         };
         let prepared = {
             let mut remembered = self.lock();
-            if remembered.good.get(&entry.signature) == Some(&good) {
+            if remembered
+                .good
+                .get(&entry.signature)
+                .is_some_and(|known| **known == good)
+            {
                 return true;
             }
             remembered.busy(key)

@@ -20,7 +20,7 @@ use common::{
     ids::{DeviceId, Digest, LogIndex, RaftNodeId, Term},
     limits::{LOG_ENTRY_BYTES_MAX, RAFT_APPEND_BYTES_MAX},
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 use sha2::{Digest as _, Sha256};
 
 /// Version of every encoding in this file.
@@ -172,17 +172,51 @@ impl WireMembership {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum WirePayload {
     Blank,
-    Command(Blob<COMMAND_BYTES_MAX>),
+    Command(CommandBytes),
     Membership(WireMembership),
 }
 
 impl WirePayload {
     pub fn command(bytes: &Bytes) -> Result<Self, TooBig> {
-        let bounded = Blob::try_from(bytes.to_vec());
-        bounded.map(Self::Command).map_err(|error| TooBig {
-            got: error.got,
-            max: error.max,
-        })
+        if bytes.len() > COMMAND_BYTES_MAX {
+            return Err(TooBig {
+                got: bytes.len(),
+                max: COMMAND_BYTES_MAX,
+            });
+        }
+        Ok(Self::Command(CommandBytes(bytes.clone())))
+    }
+}
+
+/// At most [`COMMAND_BYTES_MAX`] bytes, encoded as a [`Blob`] is. A leader encodes a command once for its log and once for
+/// each follower: copies share it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct CommandBytes(Bytes);
+
+impl CommandBytes {
+    pub fn into_inner(self) -> Bytes {
+        self.0
+    }
+}
+
+impl core::ops::Deref for CommandBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Serialize for CommandBytes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for CommandBytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let blob = Blob::<COMMAND_BYTES_MAX>::deserialize(deserializer)?;
+        Ok(Self(blob.into_inner().into()))
     }
 }
 

@@ -173,6 +173,7 @@ impl<R: AsyncRuntime> RaftHandle<R> {
             lane_timeout: config.lane_timeout(),
             news_patience: config.news_patience(),
             confirmations: confirmations.clone(),
+            encodings: Arc::default(),
         };
         let raft = Raft::<R>::new(id.0, Arc::new(openraft), network, log.clone(), machine.clone()).await;
         let raft = raft.map_err(|error| OpenError::Raft(error.to_string()))?;

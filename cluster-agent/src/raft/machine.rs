@@ -1,7 +1,8 @@
 //! openraft's state machine over ours: applies in order, keeps the chain, makes and installs snapshots.
 //!
 //! # Rules
-//! * Upon a committed entry: recompute its chain, give commands to the machine, answer at once.
+//! * Upon a committed entry: its chain continues the applied history, or nothing more is applied. It is computed here, unless
+//!   this process computed it over the same bytes above the same chain before. Give commands to the machine, answer at once.
 //!   Blank and membership entries only move the position.
 //! * Upon a snapshot: the machine hands out a view in the same step, so that the snapshot stands
 //!   between two entries; encoding and writing go on beside. If it cannot be written, the one before
@@ -33,8 +34,8 @@ use super::{
         snapshot::{DraftName, SnapshotBytes, SnapshotDraft, SnapshotStore, run},
     },
     types::{
-        Answer, Entry, LogId, Snapshot, SnapshotMeta, StoredMembers, TypeConfig, chain_of, log_id_from_wire,
-        log_id_to_wire, members_from_wire, members_to_wire, position,
+        Answer, Entry, LogId, Snapshot, SnapshotMeta, StoredMembers, TypeConfig, log_id_from_wire, log_id_to_wire,
+        members_from_wire, members_to_wire, position,
     },
 };
 use common::ids::{Digest, LogPosition, RaftNodeId};
@@ -204,7 +205,7 @@ impl<R: AsyncRuntime> MachineAdapter<R> {
     fn apply_one(&self, entry: &Entry) -> Result<Vec<u8>, StoreError> {
         let id = log_id_to_wire(&entry.id);
         let previous = lock(&self.inner.applied).chain;
-        let chain = chain_of(entry, previous);
+        let chain = entry.chain_above(previous);
         if entry.chain.is_some_and(|stored| stored != chain) {
             let index = id.index;
             return Err(StoreError::Corrupt(format!(

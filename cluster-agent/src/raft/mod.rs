@@ -29,6 +29,7 @@ mod codec;
 mod config;
 mod confirm;
 pub mod conformance;
+mod encodings;
 mod handle;
 mod lane;
 mod log;

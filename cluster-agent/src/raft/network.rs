@@ -35,6 +35,7 @@ use super::{
         SnapshotReply, TransferReply, TransferRequest, WireVote,
     },
     confirm::{Confirmations, Number},
+    encodings::{Encodings, RequestHead},
     log::RaftLog,
     pipeline,
     server::RpcRefusal,
@@ -190,6 +191,8 @@ pub(super) struct Network<R> {
     pub news_patience: Duration,
     /// Told of each answered append.
     pub confirmations: Arc<Confirmations>,
+    /// What goes to several members.
+    pub encodings: Arc<Encodings>,
 }
 
 impl<R: AsyncRuntime> Network<R> {
@@ -203,6 +206,7 @@ impl<R: AsyncRuntime> Network<R> {
             lane_timeout: self.lane_timeout,
             news_patience: self.news_patience,
             confirmations: self.confirmations.clone(),
+            encodings: self.encodings.clone(),
             sends,
             runtime: PhantomData,
         }
@@ -241,6 +245,7 @@ pub(super) struct Client<R> {
     /// How long news of a commit waits for entries to travel with.
     pub(super) news_patience: Duration,
     confirmations: Arc<Confirmations>,
+    encodings: Arc<Encodings>,
     sends: Sends,
     runtime: PhantomData<fn() -> R>,
 }
@@ -283,7 +288,29 @@ impl<R: AsyncRuntime> Client<R> {
         }
     }
 
-    pub(super) fn append_request(&self, request: &AppendEntriesRequest<TypeConfig<R>>) -> Outcome<AppendRequest, R> {
+    /// The request as it goes over a lane. Members that stand alike share it.
+    pub(super) fn encoded(&self, request: &AppendEntriesRequest<TypeConfig<R>>) -> Outcome<Bytes, R> {
+        let encode = || {
+            self.append_request(request)
+                .map(|wire| Bytes::from(codec::encode(wire)))
+        };
+        let last = request.entries.last();
+        let Some((last, chain)) = last.and_then(|entry| Some((log_id_to_wire(&entry.id), entry.chain?))) else {
+            return encode();
+        };
+        let previous = request.prev_log_id.as_ref().map(log_id_to_wire);
+        let head = RequestHead {
+            vote: vote_to_wire(&request.vote),
+            previous,
+            previous_chain: previous.and_then(|id| self.log.chain_at(id)),
+            committed: request.leader_commit.as_ref().map(log_id_to_wire),
+            entries: request.entries.len(),
+            last: (last, chain),
+        };
+        self.encodings.get_or(head, encode)
+    }
+
+    fn append_request(&self, request: &AppendEntriesRequest<TypeConfig<R>>) -> Outcome<AppendRequest, R> {
         let previous = request.prev_log_id.as_ref().map(log_id_to_wire);
         let previous_chain = previous.and_then(|id| self.log.chain_at(id));
         if previous.is_some() && previous_chain.is_none() && !request.entries.is_empty() {

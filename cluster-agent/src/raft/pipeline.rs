@@ -40,7 +40,7 @@ use super::{
     codec::{self, AppendReply, WireVote},
     confirm::Number,
     network::{Client, LINK_BYTES_PER_MS_MIN, LinkError, Outcome, broken, decode_answer},
-    types::{LogId, TypeConfig, log_id_from_wire, vote_from_wire},
+    types::{LogId, TypeConfig, log_id_from_wire, vote_from_wire, vote_to_wire},
 };
 use crate::ports::{CallError, Lane, LaneReceiver, LaneSender};
 
@@ -223,9 +223,8 @@ where
         let Some(request) = next_request::<R, S>(&mut input, last_sent, client.news_patience).await else {
             break;
         };
-        let wire = client.append_request(&request)?;
-        let vote = wire.vote;
-        let body = codec::encode(wire);
+        let vote = vote_to_wire(&request.vote);
+        let body = client.encoded(&request)?;
         window.wait_for_room(body.len()).await;
         let last = request.entries.last().map(|entry| entry.id).or(request.prev_log_id);
         last_sent = Some(last);
@@ -237,7 +236,7 @@ where
             vote,
             number: client.number(),
         });
-        let sent = sender.send(body.into()).await.map_err(LinkError::from);
+        let sent = sender.send(body).await.map_err(LinkError::from);
         sent.map_err(|error| client.link_error(&error, RPCTypes::AppendEntries, timeout))?;
     }
     sender.end(None).await;

@@ -148,6 +148,9 @@ impl RpcRefusal {
     }
 }
 
+/// The chain at an entry, and the one below it that it was computed above.
+type Link = (Digest, Digest);
+
 pub(super) type Raft<R> = openraft::Raft<TypeConfig<R>, MachineAdapter<R>>;
 
 /// The receiving side of one member.
@@ -237,7 +240,10 @@ impl<R: AsyncRuntime> Server<R> {
             .into_inner()
             .into_iter()
             .zip(chains)
-            .map(|(entry, chain)| entry_from_wire(entry, chain))
+            .map(|(entry, link)| {
+                let (chain, above) = link.unzip();
+                entry_from_wire(entry, chain, above)
+            })
             .collect();
         let request = AppendEntriesRequest {
             vote: vote_from_wire(request.vote),
@@ -257,7 +263,9 @@ impl<R: AsyncRuntime> Server<R> {
             return request;
         };
         request.entries.retain(|entry| entry.id.index > last.index);
-        request.entries.iter_mut().for_each(|entry| entry.chain = None);
+        for entry in &mut request.entries {
+            (entry.chain, entry.computed_above) = (None, None);
+        }
         request.prev_log_id = request
             .prev_log_id
             .map(|previous| if previous.index > last.index { previous } else { last });
@@ -360,7 +368,7 @@ impl<R: AsyncRuntime> Server<R> {
 
     /// Compares the request with what is held here or on its way here, and returns the chain claimed for
     /// each entry.
-    fn check_history(&self, request: &AppendRequest) -> Answer<(Vec<Option<Digest>>, Claim)> {
+    fn check_history(&self, request: &AppendRequest) -> Answer<(Vec<Option<Link>>, Claim)> {
         let on_the_way = self.on_the_way.check();
         let mut chain = match request.previous {
             None => Some(Digest::default()),
@@ -375,10 +383,11 @@ impl<R: AsyncRuntime> Server<R> {
         let mut claimed: Vec<_> = request.previous.zip(request.previous_chain).into_iter().collect();
         let mut chains = Vec::with_capacity(request.entries.len());
         for entry in &request.entries {
-            chain = chain.map(|chain| WireEntry::chain(entry, chain));
+            let above = chain;
+            chain = above.map(|above| WireEntry::chain(entry, above));
             check_entry(&self.log, &self.alarms, &on_the_way, entry.id, chain)?;
             claimed.extend(chain.map(|chain| (entry.id, chain)));
-            chains.push(chain);
+            chains.push(chain.zip(above));
         }
         if request.entries.is_empty() {
             claimed.clear();

@@ -147,6 +147,23 @@ pub(super) struct Entry {
     /// From our log: the stored chain. From a leader: its claim, compared before it is stored.
     /// `None` for an entry that this member is about to append as leader.
     pub chain: Option<Digest>,
+    /// Set if this process computed `chain` over these very bytes: the chain of the entry below, above which it did.
+    pub computed_above: Option<Digest>,
+}
+
+impl Entry {
+    /// The chain at this entry, above an entry whose chain is `previous`. Hashed once for all who ask above the same.
+    pub fn chain_above(&self, previous: Digest) -> Digest {
+        match (self.computed_above, self.chain) {
+            (Some(above), Some(chain)) if above == previous => chain,
+            _ => chain_of(self, previous),
+        }
+    }
+
+    /// Remembers what [`chain_above`](Self::chain_above) said.
+    pub fn set_chain(&mut self, previous: Digest, chain: Digest) {
+        (self.chain, self.computed_above) = (Some(chain), Some(previous));
+    }
 }
 
 impl fmt::Display for Entry {
@@ -164,6 +181,7 @@ impl RaftEntry for Entry {
             id,
             payload,
             chain: None,
+            computed_above: None,
         }
     }
 
@@ -173,6 +191,7 @@ impl RaftEntry for Entry {
 
     fn set_log_id(&mut self, id: LogId) {
         self.id = id;
+        self.computed_above = None;
     }
 
     fn get_membership(&self) -> Option<Members> {
@@ -297,15 +316,22 @@ pub(super) fn chain_of(entry: &Entry, previous: Digest) -> Digest {
 
 /// # Errors
 /// The phrase for the log, if a membership contradicts itself.
-pub(super) fn entry_from_wire(wire: WireEntry, chain: Option<Digest>) -> Result<Entry, &'static str> {
+///
+/// `chain` is what was stored or claimed; `computed_above` as in [`Entry`].
+pub(super) fn entry_from_wire(
+    wire: WireEntry,
+    chain: Option<Digest>,
+    computed_above: Option<Digest>,
+) -> Result<Entry, &'static str> {
     let payload = match wire.payload {
         WirePayload::Blank => EntryPayload::Blank,
-        WirePayload::Command(bytes) => EntryPayload::Normal(Command(bytes.into_inner().into())),
+        WirePayload::Command(bytes) => EntryPayload::Normal(Command(bytes.into_inner())),
         WirePayload::Membership(members) => EntryPayload::Membership(members_from_wire(&members)?),
     };
     Ok(Entry {
         id: log_id_from_wire(wire.id),
         payload,
         chain,
+        computed_above,
     })
 }

@@ -259,7 +259,8 @@ impl<R: AsyncRuntime> RaftLog<R> {
                     wire.id.index, tip.id.index
                 )));
             }
-            let chain = wire.chain(tip.and_then(|tip| tip.chain).unwrap_or_default());
+            let previous = tip.and_then(|tip| tip.chain).unwrap_or_default();
+            let chain = entry.chain_above(previous);
             if let Some(claimed) = entry.chain
                 && claimed != chain
             {
@@ -273,7 +274,7 @@ impl<R: AsyncRuntime> RaftLog<R> {
                     wire.id.index
                 )));
             }
-            entry.chain = Some(chain);
+            entry.set_chain(previous, chain);
             tip = Some(Tip {
                 id: wire.id,
                 chain: Some(chain),

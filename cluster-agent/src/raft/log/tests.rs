@@ -31,6 +31,7 @@ fn entry(term: u64, index: u64) -> Entry {
         id: log_id(term, index),
         payload: EntryPayload::Normal(Command(command)),
         chain: None,
+        computed_above: None,
     }
 }
 
@@ -161,6 +162,24 @@ async fn claim_of_another_chain_is_refused_before_it_is_stored() {
         [RaftAlarm::ForkedLog { index: LogIndex(3), .. }]
     ));
     assert_eq!(store.recovered().unwrap().records, Some((LogIndex(1), LogIndex(2))));
+}
+
+#[tokio::test]
+async fn chain_computed_above_another_entry_is_computed_anew() {
+    let store = Arc::new(MemoryLog::new());
+    let mut log = open(&store);
+    append(&mut log, 1, 1..3).await;
+    let below = log.chain_at(log_id_to_wire(&log_id(1, 2))).unwrap();
+    let mut right = entry(1, 3);
+    let chain = right.chain_above(below);
+    // Right for another history, and told as if it had been computed above this one's.
+    let mut elsewhere = entry(1, 3);
+    elsewhere.set_chain(Digest([7; 32]), entry(1, 3).chain_above(Digest([7; 32])));
+    assert_eq!(elsewhere.chain_above(below), chain);
+    assert!(log.append([elsewhere], IOFlushed::noop()).await.is_err());
+    right.set_chain(below, chain);
+    assert!(log.append([right], IOFlushed::noop()).await.is_ok());
+    assert_eq!(log.chain_at(log_id_to_wire(&log_id(1, 3))), Some(chain));
 }
 
 #[tokio::test]

@@ -141,7 +141,7 @@ pub(super) fn decode_run(records: &[LogRecord], from: LogIndex) -> Result<Vec<En
             return Err(corrupt(&format!("expected index {next}")));
         }
         next = next.next();
-        entries.push(entry_from_wire(decoded.entry, Some(decoded.chain)).map_err(|why| corrupt(&why))?);
+        entries.push(entry_from_wire(decoded.entry, Some(decoded.chain), None).map_err(|why| corrupt(&why))?);
     }
     Ok(entries)
 }
@@ -213,15 +213,17 @@ pub(super) fn recover(store: &dyn LogStore, cache_bytes_max: usize) -> Result<Vi
 }
 
 impl View {
-    pub(super) fn recover_entry(&mut self, entry: Entry, bytes_len: usize) -> Result<(), StoreError> {
+    pub(super) fn recover_entry(&mut self, mut entry: Entry, bytes_len: usize) -> Result<(), StoreError> {
         let id = log_id_to_wire(&entry.id);
-        let chain = chain_of(&entry, self.last.and_then(|tip| tip.chain).unwrap_or_default());
+        let previous = self.last.and_then(|tip| tip.chain).unwrap_or_default();
+        let chain = chain_of(&entry, previous);
         if entry.chain != Some(chain) {
             return Err(StoreError::Corrupt(format!(
                 "entry {}: its chain does not follow",
                 id.index
             )));
         }
+        entry.set_chain(previous, chain);
         let tip = Tip { id, chain: Some(chain) };
         let cached = Arc::new(Cached {
             entry,

@@ -330,7 +330,7 @@ fn request(index: u64, bytes: usize) -> Request {
     AppendEntriesRequest {
         vote: vote_from_wire(leads(1, 1)),
         prev_log_id: previous.map(log_id_from_wire),
-        entries: vec![entry_from_wire(entry, None).unwrap()],
+        entries: vec![entry_from_wire(entry, None, None).unwrap()],
         leader_commit: None,
     }
 }
@@ -357,6 +357,7 @@ impl Leader {
             lane_timeout: Duration::from_millis(150),
             news_patience: Duration::from_millis(1),
             confirmations: Arc::default(),
+            encodings: Arc::default(),
         };
         Self { hands, network }
     }
