@@ -19,7 +19,7 @@ use cluster_agent::{
     raft::{LinkProfile, RaftConfig, RaftRole},
 };
 use common::{
-    genesis::Timing,
+    genesis::{Genesis, Timing},
     ids::{ClusterId, DeviceId, Founding, NodeIdx, RaftNodeId},
     lease_terms::{ClockBounds, LeaseTerms},
     testing::Fleet,
@@ -127,6 +127,8 @@ struct AgentSlot {
 pub struct SimFleet {
     /// Keys and genesis file.
     pub fleet: Fleet,
+    /// The same file for every process: it has a line for each device of the fleet.
+    genesis: Arc<Genesis>,
     /// How many processes there are.
     pub population: Population,
     /// Its machines when nothing is wrong.
@@ -198,6 +200,7 @@ impl SimFleet {
         network.listen(Arc::new(move |from, kind, body| listener.hear(from, kind, body)));
         let mut drifts = Stream::split(seed, 0x6472_6966);
         let mut sim = Self {
+            genesis: Arc::new(fleet.genesis.clone()),
             fleet,
             population,
             conditions,

@@ -1,7 +1,7 @@
 //! The trace hash: one digest over everything that crossed a boundary in a run.
 //!
 //! # Rules
-//! It chains, in order: virtual time, kind, the two ends, length and the bytes, for
+//! It is over, in order: virtual time, kind, the two ends, length and the bytes, for
 //! * every frame delivered and every frame dropped,
 //! * every disk sync,
 //! * every state digest after an apply,
@@ -15,7 +15,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use common::{crypto::sha256, ids::Digest, wire::frame::FRAME_HEADER_BYTES};
+use common::{crypto::Hashing, ids::Digest, wire::frame::FRAME_HEADER_BYTES};
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub enum Event {
 }
 
 const EVENTS: usize = 6;
+/// Time, event, both ends, length.
+const HEAD_BYTES: usize = 25;
 
 /// How many of each [`Event`], in the order of its variants.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,7 +60,7 @@ pub struct Volume {
 }
 
 struct Chain {
-    hash: Digest,
+    hashing: Hashing,
     counts: Counts,
     delivered: BTreeMap<u8, Volume>,
 }
@@ -75,7 +77,7 @@ impl Trace {
     #[must_use]
     pub fn begin() -> Self {
         let chain = Chain {
-            hash: Digest([0; 32]),
+            hashing: Hashing::default(),
             counts: Counts::default(),
             delivered: BTreeMap::new(),
         };
@@ -91,35 +93,36 @@ impl Trace {
         u64::try_from(self.began.elapsed().as_micros()).expect("a run is far shorter than 500,000 years")
     }
 
-    /// Chains one event between the processes `from` and `to` (numbers of the run; equal for local ones).
-    pub fn record(&self, event: Event, from: u32, to: u32, bytes: &[u8]) {
+    /// Chains one event between the processes `from` and `to` (numbers of the run; equal for local ones). Its bytes are
+    /// `parts` one after another; a frame's header is a part of its own.
+    pub fn record(&self, event: Event, from: u32, to: u32, parts: &[&[u8]]) {
         let now = self.now_us().to_be_bytes();
-        let length = (bytes.len() as u64).to_be_bytes();
+        let bytes: u64 = parts.iter().map(|part| part.len() as u64).sum();
         let mut chain = self.chain.lock().unwrap_or_else(PoisonError::into_inner);
         chain.counts.0[event as usize] += 1;
         if event == Event::Delivered
-            && let Some(kind) = bytes.get(FRAME_HEADER_BYTES - 1)
+            && let Some(kind) = parts.first().and_then(|header| header.get(FRAME_HEADER_BYTES - 1))
         {
             let of_kind = chain.delivered.entry(*kind).or_default();
             of_kind.frames += 1;
-            of_kind.bytes += bytes.len() as u64;
+            of_kind.bytes += bytes;
         }
-        chain.hash = sha256(&[
-            &chain.hash.0,
-            &now,
-            &[event as u8],
-            &from.to_be_bytes(),
-            &to.to_be_bytes(),
-            &length,
-            bytes,
-        ]);
+        // Each event begins with a head of one length that says how many bytes follow: no two runs of events are one stream.
+        let mut head = [0; HEAD_BYTES];
+        head[..8].copy_from_slice(&now);
+        head[8] = event as u8;
+        head[9..13].copy_from_slice(&from.to_be_bytes());
+        head[13..17].copy_from_slice(&to.to_be_bytes());
+        head[17..].copy_from_slice(&bytes.to_be_bytes());
+        chain.hashing.update(&head);
+        parts.iter().for_each(|part| chain.hashing.update(part));
     }
 
     /// Hash and counts so far.
     #[must_use]
     pub fn summary(&self) -> (Digest, Counts) {
         let chain = self.chain.lock().unwrap_or_else(PoisonError::into_inner);
-        (chain.hash, chain.counts)
+        (chain.hashing.clone().digest(), chain.counts)
     }
 }
 
@@ -152,7 +155,7 @@ mod tests {
         runtime.block_on(async {
             let trace = Trace::begin();
             for (event, from, to, bytes) in events {
-                trace.record(*event, *from, *to, bytes);
+                trace.record(*event, *from, *to, &[bytes]);
             }
             trace.summary().0
         })

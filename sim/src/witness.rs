@@ -5,7 +5,7 @@
 //! * The first violation counts: what follows from it says little. The run ends there.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -71,12 +71,29 @@ struct Inner {
     proposals: BTreeMap<(View, Digest), Vec<BatchRef>>,
     /// The last proposal of each validator, which goes to everybody.
     last_proposal: BTreeMap<NodeIdx, Bytes>,
+    /// The last votes of each, which do too.
+    last_votes: BTreeMap<NodeIdx, VecDeque<Bytes>>,
     /// Batches on the disks of running validators.
     stores: BTreeMap<NodeIdx, BatchStore>,
     guards: GuardDisks,
     /// Only this checker is asked.
     only: Option<&'static str>,
     applies: u64,
+}
+
+impl Inner {
+    /// Whether `body` is one of the last votes that left `voter` in this life of it.
+    fn has_heard_vote(&mut self, voter: NodeIdx, body: &Bytes) -> bool {
+        let last = self.last_votes.entry(voter).or_default();
+        if last.contains(body) {
+            return true;
+        }
+        if last.len() == VOTES_MAX {
+            last.pop_front();
+        }
+        last.push_back(body.clone());
+        false
+    }
 }
 
 /// Shared by everybody in a run.
@@ -88,6 +105,8 @@ pub struct Witness {
 
 /// Proposals remembered.
 const PROPOSALS_MAX: usize = 256;
+/// Votes of one validator remembered.
+const VOTES_MAX: usize = 4;
 /// Records at the end of each log that are compared.
 const TAIL: usize = 96;
 
@@ -107,6 +126,7 @@ impl Witness {
             committed: BTreeMap::new(),
             proposals: BTreeMap::new(),
             last_proposal: BTreeMap::new(),
+            last_votes: BTreeMap::new(),
             stores: BTreeMap::new(),
             guards: GuardDisks::default(),
             only: None,
@@ -309,7 +329,7 @@ impl Witness {
                 (applied, self.newly_closed(queue))
             });
             if let Observation::Applied { digest, .. } = &applied {
-                self.trace.record(Event::Applied, idx.0, idx.0, &digest.0);
+                self.trace.record(Event::Applied, idx.0, idx.0, &[&digest.0]);
             }
             self.lock().applies += 1;
             self.see(&applied);
@@ -354,6 +374,10 @@ impl Witness {
     pub fn hear(&self, from: Sender, kind: FrameKind, body: &Bytes) {
         match kind {
             FrameKind::Vote if !from.is_hacked => {
+                // It goes to everybody, and is judged when it first leaves.
+                if self.lock().has_heard_vote(from.idx, body) {
+                    return;
+                }
                 if let Ok(signed) = decode::<SignedVote>(body)
                     && signed.voter == from.idx
                 {
@@ -461,7 +485,11 @@ impl Witness {
     /// Follows what a validator executes, as part of its process.
     pub fn watch_validator(&self, process: &Process, validator: &Validator, name: &str, idx: NodeIdx) {
         let (witness, validator, name) = (self.clone(), validator.clone(), name.to_owned());
-        self.lock().stores.insert(idx, validator.batches().clone());
+        let mut inner = self.lock();
+        inner.stores.insert(idx, validator.batches().clone());
+        // What its disk holds may be less than in its last life.
+        inner.last_votes.remove(&idx);
+        drop(inner);
         drop(process.spawn(async move {
             let executed = validator.executed().clone();
             // What nobody told yet is told now, if this life begins above it.
@@ -473,7 +501,7 @@ impl Witness {
                     witness.tell_block(&validator, &name, height);
                 }
                 let root = now.queue.state_root();
-                witness.trace.record(Event::Applied, idx.0, idx.0, &root.0);
+                witness.trace.record(Event::Applied, idx.0, idx.0, &[&root.0]);
                 let mut inner = witness.lock();
                 inner.executed = inner.executed.max(height);
                 inner.applies += 1;

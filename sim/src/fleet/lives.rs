@@ -129,7 +129,7 @@ impl SimFleet {
             ..RaftConfig::for_profile(self.conditions.profile)
         };
         let settings = Settings {
-            genesis: Arc::new(self.fleet.genesis.clone()),
+            genesis: self.genesis.clone(),
             device: idx,
             incarnation: 1,
             key: self.fleet.key(name),
@@ -147,7 +147,7 @@ impl SimFleet {
         };
         self.network
             .connect(device, Host::First, process.clone(), Arc::new(door));
-        self.trace.record(Event::Started, idx.0, idx.0, name.as_bytes());
+        self.trace.record(Event::Started, idx.0, idx.0, &[name.as_bytes()]);
         let crash = self.machine(name).crash_at_apply.clone();
         if !self.witness.suspects().has_process(name) {
             self.witness.watch_agent(&process, &agent, name, idx, crash);
@@ -180,7 +180,7 @@ impl SimFleet {
             disk: Arc::new(machine.disk.clone()),
         };
         let setup = Setup {
-            genesis: Arc::new(self.fleet.genesis.clone()),
+            genesis: self.genesis.clone(),
             label: Label::new(label).expect("names of a test fleet are labels"),
             consensus_key: self.fleet.consensus_key(label),
             clone_watch: Duration::from_millis(500),
@@ -195,7 +195,7 @@ impl SimFleet {
             }
         };
         self.network.connect(device, host, process.clone(), Arc::new(door));
-        self.trace.record(Event::Started, id.0, id.0, name.as_bytes());
+        self.trace.record(Event::Started, id.0, id.0, &[name.as_bytes()]);
         if !self.witness.suspects().has_process(name) {
             self.witness.watch_validator(&process, &validator, name, idx);
         }
@@ -235,7 +235,7 @@ impl SimFleet {
         }
         self.network.disconnect(&device, host);
         let id = process.id().0;
-        self.trace.record(Event::Killed, id, id, name.as_bytes());
+        self.trace.record(Event::Killed, id, id, &[name.as_bytes()]);
         self.sides_changed.extend(cluster);
         self.note_sides();
         true

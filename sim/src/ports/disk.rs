@@ -215,7 +215,7 @@ impl SimDisk {
 
     /// Waits as long as a sync takes, and records it with what it made durable. A process that is
     /// killed meanwhile never gets here.
-    pub(super) async fn sync(&self, what: &[u8]) -> io::Result<()> {
+    pub(super) async fn sync(&self, what: &[&[u8]]) -> io::Result<()> {
         let timing = self.0.timing;
         let trouble = self.trouble();
         let times = if let DiskTrouble::Slow { times } = trouble {
@@ -237,7 +237,7 @@ impl SimDisk {
 
     async fn write(self, write: Write, bytes: Vec<u8>) -> io::Result<()> {
         let number = self.files().begin(write);
-        let synced = self.sync(&bytes).await;
+        let synced = self.sync(&[&bytes]).await;
         let mut files = self.files();
         if let Some(write) = files.in_flight.remove(&number) {
             match &synced {

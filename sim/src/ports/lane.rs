@@ -22,7 +22,7 @@ use transport::ports::{CallError, Lane, LaneReceiver, LaneSender};
 
 use super::{
     links::Direction,
-    network::{SimNetwork, body_of, framed},
+    network::{Frame, SimNetwork},
     twins::Host,
 };
 use crate::trace::Event;
@@ -61,9 +61,12 @@ impl Way {
         }
     }
 
-    fn record(self, network: &SimNetwork, event: Event, frame: &[u8]) {
-        let (from, to) = self.direction;
-        network.trace().record(event, from, to, frame);
+    /// No frame is the end of a direction, which has no bytes.
+    fn record(self, network: &SimNetwork, event: Event, frame: Option<&Frame>) {
+        match frame {
+            Some(frame) => network.record(event, self.direction, frame),
+            None => network.record_end(event, self.direction),
+        }
     }
 
     fn byte(self) -> u8 {
@@ -71,8 +74,8 @@ impl Way {
     }
 
     /// Whether the frame is a request or answer (or a refusal).
-    fn read(self, frame: &[u8]) -> bool {
-        let header = frame.first_chunk().expect("frames begin with their header");
+    fn read(self, frame: &Frame) -> bool {
+        let header = &frame.header;
         let read = if self.is_request {
             read_request_header(self.kind.protocol(), header).map(|(kind, _)| kind == self.kind)
         } else {
@@ -83,7 +86,7 @@ impl Way {
 }
 
 /// A frame and when it arrives; no frame is the end.
-type UnderWay = (Instant, Option<Bytes>);
+type UnderWay = (Instant, Option<Frame>);
 
 /// Both ends of a lane: the opener's and the server's.
 pub(super) fn pair(network: &SimNetwork, requests: Way, answers: Way) -> (Lane, Lane) {
@@ -123,15 +126,14 @@ struct Sender {
 }
 
 impl Sender {
-    async fn put(&mut self, frame: Option<Bytes>) -> Result<(), CallError> {
+    async fn put(&mut self, frame: Option<Frame>) -> Result<(), CallError> {
         let ended = || CallError::Broken("the lane was ended".into());
         let frames = self.frames.as_ref().ok_or_else(ended)?;
-        let bytes = frame.as_ref().map_or(0, Bytes::len);
+        let bytes = frame.as_ref().map_or(0, Frame::bytes_len);
         let delay = self.network.stream_delay(self.way.direction, bytes);
         let Some(delay) = delay.filter(|_| !self.is_silenced) else {
             self.is_silenced = true;
-            let lost = frame.unwrap_or_default();
-            self.way.record(&self.network, Event::Dropped, &lost);
+            self.way.record(&self.network, Event::Dropped, frame.as_ref());
             return Ok(());
         };
         self.arrives = self.arrives.max(Instant::now() + delay);
@@ -139,8 +141,7 @@ impl Sender {
             Ok(Ok(())) => Ok(()),
             // The receiver's process was killed: nobody tells the sender.
             Ok(Err(mpsc::error::SendError((_, frame)))) => {
-                let lost = frame.unwrap_or_default();
-                self.way.record(&self.network, Event::Dropped, &lost);
+                self.way.record(&self.network, Event::Dropped, frame.as_ref());
                 Ok(())
             }
             Err(_) => Err(CallError::Timeout(TAKEN_WITHIN)),
@@ -157,7 +158,7 @@ impl LaneSender for Sender {
         let Some(body) = body else {
             return futures::future::ready(Ok(())).boxed();
         };
-        let frame = framed(self.way.byte(), &body);
+        let frame = Frame::new(self.way.byte(), body);
         // Checks the cap as the real receiver does.
         assert!(self.way.read(&frame));
         self.put(Some(frame)).boxed()
@@ -166,7 +167,7 @@ impl LaneSender for Sender {
     fn end(&mut self, refusal: Option<Refusal>) -> BoxFuture<'_, ()> {
         async move {
             if let Some(refusal) = refusal {
-                let frame = framed(REFUSAL_KIND, &common::codec::encode(&refusal));
+                let frame = Frame::new(REFUSAL_KIND, common::codec::encode(&refusal).into());
                 // Fails only where nobody listens any more.
                 let _ = self.put(Some(frame)).await;
             }
@@ -191,8 +192,7 @@ impl Receiver {
     /// Nothing more comes; only the end of the other side's process, or its giving up, is noticed.
     async fn silence(&mut self) -> Result<Option<Bytes>, CallError> {
         while let Some((_, frame)) = self.frames.recv().await {
-            self.way
-                .record(&self.network, Event::Dropped, &frame.unwrap_or_default());
+            self.way.record(&self.network, Event::Dropped, frame.as_ref());
         }
         if self.way.is_request {
             return Err(CallError::Broken("the opener is gone".into()));
@@ -216,19 +216,18 @@ impl Receiver {
         sleep_until(*arrives).await;
         if self.is_silenced || self.network.is_cut(self.way.direction) {
             self.is_silenced = true;
-            let lost = self.held.take().and_then(|(_, frame)| frame).unwrap_or_default();
-            self.way.record(&self.network, Event::Dropped, &lost);
+            let lost = self.held.take().and_then(|(_, frame)| frame);
+            self.way.record(&self.network, Event::Dropped, lost.as_ref());
             return self.silence().await;
         }
         let Some((_, Some(frame))) = self.held.take() else {
             return Ok(None);
         };
-        self.way.record(&self.network, Event::Delivered, &frame);
-        let body = body_of(&frame);
+        self.way.record(&self.network, Event::Delivered, Some(&frame));
         if self.way.read(&frame) {
-            return Ok(Some(body));
+            return Ok(Some(frame.body));
         }
-        match common::codec::decode::<Refusal>(&body) {
+        match common::codec::decode::<Refusal>(&frame.body) {
             Ok(refusal) => Err(CallError::Refused(refusal)),
             Err(error) => Err(CallError::Broken(error.to_string())),
         }

@@ -17,7 +17,10 @@ mod calls;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -123,6 +126,8 @@ struct Ends {
     also: Option<Host>,
     /// False between twins' sides.
     is_reached: bool,
+    /// Whether a connection between the two can still be up.
+    is_connected: bool,
 }
 
 /// Who sends a request.
@@ -144,10 +149,22 @@ struct State {
     listener: Option<Listener>,
 }
 
+impl State {
+    /// Whether a connection can still be up: it was not silent for too long.
+    fn is_connected(&self, near: &Known, far: &Place, now_us: u64) -> bool {
+        let silent = self.links.silent_since_us(near.first.id.0, far.id.0);
+        let is_started = far.running.is_some() || far.down_since_us.is_some();
+        let silent_us = silent.into_iter().chain(far.down_since_us).min();
+        is_started && silent_us.is_none_or(|since_us| now_us.saturating_sub(since_us) < IDLE_US)
+    }
+}
+
 /// All links of one run.
 #[derive(Clone)]
 pub struct SimNetwork {
     state: Arc<Mutex<State>>,
+    /// Whether any host has a tap: most runs have none, and each frame asks four times.
+    is_tapped: Arc<AtomicBool>,
     trace: Trace,
 }
 
@@ -162,6 +179,7 @@ impl SimNetwork {
         };
         Self {
             state: Arc::new(Mutex::new(state)),
+            is_tapped: Arc::default(),
             trace,
         }
     }
@@ -197,6 +215,7 @@ impl SimNetwork {
     pub fn set_tap(&self, device: &DeviceId, host: Host, tap: SharedTap) {
         if let Some(known) = self.lock().known.get_mut(device) {
             known.place_mut(host).tap = Some(tap);
+            self.is_tapped.store(true, Ordering::Relaxed);
         }
     }
 
@@ -281,11 +300,15 @@ impl SimNetwork {
             host: far_host,
             also,
             is_reached: sides.is_none_or(|(sides, _)| sides.reaches(host, far.idx, now_us)),
+            is_connected: state.is_connected(near, far.place(far_host), now_us),
         })
     }
 
     /// Tells the listener of a request that leaves `device`, if it leaves honest or hacked hands, whichever is asked for.
     fn overhear(&self, device: &DeviceId, of_hacked: bool, kind: FrameKind, body: &Bytes) {
+        if of_hacked && !self.is_tapped.load(Ordering::Relaxed) {
+            return;
+        }
         let (listener, sender) = {
             let state = self.lock();
             let (Some(listener), Some(known)) = (&state.listener, state.known.get(device)) else {
@@ -308,6 +331,9 @@ impl SimNetwork {
 
     /// Whether a host is in an enemy's hands.
     fn has_tap(&self, device: &DeviceId, host: Host) -> bool {
+        if !self.is_tapped.load(Ordering::Relaxed) {
+            return false;
+        }
         let state = self.lock();
         let known = state.known.get(device);
         known.is_some_and(|known| known.place(host).tap.is_some())
@@ -315,6 +341,9 @@ impl SimNetwork {
 
     /// Asks the tap of a host, if it has one, and sends what it wants sent besides.
     fn tapped<T>(&self, device: &DeviceId, host: Host, ask: impl FnOnce(&mut dyn Tap, u64) -> T) -> Option<T> {
+        if !self.is_tapped.load(Ordering::Relaxed) {
+            return None;
+        }
         let now_us = self.trace.now_us();
         let (tap, process) = {
             let state = self.lock();
@@ -368,23 +397,32 @@ impl SimNetwork {
     }
 
     /// One way over a link. `None` if the frame was lost; inside, when it arrives once more, from now.
-    async fn cross(&self, direction: Direction, frame: &[u8], may_repeat: bool) -> Option<Option<Duration>> {
+    async fn cross(&self, direction: Direction, frame: &Frame, may_repeat: bool) -> Option<Option<Duration>> {
         let now_us = self.trace.now_us();
-        let fate = self.lock().links.fate(direction, frame.len(), may_repeat, now_us);
+        let fate = (self.lock().links).fate(direction, frame.bytes_len(), may_repeat, now_us);
         let Fate::Arrives {
             after_us,
             again_after_us,
         } = fate
         else {
-            self.trace.record(Event::Dropped, direction.0, direction.1, frame);
+            self.record(Event::Dropped, direction, frame);
             return None;
         };
         tokio::time::sleep(Duration::from_micros(after_us)).await;
         if self.lock().links.is_cut(direction) {
-            self.trace.record(Event::Dropped, direction.0, direction.1, frame);
+            self.record(Event::Dropped, direction, frame);
             return None;
         }
         Some(again_after_us.map(|again_us| Duration::from_micros(again_us.saturating_sub(after_us))))
+    }
+
+    pub(super) fn record(&self, event: Event, (from, to): Direction, frame: &Frame) {
+        self.trace.record(event, from, to, &frame.parts());
+    }
+
+    /// The end of one direction of a lane.
+    pub(super) fn record_end(&self, event: Event, (from, to): Direction) {
+        self.trace.record(event, from, to, &[]);
     }
 
     /// How long a frame of a lane is under way, each loss of it counted as one more retransmission. `None` if
@@ -407,11 +445,7 @@ impl SimNetwork {
         self.lock().links.is_cut(direction)
     }
 
-    pub(super) fn trace(&self) -> &Trace {
-        &self.trace
-    }
-
-    /// Whether a connection between the two can still be up: it was not silent for too long.
+    /// Whether a connection between the two can still be up.
     fn has_connection(&self, a: &DeviceId, b: &DeviceId) -> bool {
         let now_us = self.trace.now_us();
         let state = self.lock();
@@ -419,11 +453,7 @@ impl SimNetwork {
             return false;
         };
         let (host, _) = far.hosts(near.idx, now_us);
-        let (near, far) = (&near.first, far.place(host));
-        let silent = state.links.silent_since_us(near.id.0, far.id.0);
-        let is_started = far.running.is_some() || far.down_since_us.is_some();
-        let silent_us = silent.into_iter().chain(far.down_since_us).min();
-        is_started && silent_us.is_none_or(|since_us| now_us.saturating_sub(since_us) < IDLE_US)
+        state.is_connected(near, far.place(host), now_us)
     }
 
     /// Time until a caller without a connection knows that none comes up.
@@ -458,18 +488,25 @@ fn unbundled(kind: FrameKind, body: &[u8]) -> Option<Vec<(FrameKind, Bytes)>> {
     )
 }
 
-pub(super) fn framed(kind: u8, body: &[u8]) -> Bytes {
-    let mut frame = Vec::with_capacity(FRAME_HEADER_BYTES + body.len());
-    frame.extend_from_slice(&frame_header(kind, body.len()));
-    frame.extend_from_slice(body);
-    frame.into()
+/// What crosses a link: a header as on a real stream, and the body behind it. A body is not copied.
+#[derive(Clone, Default)]
+pub(super) struct Frame {
+    pub header: [u8; FRAME_HEADER_BYTES],
+    pub body: Bytes,
 }
 
-/// The body of a frame, not copied.
-pub(super) fn body_of(frame: &Bytes) -> Bytes {
-    frame.slice(FRAME_HEADER_BYTES..)
-}
+impl Frame {
+    pub fn new(kind: u8, body: Bytes) -> Self {
+        let header = frame_header(kind, body.len());
+        Self { header, body }
+    }
 
-fn split(frame: &[u8]) -> (&[u8; 5], &[u8]) {
-    frame.split_first_chunk().expect("frames begin with their header")
+    pub fn bytes_len(&self) -> usize {
+        FRAME_HEADER_BYTES + self.body.len()
+    }
+
+    /// Everything of it, in order.
+    pub fn parts(&self) -> [&[u8]; 2] {
+        [&self.header, &self.body]
+    }
 }

@@ -46,21 +46,29 @@ impl Durable {
     }
 }
 
-/// An operation in bytes, for the trace: two that differ in anything differ here.
-fn write_out(op: &LogOp, to: &mut Vec<u8>) {
-    let mut field = |tag: u8, index: LogIndex, bytes: &[u8]| {
-        to.push(tag);
-        to.extend(index.0.to_be_bytes());
-        to.extend((bytes.len() as u64).to_be_bytes());
-        to.extend(bytes);
+/// Before the bytes of a field: what it is of, its index and its length.
+const FIELD_HEAD_BYTES: usize = 17;
+
+/// Fields of operations, for the trace: two that differ in anything differ here. Their bytes are not copied.
+fn fields_of(ops: &[LogOp]) -> Vec<([u8; FIELD_HEAD_BYTES], &[u8])> {
+    let mut fields = Vec::with_capacity(ops.len());
+    let mut field = |tag: u8, index: LogIndex, bytes| {
+        let mut head = [0; FIELD_HEAD_BYTES];
+        head[0] = tag;
+        head[1..9].copy_from_slice(&index.0.to_be_bytes());
+        head[9..].copy_from_slice(&(<[u8]>::len(bytes) as u64).to_be_bytes());
+        fields.push((head, bytes));
     };
-    match op {
-        LogOp::Vote(bytes) => field(0, LogIndex(0), bytes),
-        LogOp::Committed(bytes) => field(1, LogIndex(0), bytes),
-        LogOp::Append(records) => records.iter().for_each(|record| field(2, record.index, &record.bytes)),
-        LogOp::Truncate { from } => field(3, *from, &[]),
-        LogOp::Purge { upto, marker } => field(4, *upto, marker),
+    for op in ops {
+        match op {
+            LogOp::Vote(bytes) => field(0, LogIndex(0), bytes),
+            LogOp::Committed(bytes) => field(1, LogIndex(0), bytes),
+            LogOp::Append(records) => records.iter().for_each(|record| field(2, record.index, &record.bytes)),
+            LogOp::Truncate { from } => field(3, *from, &[]),
+            LogOp::Purge { upto, marker } => field(4, *upto, marker),
+        }
     }
+    fields
 }
 
 #[derive(Default)]
@@ -209,20 +217,18 @@ impl SimLog {
 
     async fn sync_all(self) {
         loop {
-            let group = {
+            let (ops, done): (Vec<LogOp>, Vec<Done>) = {
                 let mut queue = self.queue();
                 if queue.waiting.is_empty() {
                     queue.is_syncing = false;
                     return;
                 }
-                let group = std::mem::take(&mut queue.waiting);
-                queue.in_flight = group.iter().map(|(op, _)| op.clone()).collect();
+                let group: (Vec<LogOp>, Vec<Done>) = std::mem::take(&mut queue.waiting).into_iter().unzip();
+                queue.in_flight.clone_from(&group.0);
                 group
             };
-            let mut written = Vec::new();
-            for (op, _) in &group {
-                write_out(op, &mut written);
-            }
+            let fields = fields_of(&ops);
+            let written: Vec<&[u8]> = fields.iter().flat_map(|(head, bytes)| [&head[..], *bytes]).collect();
             let synced = self.disk.sync(&written).await;
             let outcome = synced.map_err(|error| StoreError::Io(error.to_string()));
             match &outcome {
@@ -236,7 +242,7 @@ impl SimLog {
                 // A part of it may be on the disk: the next life draws which.
                 Err(error) => self.queue().failed = Some(error.clone()),
             }
-            for (_, done) in group {
+            for done in done {
                 done(outcome.clone());
             }
             if let Err(error) = outcome {
@@ -373,7 +379,7 @@ impl SnapshotStore for SimSnapshots {
             store.begun.fetch_add(1, Ordering::Relaxed);
             let mut bytes = vec![0; usize::try_from(draft.bytes_len()).unwrap_or(usize::MAX)];
             draft.read_at(0, &mut bytes)?;
-            if let Err(error) = store.disk.sync(&bytes).await {
+            if let Err(error) = store.disk.sync(&[&bytes]).await {
                 draft.discard();
                 return Err(StoreError::Io(error.to_string()));
             }

@@ -12,7 +12,7 @@ use common::{
 use futures::future::join_all;
 use transport::ports::{BoxFuture, CallError, Lane, Peer, Service, Transport};
 
-use super::{Ends, SimNetwork, body_of, framed, split, unbundled};
+use super::{Ends, Frame, SimNetwork, unbundled};
 use crate::{
     ports::{
         lane::{self, Way},
@@ -32,28 +32,28 @@ pub struct SimTransport {
 
 impl SimTransport {
     pub(super) async fn exchange(network: SimNetwork, ends: Ends, kind: FrameKind, body: Bytes) -> Exchange {
-        let (from_id, to_id) = ends.direction;
+        let there = ends.direction;
         network.overhear(&ends.from, true, kind, &body);
-        let request = framed(kind.byte(), &body);
+        let request = Frame::new(kind.byte(), body);
         if !ends.is_reached {
-            network.trace.record(Event::Dropped, from_id, to_id, &request);
+            network.record(Event::Dropped, there, &request);
             return Exchange::Silence;
         }
-        let Some(again) = network.cross((from_id, to_id), &request, true).await else {
+        let Some(again) = network.cross(there, &request, true).await else {
             return Exchange::Silence;
         };
         let receiver = network.receiver(&ends, ends.host, kind.protocol());
         let Some((peer, process, service)) = receiver else {
-            network.trace.record(Event::Dropped, from_id, to_id, &request);
+            network.record(Event::Dropped, there, &request);
             return Exchange::Silence;
         };
-        network.trace.record(Event::Delivered, from_id, to_id, &request);
+        network.record(Event::Delivered, there, &request);
         if let Some(also) = ends.also {
             network.deliver_also(&ends, also, kind, &request);
         }
-        let hears = |tap: &mut dyn Tap, now_us| tap.hears(now_us, ends.from_idx, kind, &body);
+        let hears = |tap: &mut dyn Tap, now_us| tap.hears(now_us, ends.from_idx, kind, &request.body);
         if network.tapped(&ends.to, ends.host, hears) == Some(false) {
-            return Exchange::Answer(framed(ANSWER_KIND, &[]));
+            return Exchange::Answer(Frame::new(ANSWER_KIND, Bytes::new()));
         }
         if let Some(later) = again {
             let second = handle(service.clone(), peer.clone(), kind, request.clone());
@@ -61,26 +61,28 @@ impl SimTransport {
             drop(process.spawn(async move {
                 tokio::time::sleep(later).await;
                 // It is under way for longer than the first, and a cut stops it as any other frame.
-                if network.is_cut((from_id, to_id)) {
-                    return network.trace.record(Event::Dropped, from_id, to_id, &copy);
+                if network.is_cut(there) {
+                    return network.record(Event::Dropped, there, &copy);
                 }
-                network.trace.record(Event::Delivered, from_id, to_id, &copy);
+                network.record(Event::Delivered, there, &copy);
                 // What it says goes to nobody.
                 let _ = second.await;
             }));
         }
+        let body = request.body.clone();
         // The receiver was killed while it worked, or panicked, which its process remembers.
         let Ok(handled) = process.spawn(handle(service, peer, kind, request)).await else {
             return Exchange::Silence;
         };
         let answer = match network.tapped_answer(&ends, kind, &body, handled) {
-            Ok(body) => framed(ANSWER_KIND, &body),
-            Err(refusal) => framed(REFUSAL_KIND, &common::codec::encode(&refusal)),
+            Ok(body) => Frame::new(ANSWER_KIND, body),
+            Err(refusal) => Frame::new(REFUSAL_KIND, common::codec::encode(&refusal).into()),
         };
-        if network.cross((to_id, from_id), &answer, false).await.is_none() {
+        let back = (there.1, there.0);
+        if network.cross(back, &answer, false).await.is_none() {
             return Exchange::Silence;
         }
-        network.trace.record(Event::Delivered, to_id, from_id, &answer);
+        network.record(Event::Delivered, back, &answer);
         Exchange::Answer(answer)
     }
 
@@ -116,12 +118,11 @@ fn has_empty_answer(kind: FrameKind) -> bool {
 
 impl SimNetwork {
     /// Hands a request to the other twin as well; what that one answers goes to nobody.
-    fn deliver_also(&self, ends: &Ends, host: Host, kind: FrameKind, request: &Bytes) {
+    fn deliver_also(&self, ends: &Ends, host: Host, kind: FrameKind, request: &Frame) {
         let Some((peer, process, service)) = self.receiver(ends, host, kind.protocol()) else {
             return;
         };
-        let (_, body) = split(request);
-        let hears = |tap: &mut dyn Tap, now_us| tap.hears(now_us, ends.from_idx, kind, body);
+        let hears = |tap: &mut dyn Tap, now_us| tap.hears(now_us, ends.from_idx, kind, &request.body);
         if self.tapped(&ends.to, host, hears) != Some(false) {
             drop(process.spawn(handle(service, peer, kind, request.clone())));
         }
@@ -144,16 +145,15 @@ impl SimNetwork {
     }
 }
 
-async fn handle(service: Arc<dyn Service>, peer: Peer, kind: FrameKind, request: Bytes) -> Result<Bytes, Refusal> {
-    let (header, _) = split(&request);
-    match read_request_header(kind.protocol(), header) {
-        Ok((kind, _)) => service.handle(peer, kind, body_of(&request)).await,
+async fn handle(service: Arc<dyn Service>, peer: Peer, kind: FrameKind, request: Frame) -> Result<Bytes, Refusal> {
+    match read_request_header(kind.protocol(), &request.header) {
+        Ok((kind, _)) => service.handle(peer, kind, request.body).await,
         Err(error) => panic!("a shell sent what its own protocol refuses: {error}"),
     }
 }
 
 pub(super) enum Exchange {
-    Answer(Bytes),
+    Answer(Frame),
     Silence,
 }
 
@@ -174,7 +174,10 @@ impl Transport for SimTransport {
         // A tap sees each message by itself.
         let is_tapped =
             || network.has_tap(&from, host) || network.has_tap(&to, Host::First) || network.has_tap(&to, Host::Second);
-        if let Some(messages) = unbundled(kind, &body).filter(|_| is_tapped()) {
+        if kind == FrameKind::Bundle
+            && is_tapped()
+            && let Some(messages) = unbundled(kind, &body)
+        {
             let calls: Vec<_> = messages
                 .into_iter()
                 .map(|(kind, body)| self.call(to, kind, body, deadline))
@@ -188,7 +191,7 @@ impl Transport for SimTransport {
         network.overhear(&from, false, kind, &body);
         Box::pin(async move {
             let ends = network.ends(&from, host, &to);
-            let Some(ends) = ends.filter(|_| network.has_connection(&from, &to)) else {
+            let Some(ends) = ends.filter(|ends| ends.is_connected) else {
                 tokio::time::sleep(network.dial_time(deadline)).await;
                 return Err(CallError::Unreachable(to));
             };
@@ -209,15 +212,14 @@ impl Transport for SimTransport {
             let frame = tokio::time::timeout(deadline, exchange)
                 .await
                 .map_err(|_| CallError::Timeout(deadline))??;
-            let (header, body) = split(&frame);
-            match read_answer_header(kind, header) {
+            let Frame { header, body } = frame;
+            match read_answer_header(kind, &header) {
                 Ok((true, _)) => {
-                    let body = body_of(&frame);
                     let honest = body.clone();
                     let is_told = |tap: &mut dyn Tap, now_us| tap.is_told(now_us, ends.to_idx, kind, body);
                     Ok(tapped.tapped(&from, host, is_told).unwrap_or(honest))
                 }
-                Ok((false, _)) => match common::codec::decode::<Refusal>(body) {
+                Ok((false, _)) => match common::codec::decode::<Refusal>(&body) {
                     Ok(refusal) => Err(CallError::Refused(refusal)),
                     Err(error) => Err(CallError::Broken(error.to_string())),
                 },
@@ -231,7 +233,7 @@ impl Transport for SimTransport {
         let (network, from, host) = (self.network.clone(), self.device, self.host);
         Box::pin(async move {
             let ends = network.ends(&from, host, &to);
-            let Some(ends) = ends.filter(|_| network.has_connection(&from, &to)) else {
+            let Some(ends) = ends.filter(|ends| ends.is_connected) else {
                 tokio::time::sleep(network.dial_time(deadline)).await;
                 return Err(CallError::Unreachable(to));
             };
