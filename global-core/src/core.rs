@@ -5,7 +5,8 @@
 //! Each step gives its input to the rooms it concerns, then *settles*: as long as anything moves, it
 //! finalizes what has a finalization and all its ancestors here, judges the leader's proposal,
 //! proposes if it is my turn, and asks for what is missing. Every question is asked anew in every
-//! step, so nothing hangs on having seen an event at the right moment.
+//! step, so nothing hangs on having seen an event at the right moment. Only a vote or certificate that says
+//! what is known already asks nothing: it changes no answer, and what time changes has its timer.
 //!
 //! # Rules
 //! * Upon a batch, or `idle_block_interval` without a block: the leader proposes at once. Upon an unfinalized block with

@@ -491,6 +491,27 @@ fn a_synced_block_on_another_chain_halts() {
 }
 
 #[test]
+fn what_is_known_already_moves_nothing() {
+    let mut bench = Bench::follower_of(&[1]);
+    let block = bench.block(1, bench.genesis(), vec![]);
+    bench.give(bench.proposal(&block));
+    bench.votes(1, notarize(&block));
+    bench.certify(notarize(&block));
+    let before = bench.core.clone();
+    bench.now.at = bench.now.at.plus_us(1);
+    assert_eq!(bench.votes(1, notarize(&block)), []);
+    assert_eq!(bench.certify(notarize(&block)), []);
+    assert_eq!(bench.core, before);
+    assert_eq!(finalized_in(&bench.certify(finalize(&block))), [1]);
+    let before = bench.core.clone();
+    for vote in [notarize(&block), finalize(&block)] {
+        assert_eq!(bench.votes(3, vote), [], "of a view that is final");
+        assert_eq!(bench.certify(vote), []);
+    }
+    assert_eq!(bench.core, before);
+}
+
+#[test]
 fn a_core_is_a_value() {
     let mut bench = Bench::follower_of(&[1]);
     let before = bench.core.clone();

@@ -286,3 +286,25 @@ fn owed_roots_are_counted_from_the_last_block_with_references() {
     ledger.finalize(&one);
     assert!(!ledger.has_unfinalized_refs());
 }
+
+#[test]
+fn pruning_is_left_out_only_where_it_would_drop_nothing() {
+    let mut ledger = Chained::ledger();
+    let one = add(&mut ledger, &genesis(), 1, vec![]);
+    let rival = add(&mut ledger, &genesis(), 2, vec![]);
+    let above = add(&mut ledger, &rival, 3, vec![]);
+    assert!(ledger.is_pruned(), "either may become final");
+    ledger.finalize(&one);
+    assert!(ledger.is_pruned() && ledger.contains(&one));
+    assert!(!ledger.contains(&rival) && !ledger.contains(&above));
+    let mut parent = one;
+    for view in 4..8 {
+        parent = add(&mut ledger, &parent, view, vec![]);
+        ledger.finalize(&parent);
+    }
+    assert!(ledger.is_pruned(), "nothing of it was reported as executed");
+    while ledger.advance_executed().is_some() {}
+    assert!(!ledger.is_pruned() && ledger.contains(&one));
+    ledger.prune();
+    assert!(ledger.is_pruned() && !ledger.contains(&one));
+}
