@@ -31,7 +31,7 @@ const EXIT_CONTRADICTED: u8 = 70;
 const RESTART_US: u64 = 1_000_000;
 
 /// Small, so that logs are read from the disk too, and hundreds of agents fit in one process.
-const LOG_CACHE_BYTES: usize = 128 * 1024;
+const LOG_CACHE_BYTES: usize = 64 * 1024;
 
 impl SimFleet {
     /// Starts every process that does not run and need not be down, and ends those that must not go on.
