@@ -7,6 +7,7 @@
 //! | [`batcher`] | when a batch closes, what is in flight, what is sent again |
 //! | [`attestation`] | what this member signs, once, and when a batch is certified |
 //! | [`global_view`] | how finalized blocks come back through the log |
+//! | [`membership`] | who takes the place of a member that lost its disk |
 //! | [`lease`] | who may run what until when |
 //! | [`freshness`] | mode, and how old an answer may be |
 //!
@@ -20,6 +21,7 @@ pub mod batcher;
 pub mod freshness;
 pub mod global_view;
 pub mod lease;
+pub mod membership;
 pub mod queue;
 mod shared;
 mod shared_map;

@@ -45,6 +45,10 @@ bugs! {
     ConflictKept = "conflict-kept",
     /// A member votes for a candidate whose log is shorter than its own.
     VoteForShortLog = "vote-for-short-log",
+    /// What is asked of a lost data directory is answered by the one that came after it.
+    LostIdAnswered = "lost-id-answered",
+    /// The roster goes on naming the data directory that was lost.
+    RosterKept = "roster-kept",
     /// A linearizable read is answered by a leader that asked nobody.
     ReadWithoutQuorum = "read-without-quorum",
     /// A linearizable read does not wait until its position is applied.

@@ -119,6 +119,10 @@ impl BlockTime {
 pub struct RaftNodeId(pub u64);
 
 impl RaftNodeId {
+    /// Greatest incarnation. Each has 2^40 numbers of entries and of claims, below 2^53 together, so that they are exact in every
+    /// JSON reader.
+    pub const INCARNATION_MAX: u32 = 1 << 13;
+
     /// The id of `incarnation` (from 1) of the device with number `idx`.
     #[must_use]
     pub fn new(idx: NodeIdx, incarnation: u32) -> Self {

@@ -86,3 +86,44 @@ pub enum Linearized {
 impl Wire for Linearized {
     const BYTES_MAX: usize = 64;
 }
+
+/// Asks to be a member under the Raft id of the sender's hello. Sent while the sender's log is empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Join {
+    /// Cluster of the sender.
+    pub cluster: ClusterId,
+    /// Founding of the sender.
+    pub founding: Founding,
+}
+
+impl Wire for Join {
+    const BYTES_MAX: usize = 64;
+}
+
+/// Answer to [`Join`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Joined {
+    /// It is one.
+    IsMember,
+    /// Ask that member.
+    NotLeader {
+        /// The leader, if known.
+        leader: Option<RaftNodeId>,
+    },
+    /// The leader will see to it: ask again until the log has come.
+    NotNow,
+    /// A later data directory of the same device is a member already.
+    Retired {
+        /// Its incarnation.
+        incarnation: u32,
+    },
+    /// The member of this Raft id held entries, which an empty log has lost: its vote cannot be trusted.
+    HadEntries {
+        /// Last index it was known to hold.
+        upto: LogIndex,
+    },
+}
+
+impl Wire for Joined {
+    const BYTES_MAX: usize = 64;
+}

@@ -110,6 +110,8 @@ frame_kinds! {
     Linearize = 0x11, Cluster, KIB, KIB;
     /// A member's attestation of a batch.
     Attest = 0x12, Cluster, KIB, KIB;
+    /// A member whose log is empty, or who hears of nobody, asks the others about its id.
+    Join = 0x13, Cluster, KIB, KIB;
 
     /// A leader's proposal.
     Proposal = 0x20, Bft, limits::PROPOSAL_BYTES_MAX, KIB;

@@ -18,7 +18,7 @@ use common::{
     verdict::{Answer, Reason, Verdict},
     wire::{
         bft::{BatchNotice, Bundle, Bundled, BundledKind, Certificate, SyncAnswer, SyncRequest},
-        cluster::{Confirmation, Forward, Linearize, Linearized, WriteOutcome},
+        cluster::{Confirmation, Forward, Join, Joined, Linearize, Linearized, WriteOutcome},
         feed::{BatchReceipt, FetchByDigest, Follow, Followed},
         frame::{Hello, Protocol, Refusal, RefusalCode, WIRE_VERSION},
         op::{
@@ -553,6 +553,23 @@ fn frames_and_cluster(all: &mut impl Samples, fleet: &Fleet) {
         },
     );
     all.add("linearized_no_quorum", Linearized::NoQuorum);
+    all.add(
+        "join",
+        Join {
+            cluster: ClusterId(1),
+            founding: Founding(2),
+        },
+    );
+    all.add("joined_is_member", Joined::IsMember);
+    all.add(
+        "joined_not_leader",
+        Joined::NotLeader {
+            leader: Some(RaftNodeId(0x7_0000_0001)),
+        },
+    );
+    all.add("joined_not_now", Joined::NotNow);
+    all.add("joined_retired", Joined::Retired { incarnation: 3 });
+    all.add("joined_had_entries", Joined::HadEntries { upto: LogIndex(300) });
 }
 
 fn write_outcomes() -> Vec<WriteOutcome> {
