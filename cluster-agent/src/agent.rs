@@ -5,6 +5,7 @@
 //!   counter file refuses the start.
 //! * The founding members found the cluster with the roster of the genesis file: the lowest at once,
 //!   the others if nobody has after a while. All give the same members, so it does not matter who does.
+//! * A data directory that came later than the first founds nothing: it asks to be a member ([`crate::members`]).
 //! * Requests of peers are let in as soon as Raft can answer them.
 //! * Raft's fatal errors, a failed disk under a guard or a counter: the agent ends with a code.
 
@@ -30,7 +31,7 @@ use common::{
     registry::Registry,
     validator_set::ValidatorSet,
     wire::{
-        cluster::{Forward, Linearize, WriteOutcome},
+        cluster::{Forward, Join, Linearize, WriteOutcome},
         frame::{FrameKind, Refusal, RefusalCode},
         op::{AgentStatus, OpAnswer, OpRequest},
     },
@@ -50,6 +51,7 @@ use crate::{
     durable::DurableLog,
     evidence,
     machine::Machine,
+    members::{Begin, Newcomers},
     mode::ModeNow,
     peers::{Door, Membership, PeerLink, Requests},
     ports::{AgentPorts, AsyncRuntime, BoxFuture, Lane, Peer},
@@ -126,7 +128,7 @@ impl StartError {
 pub struct Agent;
 
 impl Agent {
-    /// Starts an agent on `ports` and opens `door` to its peers.
+    /// Starts an agent on `ports` and opens `door` to its peers; one with an empty log asks them about itself first.
     ///
     /// `R`: the runtime that Raft runs on; its time is that of tokio's clock.
     ///
@@ -140,7 +142,7 @@ impl Agent {
         let registry = Arc::new(Registry::from_genesis(&settings.genesis));
         let me = identify(&settings, &registry)?;
         let is_new = ports.log.recovered()? == Recovered::default();
-        let counters = Counters::open(ports.disk.clone(), is_new).await?;
+        let counters = Counters::open(ports.disk.clone(), is_new, settings.incarnation).await?;
         let buffer_limits = settings.limits.buffer;
         let buffer = BufferJournal::open(ports.disk.clone(), *registry.chain(), buffer_limits).await?;
         let attester = Attester::open(&*ports.disk, is_new)?;
@@ -195,6 +197,7 @@ impl Agent {
             mode: Watch::new(ModeNow::at_start(ports.clock.now().us)),
             evidence: Watch::new(0),
             validators: Validators::default(),
+            newcomers: Newcomers::default(),
             counters: tokio::sync::Mutex::new(counters),
             buffer,
             unreleased: Mutex::default(),
@@ -203,13 +206,28 @@ impl Agent {
             ports,
             me,
         });
-        let membership = Membership {
-            registry,
-            cluster: shell.me.cluster,
-            founding: shell.me.founding,
+        let door = door.clone();
+        let begins = shell.clone();
+        let begin = async move {
+            let begin = if is_new { begins.may_begin().await } else { Begin::First };
+            if begin == Begin::Ends {
+                return;
+            }
+            let membership = Membership {
+                registry,
+                cluster: begins.me.cluster,
+                founding: begins.me.founding,
+                me: begins.me.raft,
+            };
+            door.open(membership, Arc::new(Inside(begins.clone())));
+            start_rooms(&begins, attester, durable, begin == Begin::Founded);
         };
-        door.open(membership, Arc::new(Inside(shell.clone())));
-        start_rooms(&shell, attester, durable);
+        if is_new {
+            shell.spawn("begin", begin.boxed());
+        } else {
+            // Nobody is asked: it does not wait.
+            begin.await;
+        }
         shell.spawn("watch-log", shell.clone().watch_log(failed).boxed());
         shell.spawn("watch-fitness", shell.clone().watch_fitness(appends).boxed());
         tracing::info!(label = %shell.me.label, raft = %shell.me.raft, is_new, "agent started");
@@ -241,9 +259,11 @@ fn identify(settings: &Settings, registry: &Registry) -> Result<Me, StartError> 
     })
 }
 
-fn start_rooms(shell: &Arc<Shell>, attester: Attester, durable: Watch<LogIndex>) {
+fn start_rooms(shell: &Arc<Shell>, attester: Attester, durable: Watch<LogIndex>, is_founded: bool) {
     let each = || shell.clone();
-    shell.spawn("found", each().found().boxed());
+    shell.spawn("found", each().found(is_founded).boxed());
+    shell.spawn("join", each().join().boxed());
+    shell.spawn("tend-members", each().tend_members().boxed());
     shell.spawn("watch-raft", each().watch_raft().boxed());
     shell.spawn("attest", each().attest(attester, durable).boxed());
     shell.spawn("close-batches", each().close_batches().boxed());
@@ -271,8 +291,11 @@ impl Shell {
         }
     }
 
-    /// Founds the cluster, if nobody has.
-    async fn found(self: Arc<Self>) {
+    /// Founds the cluster, if nobody has as far as is known.
+    async fn found(self: Arc<Self>, is_founded: bool) {
+        if is_founded {
+            return;
+        }
         let roster = self
             .genesis
             .founding_roster(self.me.cluster)
@@ -352,6 +375,11 @@ impl Requests for Inside {
                     this.of_my_founding(question.cluster, question.founding)?;
                     let left = this.0.read_deadline() * 3 / 4;
                     Ok(body(&this.0.answer_linearize(question.confirmation, left).await))
+                }
+                FrameKind::Join => {
+                    let question: Join = decode(&request).map_err(malformed)?;
+                    this.of_my_founding(question.cluster, question.founding)?;
+                    Ok(body(&this.0.answer_join(from)))
                 }
                 FrameKind::Attest => {
                     let attestation: Attestation = decode(&request).map_err(malformed)?;

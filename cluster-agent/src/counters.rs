@@ -3,6 +3,7 @@
 //! # Rules
 //! * A number is reserved on the disk before it is used. Reservations are made in blocks, so that most
 //!   writes cost no flush; a restart leaves a gap, which streams of numbers allow.
+//! * The counters of a later data directory begin above all that an earlier one may have used.
 //! * A missing or damaged file beside an initialised directory: the agent does not start (exit 78).
 //!   A number used twice would carry other content under the author's own signature.
 
@@ -19,6 +20,9 @@ use crate::ports::Disk;
 const FILE: &str = "counters";
 /// Numbers reserved at once.
 const BLOCK: u64 = 64;
+/// Each data directory of a device has 2^40 numbers of its own, far more than it can use, and begins above those of
+/// the lost ones.
+const DIRECTORY_NUMBERS_BITS: u32 = 40;
 
 /// What is on the disk: nothing above these was used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,10 +48,16 @@ impl Wire for Reserved {
 #[derive(Debug, thiserror::Error)]
 pub enum CountersError {
     /// The directory was used before, and the file is gone.
-    #[error("the file \"{FILE}\" is missing beside used data: rotate the device's key, numbers must not be used twice")]
+    #[error(
+        "the file \"{FILE}\" is missing beside used data: numbers must not be used twice. Move the directory away and start \
+         on an empty one with the next `incarnation` in the configuration file"
+    )]
     Missing,
     /// The file does not decode.
-    #[error("the file \"{FILE}\" is damaged ({0}): rotate the device's key, numbers must not be used twice")]
+    #[error(
+        "the file \"{FILE}\" is damaged ({0}): numbers must not be used twice. Move the directory away and start on an \
+         empty one with the next `incarnation` in the configuration file"
+    )]
     Damaged(common::codec::DecodeError),
     /// The disk failed.
     #[error("counters: {0}")]
@@ -62,17 +72,21 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Reads the file; makes it if `is_new`, that is, if nothing was ever written beside it.
+    /// Reads the file; makes it if `is_new`, that is, if nothing was ever written beside it. `incarnation`: which
+    /// data directory of the device this is, from 1 to
+    /// [`INCARNATION_MAX`](common::ids::RaftNodeId::INCARNATION_MAX).
     ///
     /// # Errors
     /// [`CountersError`]; `Io` is 74, the others are 78.
-    pub async fn open(disk: Arc<dyn Disk>, is_new: bool) -> Result<Self, CountersError> {
+    pub async fn open(disk: Arc<dyn Disk>, is_new: bool, incarnation: u32) -> Result<Self, CountersError> {
         let reserved = match disk.read(FILE)? {
             Some(bytes) => decode(&bytes).map_err(CountersError::Damaged)?,
             None if is_new => {
+                let below = u64::from(incarnation.saturating_sub(1)) << DIRECTORY_NUMBERS_BITS;
                 let first = Reserved {
                     version: 1,
-                    ..Reserved::default()
+                    entry_number: EntryNumber(below),
+                    holder_counter: HolderCounter(below),
                 };
                 disk.replace(FILE, encode(&first)).await?;
                 first
@@ -131,12 +145,13 @@ impl Counters {
 
 #[cfg(test)]
 mod tests {
+    use common::ids::RaftNodeId;
     use transport::memory::MemoryDisk;
 
     use super::*;
 
     async fn open(disk: &MemoryDisk, is_new: bool) -> Counters {
-        Counters::open(Arc::new(disk.clone()), is_new).await.unwrap()
+        Counters::open(Arc::new(disk.clone()), is_new, 1).await.unwrap()
     }
 
     #[tokio::test]
@@ -157,6 +172,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn later_data_directory_begins_above_all_that_an_earlier_one_may_have_used() {
+        let mut highest = EntryNumber(0);
+        for incarnation in [1, 2, 3, RaftNodeId::INCARNATION_MAX] {
+            let mut counters = Counters::open(Arc::new(MemoryDisk::new()), true, incarnation)
+                .await
+                .unwrap();
+            let (number, counter) = (
+                counters.next_number().await.unwrap(),
+                counters.next_holder_counter().await.unwrap(),
+            );
+            assert!(number > highest && number.0 == counter.0);
+            highest = EntryNumber(number.0 + (1 << DIRECTORY_NUMBERS_BITS) - 2);
+        }
+        assert!(highest.0 < 1 << 53, "{highest}");
+    }
+
+    #[tokio::test]
     async fn number_is_not_handed_out_if_its_reservation_fails() {
         let disk = MemoryDisk::new();
         let mut counters = open(&disk, true).await;
@@ -167,10 +199,10 @@ mod tests {
     #[tokio::test]
     async fn missing_and_damaged_files_are_refused() {
         let disk = MemoryDisk::new();
-        let missing = Counters::open(Arc::new(disk.clone()), false).await;
+        let missing = Counters::open(Arc::new(disk.clone()), false, 1).await;
         assert!(matches!(missing, Err(CountersError::Missing)));
         disk.replace(FILE, vec![1, 2]).await.unwrap();
-        let damaged = Counters::open(Arc::new(disk), true).await;
+        let damaged = Counters::open(Arc::new(disk), true, 1).await;
         assert!(matches!(damaged, Err(CountersError::Damaged(_))));
     }
 
@@ -182,7 +214,7 @@ mod tests {
             return runtime.block_on(async {
                 let disk: Arc<dyn Disk> = Arc::new(transport::machine::MachineDisk::open(data.as_ref()).unwrap());
                 let is_new = disk.list(FILE).unwrap().is_empty();
-                let mut counters = Counters::open(disk, is_new).await.unwrap();
+                let mut counters = Counters::open(disk, is_new, 1).await.unwrap();
                 loop {
                     let number = counters.next_number().await.unwrap();
                     report.say(format!("{number} {}", counters.next_holder_counter().await.unwrap()));

@@ -25,6 +25,7 @@ mod evidence;
 mod fitness;
 mod keeper;
 pub mod machine;
+mod members;
 pub mod mode;
 pub mod peers;
 pub mod ports;

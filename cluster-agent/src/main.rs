@@ -39,8 +39,6 @@ use transport::{
 const EXIT_INTERNAL: u8 = 70;
 /// Exit code for a disk that fails.
 const EXIT_DISK: u8 = 74;
-/// First data directory of a device. A device that lost it comes back with a higher one.
-const INCARNATION: u32 = 1;
 
 /// Runs a drone's member of its regional cluster.
 #[derive(Parser)]
@@ -118,7 +116,7 @@ async fn serve(config: AgentConfig, identity: Identity) -> Result<(), Exit> {
     let settings = Settings {
         genesis: config.genesis.clone(),
         device: config.device,
-        incarnation: INCARNATION,
+        incarnation: config.incarnation,
         key,
         raft: config.raft.clone(),
         limits: config.limits,
@@ -156,7 +154,7 @@ fn open_ports(config: &AgentConfig, identity: Identity) -> Result<(AgentPorts, A
         );
         return Err(Exit::new(EXIT_INVALID, text));
     }
-    let (device, raft) = (me.id, RaftNodeId::new(me.idx, INCARNATION));
+    let (device, raft) = (me.id, RaftNodeId::new(me.idx, config.incarnation));
     let clock: Arc<dyn Clock> = Arc::new(MachineClock::new());
     let entropy: Arc<dyn Entropy> = Arc::new(MachineEntropy::new());
     let handle = tokio::runtime::Handle::current();

@@ -5,6 +5,8 @@
 //! # Rules
 //! * Upon a Raft or cluster frame: the peer is a registered member of this cluster, its hello names this
 //!   cluster and founding, and its Raft id is one of its own device. Else: denied.
+//! * Upon a Raft frame for another member: refused. A device's address outlives its data directory, and what was
+//!   asked of the lost one's vote or log the new one must not answer.
 //! * Upon any frame before the agent has started: "not now". A peer tries again.
 //! * Status in the registry is looked up for each request, so that a connection which outlives a
 //!   revocation carries nothing. For the requests of a lane the transport does it.
@@ -16,6 +18,7 @@ use std::{
 
 use bytes::Bytes;
 use common::{
+    bug::{self, Bug},
     genesis::RoleSet,
     ids::{ClusterId, Founding, RaftNodeId},
     registry::{Registry, Status},
@@ -49,6 +52,8 @@ pub struct Membership {
     pub cluster: ClusterId,
     /// Its founding.
     pub founding: Founding,
+    /// This member.
+    pub me: RaftNodeId,
 }
 
 impl Membership {
@@ -58,7 +63,8 @@ impl Membership {
         let raft = RaftNodeId(peer.hello.raft);
         let is_mine = device.cluster == Some(self.cluster) && device.may(RoleSet::CLUSTER_VOTE);
         let names_mine = peer.hello.cluster == Some((self.cluster, self.founding));
-        (is_mine && names_mine && raft.idx() == peer.idx && raft.incarnation() > 0).then_some(raft)
+        let is_of_device = raft.idx() == peer.idx && (1..=RaftNodeId::INCARNATION_MAX).contains(&raft.incarnation());
+        (is_mine && names_mine && is_of_device).then_some(raft)
     }
 
     fn may_operate(&self, peer: &Peer) -> bool {
@@ -101,9 +107,13 @@ impl Service for Door {
                 if kind.protocol() == Protocol::Cluster {
                     return opened.requests.cluster(from, kind, body);
                 }
-                let Some((rpc, body)) = unwrap_request(kind, body) else {
+                let Some((to, rpc, body)) = unwrap_request(kind, body) else {
                     return refused(RefusalCode::Invalid, "malformed request");
                 };
+                if to != opened.membership.me && !bug::active(Bug::LostIdAnswered) {
+                    tracing::debug!(%from, %to, "a request for another data directory of this device");
+                    return async { Ok(encode_answer(Err(RpcRefusal::OtherMember))) }.boxed();
+                }
                 let answer = opened.requests.raft(from, rpc, body);
                 async move { Ok(encode_answer(answer.await)) }.boxed()
             }
@@ -122,12 +132,28 @@ impl Service for Door {
             None => Refusal::new(RefusalCode::NotNow, "starting"),
             Some(_) if kind != FrameKind::RaftLane => Refusal::new(RefusalCode::Denied, "not a lane of this agent"),
             Some(opened) => match opened.membership.member(&peer) {
-                Some(from) => return opened.requests.raft_lane(from, lane),
+                Some(from) => return serve_lane(opened, from, lane),
                 None => Refusal::new(RefusalCode::Denied, "not a member of this cluster and founding"),
             },
         };
         async move { lane.sender.end(Some(refusal)).await }.boxed()
     }
+}
+
+/// The first frame of a lane names the member it is for; all others are requests.
+fn serve_lane(opened: &Opened, from: RaftNodeId, mut lane: Lane) -> BoxFuture<()> {
+    let (me, requests) = (opened.membership.me, opened.requests.clone());
+    async move {
+        let first = lane.receiver.recv().await;
+        let first = first.ok().flatten().filter(|first| first.len() == MEMBER_BYTES);
+        let to = first.and_then(|mut first| split_member(&mut first));
+        if to == Some(me) || to.is_some() && bug::active(Bug::LostIdAnswered) {
+            return requests.raft_lane(from, lane).await;
+        }
+        let refusal = Refusal::new(RefusalCode::Denied, "for another member");
+        lane.sender.end(Some(refusal)).await;
+    }
+    .boxed()
 }
 
 fn refused(code: RefusalCode, text: &str) -> BoxFuture<Result<Bytes, Refusal>> {
@@ -145,18 +171,29 @@ fn frame_kind(kind: RaftRpc) -> FrameKind {
     }
 }
 
-/// `kind of request u8 | body`, for a vote frame; the body alone otherwise.
-fn wrap_request(kind: RaftRpc, body: Bytes) -> Bytes {
-    if frame_kind(kind) != FrameKind::RaftVote {
-        return body;
+/// Bytes before each request: the member it is for, big-endian.
+pub const MEMBER_BYTES: usize = 8;
+
+/// `member u64 | body`, with `kind of request u8` between them in a vote frame.
+fn wrap_request(to: RaftNodeId, kind: RaftRpc, body: &Bytes) -> Bytes {
+    let mut framed = Vec::with_capacity(MEMBER_BYTES + 1 + body.len());
+    framed.extend_from_slice(&to.0.to_be_bytes());
+    if frame_kind(kind) == FrameKind::RaftVote {
+        framed.push(kind.code());
     }
-    let mut framed = Vec::with_capacity(1 + body.len());
-    framed.push(kind.code());
-    framed.extend_from_slice(&body);
+    framed.extend_from_slice(body);
     framed.into()
 }
 
-fn unwrap_request(kind: FrameKind, mut body: Bytes) -> Option<(RaftRpc, Bytes)> {
+/// Takes the member off the front of `body`.
+fn split_member(body: &mut Bytes) -> Option<RaftNodeId> {
+    let member = *body.first_chunk::<MEMBER_BYTES>()?;
+    let _ = body.split_to(MEMBER_BYTES);
+    Some(RaftNodeId(u64::from_be_bytes(member)))
+}
+
+fn unwrap_request(kind: FrameKind, mut body: Bytes) -> Option<(RaftNodeId, RaftRpc, Bytes)> {
+    let to = split_member(&mut body)?;
     let rpc = match kind {
         FrameKind::RaftAppend => RaftRpc::Append,
         FrameKind::RaftSnapshot => RaftRpc::Snapshot,
@@ -169,7 +206,7 @@ fn unwrap_request(kind: FrameKind, mut body: Bytes) -> Option<(RaftRpc, Bytes)> 
         }
         _ => return None,
     };
-    (body.len() <= rpc.request_bytes_max()).then_some((rpc, body))
+    (body.len() <= rpc.request_bytes_max()).then_some((to, rpc, body))
 }
 
 /// Raft's way to the other members.
@@ -197,7 +234,7 @@ impl RaftLink for PeerLink {
         let Some(member) = self.registry.by_idx(to.idx()) else {
             return async move { Err(LinkError::Unreachable(format!("{to} is not registered"))) }.boxed();
         };
-        let (frame, body) = (frame_kind(kind), wrap_request(kind, body));
+        let (frame, body) = (frame_kind(kind), wrap_request(to, kind, &body));
         if body.len() > frame.request_bytes_max() {
             let problem = format!(
                 "a request of {} bytes, at most {} fit",
@@ -215,7 +252,12 @@ impl RaftLink for PeerLink {
             return async move { Err(LinkError::Unreachable(format!("{to} is not registered"))) }.boxed();
         };
         let opening = self.transport.open_lane(member.id, FrameKind::RaftLane, deadline);
-        async move { Ok(opening.await?) }.boxed()
+        async move {
+            let mut lane = opening.await?;
+            lane.sender.send(Bytes::copy_from_slice(&to.0.to_be_bytes())).await?;
+            Ok(lane)
+        }
+        .boxed()
     }
 }
 
@@ -267,12 +309,22 @@ mod tests {
         }
     }
 
+    fn me(fleet: &Fleet) -> RaftNodeId {
+        RaftNodeId::new(fleet.idx("c1-1"), 2)
+    }
+
+    /// A request of this kind for `to`, with nothing in it.
+    fn request(to: RaftNodeId, rpc: RaftRpc) -> Bytes {
+        wrap_request(to, rpc, &Bytes::new())
+    }
+
     fn open_door(fleet: &Fleet, founding: Founding) -> (Door, Arc<Through>) {
         let (door, through) = (Door::default(), Arc::new(Through::default()));
         let membership = Membership {
             registry: Arc::new(fleet.registry.clone()),
             cluster: ClusterId(0),
             founding,
+            me: me(fleet),
         };
         door.open(membership, through.clone());
         (door, through)
@@ -296,8 +348,10 @@ mod tests {
     }
 
     /// How a lane of `peer` ends.
-    async fn lane_end(door: &Door, peer: Peer) -> Result<Option<Bytes>, CallError> {
+    async fn lane_end(door: &Door, peer: Peer, to: RaftNodeId) -> Result<Option<Bytes>, CallError> {
         let (mut ours, theirs) = lane_pair(1_024, 1_024, Arc::new(|_| Fate::Arrives));
+        let opening = Bytes::copy_from_slice(&to.0.to_be_bytes());
+        ours.sender.send(opening).await.unwrap();
         door.lane(peer, FrameKind::RaftLane, theirs).await;
         ours.receiver.recv().await
     }
@@ -309,6 +363,8 @@ mod tests {
         let (door, through) = open_door(&fleet, now);
         let mut other_raft_id = peer(&fleet, "c1-2", ClusterId(0), now);
         other_raft_id.hello.raft = RaftNodeId::new(fleet.idx("c1-3"), 1).0;
+        let mut beyond = peer(&fleet, "c1-2", ClusterId(0), now);
+        beyond.hello.raft = RaftNodeId::new(fleet.idx("c1-2"), RaftNodeId::INCARNATION_MAX + 1).0;
         let mut silent = peer(&fleet, "c1-2", ClusterId(0), now);
         silent.hello.cluster = None;
         let strangers = [
@@ -319,6 +375,7 @@ mod tests {
             ("of a founding to come", peer(&fleet, "c1-2", ClusterId(0), Founding(2))),
             ("names none", silent),
             ("with another's Raft id", other_raft_id),
+            ("with an incarnation that cannot be", beyond),
             ("a validator", peer(&fleet, "v1", ClusterId(0), now)),
         ];
         let member = peer(&fleet, "c1-2", ClusterId(0), now);
@@ -335,16 +392,17 @@ mod tests {
                 let refused = door.handle(stranger.clone(), kind, Bytes::from_static(&[1])).await;
                 assert_eq!(refused.unwrap_err().code, RefusalCode::Denied, "{who}: {kind:?}");
             }
-            let ended = lane_end(&door, stranger).await;
+            let ended = lane_end(&door, stranger, me(&fleet)).await;
             assert!(
                 matches!(&ended, Err(CallError::Refused(refusal)) if refusal.code == RefusalCode::Denied),
                 "{who}: {ended:?}"
             );
         }
         assert_eq!(through.count(), 0, "nothing reached the agent");
-        let served = door.handle(member.clone(), FrameKind::RaftAppend, Bytes::new()).await;
+        let append = request(me(&fleet), RaftRpc::Append);
+        let served = door.handle(member.clone(), FrameKind::RaftAppend, append).await;
         assert_eq!(served, Ok(encode_answer(Ok(vec![7]))));
-        assert_eq!(lane_end(&door, member).await, Ok(None));
+        assert_eq!(lane_end(&door, member, me(&fleet)).await, Ok(None));
         assert_eq!(*through.0.lock().unwrap(), [RaftNodeId::new(fleet.idx("c1-2"), 1); 2]);
     }
 
@@ -352,12 +410,35 @@ mod tests {
     fn vote_and_pre_vote_stay_apart_in_one_frame_kind() {
         for rpc in RaftRpc::ALL {
             let body = Bytes::from_static(b"body");
-            let framed = wrap_request(rpc, body.clone());
-            assert_eq!(unwrap_request(frame_kind(rpc), framed), Some((rpc, body)));
+            let framed = wrap_request(RaftNodeId(7), rpc, &body);
+            assert_eq!(
+                unwrap_request(frame_kind(rpc), framed),
+                Some((RaftNodeId(7), rpc, body))
+            );
         }
-        assert_eq!(unwrap_request(FrameKind::RaftVote, Bytes::new()), None);
-        let append_as_vote = vec![RaftRpc::Append.code(), 1].into();
-        assert_eq!(unwrap_request(FrameKind::RaftVote, append_as_vote), None);
+        for short in 0..=MEMBER_BYTES {
+            assert_eq!(unwrap_request(FrameKind::RaftVote, vec![0; short].into()), None);
+        }
+        let append_as_vote = [[0; MEMBER_BYTES].as_slice(), &[RaftRpc::Append.code(), 1]].concat();
+        assert_eq!(unwrap_request(FrameKind::RaftVote, append_as_vote.into()), None);
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_of_a_lost_data_directory_is_not_answered_by_the_next() {
+        let fleet = Fleet::dev();
+        let (door, through) = open_door(&fleet, Founding(0));
+        let member = peer(&fleet, "c1-2", ClusterId(0), Founding(0));
+        let lost = RaftNodeId::new(fleet.idx("c1-1"), 1);
+        for rpc in RaftRpc::ALL {
+            let answer = door.handle(member.clone(), frame_kind(rpc), request(lost, rpc)).await;
+            assert_eq!(answer, Ok(encode_answer(Err(RpcRefusal::OtherMember))), "{rpc:?}");
+        }
+        let ended = lane_end(&door, member, lost).await;
+        assert!(
+            matches!(&ended, Err(CallError::Refused(refusal)) if refusal.code == RefusalCode::Denied),
+            "{ended:?}"
+        );
+        assert_eq!(through.count(), 0);
     }
 
     #[test]

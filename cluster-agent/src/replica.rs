@@ -12,8 +12,8 @@ use futures::FutureExt;
 use crate::{
     ports::{AsyncRuntime, BoxFuture, Lane},
     raft::{
-        FatalReason, Founding, Member, OpenError, ProposeOutcome, RaftHandle, RaftRpc, RaftStatus, ReadRefusal,
-        RpcRefusal, Signal,
+        ChangeError, FatalReason, Founding, Member, MembersChange, OpenError, ProposeOutcome, RaftHandle, RaftRpc,
+        RaftStatus, ReadRefusal, RpcRefusal, Signal,
     },
 };
 
@@ -45,6 +45,13 @@ pub trait Replica: Send + Sync + 'static {
     fn contact_age(&self) -> BoxFuture<Option<Duration>>;
     /// On the leader: hands over to `to`.
     fn transfer_leader(&self, to: RaftNodeId) -> BoxFuture<()>;
+    /// On the leader: makes a change that was thought out from the members of the entry at `as_of`.
+    fn change_members(
+        &self,
+        change: MembersChange,
+        as_of: LogPosition,
+        deadline: Duration,
+    ) -> BoxFuture<Result<LogPosition, ChangeError>>;
     /// Rises when another member leads, the term is another one, or this member's role in it.
     fn leader_changes(&self) -> Signal;
     /// Resolves when Raft ended by itself.
@@ -112,6 +119,16 @@ impl<R: AsyncRuntime> Replica for RaftHandle<R> {
     fn transfer_leader(&self, to: RaftNodeId) -> BoxFuture<()> {
         let raft = self.clone();
         async move { RaftHandle::transfer_leader(&raft, to).await }.boxed()
+    }
+
+    fn change_members(
+        &self,
+        change: MembersChange,
+        as_of: LogPosition,
+        deadline: Duration,
+    ) -> BoxFuture<Result<LogPosition, ChangeError>> {
+        let raft = self.clone();
+        async move { RaftHandle::change_members(&raft, change, as_of, deadline).await }.boxed()
     }
 
     fn leader_changes(&self) -> Signal {

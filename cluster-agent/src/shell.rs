@@ -30,6 +30,7 @@ use crate::{
     contact::Contact,
     counters::Counters,
     machine::Machine,
+    members::Newcomers,
     mode::ModeNow,
     ports::{AgentPorts, BoxFuture, Instant},
     raft::{ProposeOutcome, RaftConfig},
@@ -84,6 +85,7 @@ pub struct Shell {
     pub(crate) raft: Arc<dyn Replica>,
     pub(crate) machine: Arc<Machine>,
     pub(crate) signatures: Signatures,
+    /// Locked before the machine, never while that is held.
     pub(crate) admission: Mutex<Admission>,
     pub(crate) read_rounds: ReadRounds,
     pub(crate) collector: Mutex<Collector>,
@@ -96,6 +98,8 @@ pub struct Shell {
     /// Rises with every answer to a question for a position.
     pub(crate) evidence: Watch<u64>,
     pub(crate) validators: Validators,
+    /// Who asked to be a member.
+    pub(crate) newcomers: Newcomers,
     pub(crate) counters: tokio::sync::Mutex<Counters>,
     /// Submissions that wait for a quorum.
     pub(crate) buffer: BufferJournal,

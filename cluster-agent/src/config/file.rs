@@ -17,6 +17,7 @@ pub(super) struct ConfigFile {
     pub key: PathBuf,
     pub certificate: PathBuf,
     pub data_dir: PathBuf,
+    pub incarnation: Option<u32>,
     pub listen: String,
     #[serde(default, rename = "peer")]
     pub peers: Vec<PeerRow>,

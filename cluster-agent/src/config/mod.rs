@@ -20,7 +20,7 @@ use std::{
 use common::{
     codec::decode,
     genesis::{Genesis, Kind},
-    ids::{ClusterId, DeviceId, NodeIdx},
+    ids::{ClusterId, DeviceId, NodeIdx, RaftNodeId},
     registry::{Member, Registry},
 };
 use transport::quic::limits::SERVICE_DEADLINE;
@@ -121,6 +121,8 @@ pub struct AgentConfig {
     pub certificate: PathBuf,
     /// Directory of its data.
     pub data_dir: PathBuf,
+    /// Which data directory of this device it is, from 1: one more each time one was lost.
+    pub incarnation: u32,
     /// Where it listens.
     pub listen: SocketAddr,
     /// Where its cluster's members and the validators listen.
@@ -220,6 +222,13 @@ impl Checker {
                 "disk.log_bytes {log_bytes_max} B must be at least {LOG_BYTES_MIN} B"
             ));
         }
+        let incarnation = file.incarnation.unwrap_or(1);
+        if !(1..=RaftNodeId::INCARNATION_MAX).contains(&incarnation) {
+            self.problem(format!(
+                "incarnation {incarnation} must be from 1, for the first data directory, to {}",
+                RaftNodeId::INCARNATION_MAX
+            ));
+        }
         let me = me?;
         Some(AgentConfig {
             cluster: me.cluster?,
@@ -228,6 +237,7 @@ impl Checker {
             key: base.join(&file.key),
             certificate: base.join(&file.certificate),
             data_dir: base.join(&file.data_dir),
+            incarnation,
             listen: listen?,
             peers,
             raft,

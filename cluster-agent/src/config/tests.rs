@@ -68,6 +68,21 @@ fn good_file_is_read_with_paths_beside_it() {
 }
 
 #[test]
+fn incarnation_is_one_unless_a_data_directory_was_lost() {
+    let dir = Dir::new();
+    assert_eq!(dir.load(GOOD).unwrap().incarnation, 1);
+    let second = GOOD.replace("listen =", "incarnation = 2\nlisten =");
+    assert_eq!(dir.load(&second).unwrap().incarnation, 2);
+    for wrong in ["0", "8193"] {
+        let problems = dir.problems(&second.replace("= 2\n", &format!("= {wrong}\n")));
+        assert!(
+            problems[0].contains(&format!("incarnation {wrong} must be from 1")),
+            "{problems:?}"
+        );
+    }
+}
+
+#[test]
 fn unknown_key_is_refused_by_name() {
     let problems = Dir::new().problems(&GOOD.replace("heartbeat =", "hartbeat ="));
     assert!(problems[0].contains("unknown field `hartbeat`"), "{problems:?}");

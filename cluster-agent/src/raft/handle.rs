@@ -13,8 +13,9 @@ use common::ids::{Digest, LogPosition, RaftNodeId};
 use openraft::{
     ChangeMembers, ServerState,
     async_runtime::WatchReceiver,
-    errors::{ClientWriteError, Fatal, ForwardReason, InitializeError, RaftError},
+    errors::{ChangeMembershipError, ClientWriteError, Fatal, ForwardReason, InitializeError, RaftError},
     metrics::RaftMetrics,
+    raft::Precondition,
     type_config::alias::WatchReceiverOf,
 };
 use openraft_rt::{AsyncRuntime, Instant};
@@ -76,6 +77,17 @@ pub enum Founding {
     Founded,
     /// It was founded before, here or by a leader that reached us.
     Already,
+}
+
+/// A change of members.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MembersChange {
+    /// This one is added without a vote.
+    Add(RaftNodeId, Member),
+    /// These, all of them members already, are the voters. Former voters become learners.
+    Vote(BTreeSet<RaftNodeId>),
+    /// These learners leave. They are not told.
+    Leave(BTreeSet<RaftNodeId>),
 }
 
 /// Why a membership change was not made.
@@ -400,7 +412,38 @@ impl<R: AsyncRuntime> RaftHandle<R> {
             )));
         }
         let change = ChangeMembers::AddNodes(BTreeMap::from([(id.0, member)]));
-        self.change(change, true, deadline).await
+        self.change(change, None, deadline).await
+    }
+
+    /// On the leader: makes a change that was thought out from the members of the entry at `as_of`
+    /// ([`RaftStatus::members_at`]), unless they are others by now. Also finishes a change that was interrupted.
+    ///
+    /// # Errors
+    /// [`ChangeError`].
+    pub async fn change_members(
+        &self,
+        change: MembersChange,
+        as_of: LogPosition,
+        deadline: Duration,
+    ) -> Result<LogPosition, ChangeError> {
+        let in_force = self.inner.look(|metrics| *metrics.membership_config.log_id());
+        let at = in_force.as_ref().map_or(LogPosition::default(), position);
+        if at != as_of {
+            let (at, as_of) = (at.index, as_of.index);
+            return Err(ChangeError::Refused(format!(
+                "the members of entry {at} are in force, no longer those of {as_of}"
+            )));
+        }
+        let ids = |ids: BTreeSet<RaftNodeId>| ids.into_iter().map(|id| id.0).collect();
+        let change = match change {
+            MembersChange::Add(id, member) => ChangeMembers::AddNodes(BTreeMap::from([(id.0, member)])),
+            MembersChange::Vote(voters) => ChangeMembers::ReplaceAllVoters(ids(voters)),
+            MembersChange::Leave(learners) => ChangeMembers::RemoveNodes(ids(learners)),
+        };
+        let as_of = Precondition::LastMembershipLogId {
+            last_membership_log_id: in_force,
+        };
+        self.change(change, Some(as_of), deadline).await
     }
 
     /// On the leader: makes `voters`, all of them members already, the voters. Former voters become
@@ -414,7 +457,7 @@ impl<R: AsyncRuntime> RaftHandle<R> {
         deadline: Duration,
     ) -> Result<LogPosition, ChangeError> {
         let change = ChangeMembers::ReplaceAllVoters(voters.into_iter().map(|id| id.0).collect());
-        self.change(change, true, deadline).await
+        self.change(change, None, deadline).await
     }
 
     /// On the leader: removes learners from the cluster. A removed member is not told.
@@ -427,16 +470,18 @@ impl<R: AsyncRuntime> RaftHandle<R> {
         deadline: Duration,
     ) -> Result<LogPosition, ChangeError> {
         let change = ChangeMembers::RemoveNodes(ids.into_iter().map(|id| id.0).collect());
-        self.change(change, true, deadline).await
+        self.change(change, None, deadline).await
     }
 
     async fn change(
         &self,
         change: ChangeMembers<u64, Member>,
-        keeps_former_voters: bool,
+        precondition: Option<Precondition<TypeConfig<R>>>,
         deadline: Duration,
     ) -> Result<LogPosition, ChangeError> {
-        let changed = R::timeout(deadline, self.inner.raft.change_membership(change, keeps_former_voters)).await;
+        // Former voters stay as learners.
+        let changing = self.inner.raft.change_membership_if(change, true, precondition);
+        let changed = R::timeout(deadline, changing).await;
         match changed.map_err(|_| ChangeError::Unknown)? {
             Ok(response) => Ok(position(&response.log_id)),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
@@ -446,6 +491,10 @@ impl<R: AsyncRuntime> RaftHandle<R> {
                 Err(ChangeError::NotLeader {
                     leader: forward.leader_id.map(RaftNodeId),
                 })
+            }
+            // An earlier one may yet be made.
+            Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(ChangeMembershipError::InProgress(_)))) => {
+                Err(ChangeError::Unknown)
             }
             Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(error))) => {
                 Err(ChangeError::Refused(error.to_string()))

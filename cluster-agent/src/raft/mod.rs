@@ -54,7 +54,7 @@ mod tests;
 pub use alarm::{AlarmSink, RaftAlarm};
 pub use codec::{COMMAND_BYTES_MAX, FORMAT_VERSION, MEMBERS_MAX, TooBig};
 pub use config::{ConfigError, ConfigProblem, LinkProfile, RaftConfig};
-pub use handle::{ChangeError, Founding, OpenError, RaftHandle, RaftPorts};
+pub use handle::{ChangeError, Founding, MembersChange, OpenError, RaftHandle, RaftPorts};
 pub use machine::{Origin, ReplicatedMachine, RestoreError, RestoreJob, SnapshotJob};
 pub use network::{LinkError, REPLY_BYTES_MAX, RaftLink, RaftRpc, decode_answer, encode_answer};
 pub use openraft_rt::AsyncRuntime;

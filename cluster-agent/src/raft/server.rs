@@ -117,10 +117,13 @@ pub enum RpcRefusal {
     /// The disk does not take a snapshot; worth trying again.
     #[error("the snapshot cannot be stored")]
     NoSpace = 12,
+    /// For another data directory of this device.
+    #[error("for another data directory of the device")]
+    OtherMember = 13,
 }
 
 impl RpcRefusal {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Malformed,
         Self::WrongSender,
         Self::TermJump,
@@ -133,6 +136,7 @@ impl RpcRefusal {
         Self::NotAMember,
         Self::BadMembership,
         Self::NoSpace,
+        Self::OtherMember,
     ];
 
     /// Number on the wire.

@@ -57,6 +57,8 @@ pub struct RaftStatus {
     pub voters: Vec<RaftNodeId>,
     /// Members without a vote, ascending.
     pub learners: Vec<RaftNodeId>,
+    /// The entry that made it so; position 0 before the first.
+    pub members_at: LogPosition,
     /// A membership change has begun and is not finished.
     pub is_joint: bool,
     /// On a leader: milliseconds since a quorum last acknowledged it, `None` before the first time.
@@ -83,6 +85,7 @@ impl RaftStatus {
             snapshot: LogPosition::default(),
             voters: Vec::new(),
             learners: Vec::new(),
+            members_at: LogPosition::default(),
             is_joint: false,
             quorum_acked_age_ms: None,
             peers: Vec::new(),
@@ -142,6 +145,7 @@ pub(super) fn from_metrics<R: AsyncRuntime>(metrics: &RaftMetrics<TypeConfig<R>>
         snapshot: position_or_start(&metrics.snapshot),
         voters,
         learners: membership.learner_ids().map(RaftNodeId).collect(),
+        members_at: position_or_start(metrics.membership_config.log_id()),
         is_joint: membership.get_joint_config().len() > 1,
         quorum_acked_age_ms: metrics.last_quorum_acked.map(|at| age_ms(at.into_inner())),
         peers: peers.collect(),

@@ -52,12 +52,15 @@ const RESEND_PAUSE_US_MAX: u64 = 10_000_000;
 pub enum GuardError {
     /// The directory was used before, and the guard is gone.
     #[error(
-        "the guard \"{GUARD}\" is missing beside used data: this member might sign twice. Join again with an empty \
-         directory under a new raft id"
+        "the guard \"{GUARD}\" is missing beside used data: this member might sign twice. Move the directory away and \
+         start on an empty one with the next `incarnation` in the configuration file"
     )]
     Missing,
     /// A record does not decode.
-    #[error("the guard \"{GUARD}\" is damaged ({0}): join again with an empty directory under a new raft id")]
+    #[error(
+        "the guard \"{GUARD}\" is damaged ({0}): move the directory away and start on an empty one with the next \
+         `incarnation` in the configuration file"
+    )]
     Damaged(DecodeError),
     /// Two records contradict each other.
     #[error("{0}")]

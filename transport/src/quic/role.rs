@@ -85,6 +85,7 @@ pub(crate) fn priority(kind: FrameKind, body_len: usize) -> i32 {
         FrameKind::RaftAppend
         | FrameKind::RaftLane
         | FrameKind::Forward
+        | FrameKind::Join
         | FrameKind::BatchNotice
         | FrameKind::SubmitBatch => 0,
         FrameKind::Operate => 0,

@@ -84,7 +84,10 @@ pub enum IdentityError {
         want: String,
     },
     /// Something was acknowledged from here, and nothing is left.
-    #[error("the log in {dir} is empty, but it once was not: join again under a new raft id")]
+    #[error(
+        "the log in {dir} is empty, but it once was not: move the directory away and start on an empty one with the next \
+         `incarnation` in the configuration file"
+    )]
     LostData {
         /// The directory.
         dir: String,

@@ -165,7 +165,7 @@ fn reach(recovered: &Recovered) -> (LogIndex, LogIndex) {
 
 fn lost(why: &str) -> StoreError {
     StoreError::Corrupt(format!(
-        "acknowledged operations are missing: {why}. Keep the directory, and join again with an empty one under a new raft id"
+        "acknowledged operations are missing: {why}. Keep the directory, and start on an empty one with the next `incarnation` in the configuration file"
     ))
 }
 

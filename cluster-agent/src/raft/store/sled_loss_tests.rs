@@ -212,7 +212,7 @@ fn log_that_was_put_back_from_an_older_copy_is_refused() {
     for _ in 0..2 {
         let error = DurableSled::open(older.path(), QUIET, Marker::none()).err().unwrap();
         assert!(
-            matches!(&error, StoreError::Corrupt(why) if why.contains("under a new raft id")),
+            matches!(&error, StoreError::Corrupt(why) if why.contains("with the next `incarnation`")),
             "{error}"
         );
     }

@@ -4,5 +4,6 @@ mod bad_submissions;
 mod buffer;
 mod cluster;
 mod island;
+mod lost_disks;
 mod modes;
 pub mod support;

@@ -126,7 +126,12 @@ async fn lost_log_beside_its_marker_is_refused_untouched() {
     let place = used_place().await;
     let data = place.path("c1-1/data");
     fs::remove_dir_all(data.join("log")).unwrap();
-    is_refused_untouched(&place, "c1-1", &data, "join again under a new raft id");
+    is_refused_untouched(
+        &place,
+        "c1-1",
+        &data,
+        "start on an empty one with the next `incarnation`",
+    );
     assert!(!data.join("log").exists(), "a log was made");
 }
 

@@ -4,6 +4,7 @@ mod damage;
 mod disks;
 mod harness;
 mod kills;
+mod lost_disks;
 mod partition;
 mod partitions;
 mod refusals;

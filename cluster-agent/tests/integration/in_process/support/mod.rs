@@ -92,11 +92,14 @@ pub struct Disks {
     pub files: MemoryDisk,
     pub log: Arc<MemoryLog>,
     pub snapshots: MemorySnapshots,
+    /// Which disk of the machine it is, from 1.
+    pub incarnation: u32,
 }
 
 impl Disks {
-    fn new() -> Self {
+    fn new(incarnation: u32) -> Self {
         Self {
+            incarnation,
             files: MemoryDisk::new(),
             log: Arc::default(),
             snapshots: MemorySnapshots::default(),
@@ -148,7 +151,7 @@ impl Net {
         Self {
             network,
             clock,
-            disks: labels.iter().map(|label| (label.clone(), Disks::new())).collect(),
+            disks: labels.iter().map(|label| (label.clone(), Disks::new(1))).collect(),
             running: BTreeMap::new(),
             ground,
             limits: Limits::for_raft(&raft),
@@ -200,12 +203,12 @@ impl Net {
         let process = Process::default();
         let door = Door::default();
         let idx = self.fleet.idx(label);
+        let disks = self.disks[label].clone();
         let hello = Hello {
             cluster: Some((C1, Founding(0))),
-            raft: RaftNodeId::new(idx, 1).0,
+            raft: self.raft_id(label).0,
             ..hello_of(self.fleet.chain, self.fleet.id(label))
         };
-        let disks = self.disks[label].clone();
         let ports = AgentPorts {
             transport: self.network.join(idx, hello, Arc::new(door.clone())),
             clock: self.clock.clone(),
@@ -218,7 +221,7 @@ impl Net {
         let settings = Settings {
             genesis: Arc::new(self.fleet.genesis.clone()),
             device: idx,
-            incarnation: 1,
+            incarnation: disks.incarnation,
             key: self.fleet.key(label),
             raft: self.raft.clone(),
             limits: self.limits,
@@ -239,6 +242,17 @@ impl Net {
         // Raft's own tasks end with its handle; the disk below has been cut off from it.
         running.agent.stop().await;
         self.disks[label].files.crash();
+    }
+
+    /// The Raft id of `label` on the disk it has now.
+    pub fn raft_id(&self, label: &str) -> RaftNodeId {
+        RaftNodeId::new(self.fleet.idx(label), self.disks[label].incarnation)
+    }
+
+    /// The disk of `label`, which does not run, is gone; the next one is empty and of the incarnation `next`.
+    pub fn lose_disk(&mut self, label: &str, next: u32) {
+        assert!(!self.running.contains_key(label), "{label} runs");
+        self.disks.insert(label.into(), Disks::new(next));
     }
 
     /// The agents' clock.
