@@ -248,13 +248,23 @@ fn apart(best: Option<&AgentStatus>, of: &[&AgentStatus]) -> Vec<Value> {
         .collect()
 }
 
+/// A learner has no vote: it is new, or its disk is.
+fn role(status: &AgentStatus) -> &'static str {
+    match status {
+        status if status.is_leader => "leader",
+        status if status.voters.contains(&status.raft) => "follower",
+        _ => "learner",
+    }
+}
+
 fn agent_row(client: &Client, peer: &Peer, status: Result<AgentStatus, AskError>) -> Value {
     let cluster = peer.cluster.map(|id| client.context.cluster_label(id));
     match status {
         Ok(status) => json!({
             "agent": peer.label,
             "cluster": cluster,
-            "role": if status.is_leader { "leader" } else { "follower" },
+            "role": role(&status),
+            "incarnation": status.raft.incarnation(),
             "mode": status.context.mode.word(),
             "mode_age": view::age(Some(status.mode_age_ms)),
             "mode_age_ms": status.mode_age_ms,
@@ -281,5 +291,24 @@ fn agent_row(client: &Client, peer: &Peer, status: Result<AgentStatus, AskError>
             "agent": peer.label, "cluster": cluster, "role": "down", "mode": "unknown", "age": "unknown",
             "problem": client.failure_of(peer, error).what,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::testing::Fleet;
+
+    use super::*;
+    use crate::client::testing::agent_status;
+
+    #[test]
+    fn agent_that_does_not_vote_is_a_learner() {
+        let fleet = Fleet::dev();
+        let mut status = agent_status(&fleet, "c1-1", Vec::new());
+        assert_eq!(role(&status), "leader");
+        status.is_leader = false;
+        assert_eq!(role(&status), "follower");
+        status.voters = Vec::new().try_into().unwrap();
+        assert_eq!(role(&status), "learner");
     }
 }
