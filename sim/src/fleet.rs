@@ -6,6 +6,7 @@
 mod doors;
 mod enemies;
 mod lives;
+mod lost_disks;
 mod troubles;
 
 use std::{
@@ -118,6 +119,8 @@ struct Machine {
 }
 
 struct AgentSlot {
+    /// Which disk of its machine it is, from 1.
+    incarnation: u32,
     log: SimLog,
     snapshots: SimSnapshots,
     handle: Option<AgentHandle>,
@@ -234,6 +237,7 @@ impl SimFleet {
             if let Some(cluster) = member.cluster {
                 let pool = pools.entry(cluster).or_default();
                 let slot = AgentSlot {
+                    incarnation: 1,
                     log: SimLog::sharing(disk.clone(), pool.clone()),
                     snapshots: SimSnapshots::new(disk.clone()),
                     handle: None,

@@ -278,8 +278,8 @@ impl World {
             self.fleet.witness.see(&health);
             let is_well = matches!(
                 &health,
-                Observation::Health { leaderless, unwell, open_writes: 0, outbox_bytes: 0, not_final: 0, height }
-                    if leaderless.is_empty() && unwell.is_empty() && *height > first
+                Observation::Health { leaderless, unwell, outsiders, open_writes: 0, outbox_bytes: 0, not_final: 0, height }
+                    if leaderless.is_empty() && unwell.is_empty() && outsiders.is_empty() && *height > first
             );
             if is_well || self.trace.now_us() - healed_us > SETTLE_US + 1_000_000 {
                 return self.fleet.witness.violation().is_none();

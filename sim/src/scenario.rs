@@ -22,7 +22,7 @@ use crate::{
     faults::{
         Family, Fault,
         clock::Clock,
-        disk::{Disk, Rot},
+        disk::{Disk, Lost, Rot},
         partition::{Partition, between, one_way, ring, three_ways},
         process::{Crash, CrashInApply, CrashInSnapshot, Pause},
         quality::Quality,
@@ -71,6 +71,8 @@ pub enum Kind {
     DiskSlow,
     /// A sector of the disks of `who` changed; they lose power, and refuse to start until the fault ends.
     DiskRots,
+    /// The disks of `who` are lost; the drones come back on empty ones, as new members, when the fault ends.
+    DiskLost,
     /// The wall clocks of `who` show 1970.
     ClockIn1970,
     /// A fifth of all frames is lost; `who` does not count.
@@ -145,6 +147,9 @@ pub struct Scenario {
     /// Between two writes through one cluster.
     #[serde(default = "write_every_ms")]
     pub write_every_ms: u64,
+    /// Agents make a snapshot after this many entries, and keep half of them below it; drawn if it is not said.
+    #[serde(default)]
+    pub snapshot_entries: Option<u64>,
     /// Processes in an enemy's hands, from the beginning; leaders from the third second on.
     #[serde(default, rename = "enemy")]
     pub enemies: Vec<ScriptedEnemy>,
@@ -192,6 +197,12 @@ impl Scenario {
         }
         if !(1..=86_400).contains(&self.secs) || !(1..=60_000).contains(&self.write_every_ms) {
             return Err("secs must be 1 to 86400 and write_every_ms 1 to 60000".into());
+        }
+        if self
+            .snapshot_entries
+            .is_some_and(|entries| !(20..=100_000).contains(&entries))
+        {
+            return Err("snapshot_entries must be 20 to 100000".into());
         }
         enemies(&self.enemies)?.check(self.population())?;
         if self
@@ -269,6 +280,9 @@ impl Scenario {
         plan.population = self.population();
         plan.enemies = enemies(&self.enemies).expect("it was checked when it was read");
         plan.lasts = Duration::from_secs(self.secs);
+        if let Some(entries) = self.snapshot_entries {
+            plan.conditions.snapshot_entries = (entries, entries / 2);
+        }
         plan.load.write_every = Duration::from_millis(self.write_every_ms);
         plan.weather.every_us = 0;
         plan
@@ -330,6 +344,11 @@ impl Scripted {
             Kind::DiskFails => disk(DiskTrouble::Failing),
             Kind::DiskFull => disk(DiskTrouble::Full),
             Kind::DiskSlow => disk(DiskTrouble::Slow { times: 100 }),
+            Kind::DiskLost => {
+                let agents = fleet.agent_names();
+                let who = who.into_iter().filter(|name| agents.contains(name)).collect();
+                (Family::Disk, Box::new(Lost::new(who, self.lasts_ms * 1_000)))
+            }
             Kind::DiskRots => (Family::Disk, Box::new(Rot::new(number, who, ROT_AT))),
             Kind::ClockIn1970 => (Family::Clock, Box::new(Clock::in_1970(who))),
             Kind::Lossy => {

@@ -4,7 +4,10 @@
 //! It speaks the format of `muster-raft/1` by itself: what is below is written from the wire, as by a stranger.
 
 use bytes::Bytes;
-use cluster_agent::raft::{COMMAND_BYTES_MAX, FORMAT_VERSION};
+use cluster_agent::{
+    peers::MEMBER_BYTES,
+    raft::{COMMAND_BYTES_MAX, FORMAT_VERSION},
+};
 use common::{
     batch::CertifiedBatch,
     codec::{Blob, BoundedVec, Wire, decode, encode},
@@ -96,7 +99,12 @@ impl LyingLeader {
 impl Actor for LyingLeader {
     fn sends(&mut self, hand: &mut Hand, _to: NodeIdx, kind: FrameKind, body: &Bytes) -> Leaves {
         let lie = match kind {
-            FrameKind::RaftLane | FrameKind::RaftAppend => Self::appends(hand, body),
+            FrameKind::RaftLane => Self::appends(hand, body),
+            // A request outside a lane names the member that it is for.
+            FrameKind::RaftAppend => body.get(..MEMBER_BYTES).and_then(|member| {
+                let lie = Self::appends(hand, &body.slice(MEMBER_BYTES..))?;
+                Some([member, &lie].concat().into())
+            }),
             FrameKind::SubmitBatch => {
                 let batch = decode::<CertifiedBatch>(body).ok();
                 for to in hand.validators.clone() {

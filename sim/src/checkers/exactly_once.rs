@@ -169,6 +169,7 @@ mod tests {
         let health = |outbox_bytes| Observation::Health {
             leaderless: Vec::new(),
             unwell: Vec::new(),
+            outsiders: Vec::new(),
             open_writes: 0,
             outbox_bytes,
             not_final: 0,

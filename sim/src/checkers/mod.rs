@@ -314,6 +314,8 @@ pub enum Observation {
         leaderless: Vec<ClusterId>,
         /// Agents that are not in mode `normal`, or do not know how old what they say is.
         unwell: Vec<String>,
+        /// Agents that do not vote and sign under the id of the disk that they have.
+        outsiders: Vec<String>,
         /// Writes whose author still waits for an answer.
         open_writes: u64,
         /// Bytes in all outboxes.

@@ -1,5 +1,5 @@
 //! recovers: within a bound after the fleet healed, every cluster has a leader, every agent is in mode `normal` and knows how
-//! old what it says is, every write has an answer, the outboxes are empty, everything acknowledged is final, and heights grow.
+//! old what it says is, votes and signs, every write has an answer, the outboxes are empty, everything acknowledged is final, and heights grow.
 
 use common::ids::Height;
 
@@ -27,6 +27,7 @@ impl Checker for Recovers {
             Observation::Health {
                 leaderless,
                 unwell,
+                outsiders,
                 open_writes,
                 outbox_bytes,
                 not_final,
@@ -42,6 +43,9 @@ impl Checker for Recovers {
                 }
                 if let Some(agent) = unwell.first() {
                     missing.push(format!("{agent} is not in mode normal with known ages"));
+                }
+                if let Some(agent) = outsiders.first() {
+                    missing.push(format!("{agent} does not vote and sign in its cluster"));
                 }
                 if *open_writes > 0 {
                     missing.push(format!("{open_writes} writes have no answer"));
@@ -89,6 +93,7 @@ mod tests {
         Observation::Health {
             leaderless: leaderless.iter().map(|cluster| ClusterId(*cluster)).collect(),
             unwell: Vec::new(),
+            outsiders: Vec::new(),
             open_writes: numbers[0],
             outbox_bytes: numbers[1],
             not_final: numbers[2],
@@ -113,6 +118,11 @@ mod tests {
             unwell.push("c1-2".into());
         }
         assert!(told(island).unwrap_err().contains("c1-2"));
+        let mut newcomer = health(&[], [0, 0, 0], 6);
+        if let Observation::Health { outsiders, .. } = &mut newcomer {
+            outsiders.push("c1-3".into());
+        }
+        assert!(told(newcomer).unwrap_err().contains("c1-3 does not vote and sign"));
         assert!(told(health(&[], [1, 0, 0], 6)).is_err());
         assert!(told(health(&[], [0, 1, 0], 6)).is_err());
         assert!(told(health(&[], [0, 0, 1], 6)).is_err());

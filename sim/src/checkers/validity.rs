@@ -3,7 +3,7 @@
 //! Computed here once more, with the genesis file alone: neither the quorum nor a verdict of the shells is used, and
 //! no signature is good because somebody found it so before.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use common::{
     batch::{BatchHeader, BatchItem, CertifiedBatch},
@@ -14,16 +14,19 @@ use common::{
     },
     entry::SignedEntry,
     genesis::{FaultModel, Genesis},
+    ids::{BatchSeq, ClusterId},
     registry::Registry,
     roster::Roster,
+    verdict::Verdict,
 };
 
 use super::{Checker, Observation};
 
-/// Knows the keys of the fleet.
+/// Knows the keys of the fleet, and who signed for each cluster from which batch on.
 pub struct Validity {
     genesis: Arc<Genesis>,
     registry: Registry,
+    rosters: BTreeMap<ClusterId, BTreeMap<BatchSeq, Roster>>,
 }
 
 impl Validity {
@@ -31,16 +34,24 @@ impl Validity {
     #[must_use]
     pub fn new(genesis: Arc<Genesis>) -> Self {
         let registry = Registry::from_genesis(&genesis);
-        Self { genesis, registry }
+        let clusters = (0..).map(ClusterId).take(genesis.clusters.len());
+        let founding = |cluster| Some((cluster, [(BatchSeq(0), genesis.founding_roster(cluster)?)].into()));
+        let rosters = clusters.filter_map(founding).collect();
+        Self {
+            genesis,
+            registry,
+            rosters,
+        }
     }
 
     fn check(&self, batch: &CertifiedBatch) -> Result<(), String> {
         let header = &batch.header;
-        let roster = self.genesis.founding_roster(header.cluster);
-        // A change of roster is not made in these runs: the founding roster attests everything.
-        let roster = roster
+        let rosters = self.rosters.get(&header.cluster);
+        let in_force = rosters.and_then(|rosters| rosters.range(..=header.seq).next_back());
+        let roster = in_force
+            .map(|(_, roster)| roster.clone())
             .filter(|roster| roster.digest() == header.roster)
-            .ok_or("it names a roster that was never in force")?;
+            .ok_or("it names another roster than the one in force")?;
         let (signed, needed) = (self.attested_by(batch, header, &roster), self.quorum(header, &roster));
         if signed < needed {
             return Err(format!("{signed} members of its roster attested it, {needed} must"));
@@ -53,6 +64,29 @@ impl Validity {
             Some(index) => Err(format!("its author did not sign the entry of index {index}")),
             None => Ok(()),
         }
+    }
+
+    /// The roster that signs the batches behind this one, if its rows change it.
+    fn changed_roster(&self, batch: &CertifiedBatch) -> Result<Option<Roster>, String> {
+        let header = &batch.header;
+        let mut changes = batch.entries.iter().filter_map(|row| match &row.item {
+            BatchItem::Roster(change) if row.verdict == Verdict::Granted => Some(&change.roster),
+            _ => None,
+        });
+        let Some(next) = changes.next_back() else {
+            return Ok(None);
+        };
+        let rosters = self.rosters.get(&header.cluster);
+        let in_force = rosters.and_then(|rosters| rosters.range(..=header.seq).next_back());
+        let (_, before) = in_force.ok_or("its cluster has no roster")?;
+        // Devices neither join nor leave, and an id that was replaced never signs again.
+        let mut pairs = before.members.iter().zip(&next.members);
+        let is_newer = before.members.len() == next.members.len()
+            && pairs.all(|(old, new)| old.raft.idx() == new.raft.idx() && old.raft <= new.raft);
+        if !is_newer || next.digest() != header.next_roster {
+            return Err("its rows lead to a roster that cannot be the next".into());
+        }
+        Ok(Some(next.clone()))
     }
 
     /// Members of the roster whose signatures verify.
@@ -99,14 +133,20 @@ impl Checker for Validity {
             return Ok(());
         };
         let (cluster, seq) = (batch.header.cluster, batch.header.seq);
-        self.check(batch)
-            .map_err(|why| format!("block {height} has batch {seq} of {cluster}: {why}"))
+        let changed = self.check(batch).and_then(|()| self.changed_roster(batch));
+        let changed = changed.map_err(|why| format!("block {height} has batch {seq} of {cluster}: {why}"))?;
+        if let Some(next) = changed {
+            self.rosters.entry(cluster).or_default().insert(seq.next(), next);
+        }
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use common::{
+        batch::RosterChange,
+        ids::RaftNodeId,
         task::Scope,
         testing::{ClusterLog, Fleet, task},
     };
@@ -123,6 +163,44 @@ mod tests {
             batch: Arc::new(batch),
         };
         judge(Validity::new(Arc::new(fleet.genesis)), &[(0, seen)])
+    }
+
+    /// A batch that puts `c1-2` on its second disk, or `foreign` into the roster, and the next, signed by `by`.
+    fn told_of_change(foreign: bool, by_old: bool) -> Result<(), String> {
+        let fleet = Fleet::new(2, 3, 4);
+        let mut log = ClusterLog::new(&fleet, ClusterId(0));
+        let mut members = log.roster.members.to_vec();
+        members[1].raft = RaftNodeId::new(members[1].raft.idx(), 2);
+        if foreign {
+            members[2].raft = RaftNodeId::new(fleet.idx("c2-1"), 1);
+        }
+        let old = log.roster.clone();
+        let roster = Roster {
+            members: members.try_into().unwrap(),
+        };
+        let change = BatchItem::Roster(RosterChange { roster });
+        let first = log.batch_of(&fleet, vec![(Verdict::Granted, change)]);
+        if by_old {
+            log.roster = old;
+        }
+        let second = log.beat(&fleet);
+        let ordered = |height, batch| Observation::Ordered {
+            height: Height(height),
+            batch: Arc::new(batch),
+        };
+        let history = [(0, ordered(1, first)), (1, ordered(2, second))];
+        judge(Validity::new(Arc::new(fleet.genesis)), &history)
+    }
+
+    #[test]
+    fn roster_that_a_batch_changes_signs_from_the_next_one_on() {
+        assert_eq!(told_of_change(false, false), Ok(()));
+        assert!(
+            told_of_change(false, true)
+                .unwrap_err()
+                .contains("another roster than the one in force")
+        );
+        assert!(told_of_change(true, false).unwrap_err().contains("cannot be the next"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Disks in trouble: slow, failing, full, or rotten. The process on such a disk must stop, lose nothing that it
+//! Disks in trouble: slow, failing, full, rotten, or lost. The process on such a disk must stop, lose nothing that it
 //! acknowledged, and go on when the disk is well again.
 
 use super::{Fault, all_names, pick};
@@ -35,14 +35,37 @@ impl Rot {
     }
 }
 
+/// The disks of some agents are lost with all that they hold. The agents come back on empty ones, under new Raft ids.
+pub struct Lost {
+    who: Vec<String>,
+    down_us: u64,
+}
+
+impl Lost {
+    /// `who`, down for `down_us`.
+    #[must_use]
+    pub fn new(who: Vec<String>, down_us: u64) -> Self {
+        Self { who, down_us }
+    }
+}
+
 /// Draws whose disk, and what is wrong with it.
 pub fn draw(number: u64, fleet: &SimFleet, random: &mut Stream) -> Box<dyn Fault> {
     let who = pick(random, &all_names(fleet));
-    let trouble = match random.between(0, 4) {
+    let trouble = match random.between(0, 6) {
         0 | 1 => DiskTrouble::Slow {
             times: random.between(10, 300),
         },
         2 => DiskTrouble::Failing,
+        5 | 6 => {
+            let may_lose = fleet.may_lose_disk();
+            if may_lose.is_empty() {
+                DiskTrouble::Slow { times: 50 }
+            } else {
+                let who = pick(random, &may_lose);
+                return Box::new(Lost::new(vec![who], random.between(200_000, 8_000_000)));
+            }
+        }
         3 => return Box::new(Rot::new(number, vec![who], random.between(0, 999) as u16)),
         _ => DiskTrouble::Full,
     };
@@ -76,6 +99,22 @@ impl Fault for Rot {
             fleet.set_trouble(self.number, name, DiskTrouble::Healthy);
         }
     }
+}
+
+impl Fault for Lost {
+    fn describe(&self) -> String {
+        format!("disk of {} lost", self.who.join(","))
+    }
+
+    fn begin(&mut self, fleet: &mut SimFleet, now_us: u64) {
+        // A hacked drone goes on under the id that its hand signs for.
+        let suspects = fleet.witness.suspects();
+        for name in self.who.iter().filter(|name| !suspects.has_process(name)) {
+            fleet.lose_disk(name, now_us + self.down_us);
+        }
+    }
+
+    fn end(&mut self, _fleet: &mut SimFleet, _now_us: u64) {}
 }
 
 impl Fault for Disk {

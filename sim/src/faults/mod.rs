@@ -2,13 +2,13 @@
 //!
 //! * [`partition`]: cuts of every shape.
 //! * [`quality`]: links that are slow, lossy, narrow, or deliver twice.
-//! * [`disk`]: slow, failing, full and rotten disks.
+//! * [`disk`]: slow, failing, full, rotten and lost disks.
 //! * [`clock`]: wall clocks that jump or begin in 1970.
 //! * [`process`]: crashes, pauses, crashes in the middle of a snapshot or behind an entry, power cycles.
 //!
 //! # Rules
-//! * Recovery stays possible: a disk never loses what was synced (a rotten sector is mended in the end), and one disk
-//!   at a time is in trouble;
+//! * Recovery stays possible: a disk never loses a part of what was synced (a rotten sector is mended in the end), one
+//!   disk at a time is in trouble, and a cluster loses one whole disk (unless a story says more), the next when its machine votes and signs again;
 //!   one validator at a time has a wrong wall clock. Everything else may happen to everybody at once.
 //! * What a fault does to a link, a disk or a process it does in the name of its number: another fault of the same sort
 //!   on the same machine goes on when this one ends.

@@ -111,6 +111,7 @@ impl SimFleet {
         let (clock, disk) = (Arc::new(machine.clock.clone()), Arc::new(machine.disk.clone()));
         let transport = self.network.transport(device);
         let slot = self.agents.get_mut(name).expect("an agent of this fleet");
+        let incarnation = slot.incarnation;
         let ports = AgentPorts {
             transport,
             clock,
@@ -131,7 +132,7 @@ impl SimFleet {
         let settings = Settings {
             genesis: self.genesis.clone(),
             device: idx,
-            incarnation: 1,
+            incarnation,
             key: self.fleet.key(name),
             limits: self.conditions.limits(&raft),
             raft,

@@ -32,7 +32,7 @@ pub enum Stage {
     FullOutbox,
     /// Many writes, nothing broken.
     Rush,
-    /// Two clusters and four validators that are cut from each other in every shape.
+    /// Two clusters and four validators, cut into two halves with one cluster in each.
     Stations,
     /// One cluster of 3 that is cut off from all validators.
     Island,
@@ -40,6 +40,9 @@ pub enum Stage {
     Apart,
     /// One validator is down while the others finalize more than can be walked back block by block.
     Absence,
+    /// One cluster of 3: one is cut off, another loses its disk, and the third, who alone has everything, is down for a
+    /// while.
+    LostDisks,
     /// One cluster of 3 on links that hold some frames up, so that later ones overtake them.
     Jitter,
 }
@@ -55,7 +58,7 @@ fn weather(every_ms: u64, lasts_ms: (u64, u64), only: Option<Family>) -> Weather
 
 impl Stage {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Storm,
         Self::Cuts,
         Self::Crashes,
@@ -69,6 +72,7 @@ impl Stage {
         Self::Island,
         Self::Apart,
         Self::Absence,
+        Self::LostDisks,
         Self::Jitter,
     ];
 
@@ -89,6 +93,7 @@ impl Stage {
             Self::Island => "island",
             Self::Apart => "apart",
             Self::Absence => "absence",
+            Self::LostDisks => "lost-disks",
             Self::Jitter => "jitter",
         }
     }
@@ -113,7 +118,7 @@ impl Stage {
         plan.lasts = Duration::from_secs(20);
         plan.weather = match self {
             Self::Storm => weather(2_500, (300, 6_000), None),
-            Self::Cuts | Self::Stations => weather(2_500, (1_000, 6_000), Some(Family::Partition)),
+            Self::Cuts => weather(2_500, (1_000, 6_000), Some(Family::Partition)),
             Self::Crashes => weather(2_000, (300, 3_000), Some(Family::Process)),
             Self::BadLinks => weather(2_000, (1_000, 5_000), Some(Family::Quality)),
             Self::FullOutbox => weather(3_000, (8_000, 15_000), Some(Family::Partition)),
@@ -124,10 +129,12 @@ impl Stage {
             | Self::Island
             | Self::Apart
             | Self::Absence
+            | Self::LostDisks
+            | Self::Stations
             | Self::Jitter => weather(0, (1_000, 1_000), None),
         };
         match self {
-            Self::Storm | Self::Crashes | Self::Island | Self::Apart => {}
+            Self::Storm | Self::Crashes | Self::Island | Self::Apart | Self::LostDisks => {}
             Self::Absence => plan.lasts = Duration::from_secs(36),
             Self::Jitter => {
                 plan.conditions.links.spike_ppm = 30_000;
@@ -187,8 +194,17 @@ impl Stage {
                     fault(6_000 + turn * 11_000, 9_500, Kind::Isolate, &who)
                 })
                 .collect(),
+            Self::Stations => vec![Scripted {
+                who: ["v1", "v2", "c1"].map(str::to_owned).into(),
+                ..fault(5_000, 8_000, Kind::Isolate, "c1")
+            }],
             Self::Island => vec![fault(4_000, 8_000, Kind::FromValidators, "c1")],
             Self::Apart => vec![fault(4_000, 10_000, Kind::InPieces, "validators")],
+            Self::LostDisks => vec![
+                fault(4_000, 5_000, Kind::Isolate, "c1-3"),
+                fault(8_000, 500, Kind::DiskLost, "c1-2"),
+                fault(8_000, 6_000, Kind::Crash, "c1-1"),
+            ],
             Self::Absence => vec![fault(2_000, 33_000, Kind::Crash, "v4")],
             Self::Snapshots => (0..8)
                 .map(|turn| fault(3_000 + turn * 3_000, 1_200, Kind::Crash, "leader c1"))

@@ -27,6 +27,8 @@ pub const TABLE: &[Row] = &[
     row(Bug::VoteNotDurable, "monotonic", Stage::Crashes),
     row(Bug::VoteNotDurable, "election-safety", Stage::Crashes),
     row(Bug::VoteForShortLog, "leader-completeness", Stage::Cuts),
+    row(Bug::LostIdAnswered, "leader-completeness", Stage::LostDisks),
+    row(Bug::RosterKept, "recovers", Stage::LostDisks),
     row(Bug::ConflictKept, "log-matching", Stage::Cuts),
     row(Bug::ConflictKept, "state-machine-safety", Stage::Cuts),
     row(Bug::ReadWithoutQuorum, "minority-read-only", Stage::Cuts),

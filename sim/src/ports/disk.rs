@@ -191,6 +191,13 @@ impl SimDisk {
         }
     }
 
+    /// Everything on it is gone.
+    pub fn wipe(&self) {
+        let mut files = self.files();
+        files.in_flight.clear();
+        (files.small, files.journals) = Contents::default();
+    }
+
     /// Copies what is synced.
     pub fn back_up(&self) {
         let mut files = self.files();

@@ -26,7 +26,7 @@ use std::{
 
 use bytes::Bytes;
 use common::{
-    ids::{DeviceId, NodeIdx},
+    ids::{DeviceId, NodeIdx, RaftNodeId},
     wire::{
         bft::Bundle,
         frame::{FRAME_HEADER_BYTES, FrameKind, Hello, Protocol, frame_header},
@@ -202,6 +202,13 @@ impl SimNetwork {
             hello,
         };
         self.lock().known.insert(known.hello.device, known);
+    }
+
+    /// The device calls itself by another Raft id from now on: its disk is a new one.
+    pub fn renew(&self, device: &DeviceId, raft: RaftNodeId) {
+        if let Some(known) = self.lock().known.get_mut(device) {
+            known.hello.raft = raft.0;
+        }
     }
 
     /// Makes a second host of an enrolled device known, as the process `id`.

@@ -168,6 +168,12 @@ impl SimLog {
         }
     }
 
+    /// The disk under it is gone, and everything that it held.
+    pub fn wipe(&self) {
+        *self.queue() = Queue::default();
+        *self.durable() = Durable::default();
+    }
+
     /// What is durable at `index`.
     #[must_use]
     pub fn kept(&self, index: LogIndex) -> Kept {
@@ -347,6 +353,11 @@ impl SimSnapshots {
             memory: MemorySnapshots::default(),
             begun: Arc::default(),
         }
+    }
+
+    /// The disk under them is gone.
+    pub fn wipe(&mut self) {
+        self.memory = MemorySnapshots::default();
     }
 
     /// How many were begun to be written, over all lives.

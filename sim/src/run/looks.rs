@@ -96,7 +96,7 @@ impl World {
     }
 
     pub(super) fn health(&self) -> Observation {
-        let (mut leaderless, mut unwell) = (Vec::new(), Vec::new());
+        let (mut leaderless, mut unwell, mut outsiders) = (Vec::new(), Vec::new(), Vec::new());
         let mut outbox_bytes = 0;
         let suspects = self.fleet.witness.suspects();
         let clusters = (0..).zip(self.fleet.clusters());
@@ -110,6 +110,7 @@ impl World {
             if leader.is_none() || !members.iter().all(follows) {
                 leaderless.push(ClusterId(number));
             }
+            outsiders.extend(self.fleet.outsiders(ClusterId(number)));
             for agent in members.iter().filter_map(|name| self.fleet.agent(name)) {
                 let status = agent.status();
                 let context = &status.context;
@@ -131,6 +132,7 @@ impl World {
         Observation::Health {
             leaderless,
             unwell,
+            outsiders,
             open_writes,
             outbox_bytes,
             not_final: acknowledged - self.tasks_final(),
