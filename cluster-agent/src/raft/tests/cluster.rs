@@ -7,7 +7,8 @@ use tokio::time::Instant;
 
 use super::harness::{Cluster, PATIENCE, Seat, Switchboard, id, member, quick, until};
 use crate::raft::{
-    Founding, LinkProfile, OpenError, ProposeOutcome, ProposeRefusal, RaftConfig, RaftRole, ReadRefusal,
+    ChangeError, Founding, LinkProfile, MembersChange, OpenError, ProposeOutcome, ProposeRefusal, RaftConfig, RaftRole,
+    ReadRefusal,
     store::{
         LogStore, StoreError,
         identity::Marker,
@@ -414,6 +415,36 @@ async fn learner_is_added_and_made_a_voter() {
     assert_eq!(status.voters, voters.into_iter().collect::<Vec<_>>());
     assert_eq!((status.learners, status.is_joint), (vec![replaced], false));
     until(&cluster.handles[3], "votes", |status| status.role == RaftRole::Follower).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn change_that_was_thought_out_from_other_members_is_refused() {
+    let mut cluster = Cluster::in_memory(3, quick()).await;
+    let leader = cluster.leader().await;
+    cluster.commit(leader, b"x").await;
+    let seat = Seat::in_memory(4);
+    cluster.handles.push(seat.open(quick(), &cluster.board).await);
+    cluster.seats.push(seat);
+    let leading = cluster.handles[leader].clone();
+    let founding = leading.status().members_at;
+    let add = MembersChange::Add(id(4), member(4));
+    leading.change_members(add, founding, PATIENCE).await.unwrap();
+    let voters: BTreeSet<_> = [leader as u64 + 1, 4].map(id).into();
+    let vote = MembersChange::Vote(voters.clone());
+    let late = leading.change_members(vote.clone(), founding, PATIENCE).await;
+    assert!(matches!(late, Err(ChangeError::Refused(_))), "{late:?}");
+    assert_eq!(leading.status().voters.len(), 3);
+    let now = leading.status().members_at;
+    assert!(now.index > founding.index);
+    leading.change_members(vote, now, PATIENCE).await.unwrap();
+    assert_eq!(leading.status().voters, voters.into_iter().collect::<Vec<_>>());
+    let left: BTreeSet<_> = leading.status().learners.into_iter().collect();
+    let leave = MembersChange::Leave(left);
+    leading
+        .change_members(leave, leading.status().members_at, PATIENCE)
+        .await
+        .unwrap();
+    assert_eq!(leading.status().learners, []);
 }
 
 #[tokio::test(start_paused = true)]
