@@ -255,7 +255,8 @@ impl Witness {
         self.lock().guards.watch(validator, disk);
     }
 
-    /// Disks of a cluster that hold one record at `index`, or purged it, and how many there are. The record is that of
+    /// Disks of a cluster that hold one record at `index`, or purged it, or did so when they were lost, and how many there
+    /// are. The record is that of
     /// the `applier`; without one, or without a record on its disk, the one that most of them hold.
     #[must_use]
     pub fn copies(&self, cluster: ClusterId, applier: Option<&str>, index: LogIndex) -> (usize, usize) {
@@ -265,7 +266,7 @@ impl Witness {
         let mut own = None;
         let mut purged = 0;
         for (name, log) in logs {
-            match log.kept(index) {
+            match log.kept_or_lost(index) {
                 Kept::Record(bytes) => {
                     if Some(name.as_str()) == applier {
                         own = Some(bytes.clone());

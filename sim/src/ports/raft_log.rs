@@ -32,6 +32,14 @@ struct Durable {
 }
 
 impl Durable {
+    fn kept(&self, index: LogIndex) -> Kept {
+        match self.records.get(&index) {
+            Some(bytes) => Kept::Record(bytes.clone()),
+            None if self.purged.as_ref().is_some_and(|(upto, _)| index <= *upto) => Kept::Purged,
+            None => Kept::Nothing,
+        }
+    }
+
     fn apply(&mut self, op: LogOp) {
         match op {
             LogOp::Vote(bytes) => self.vote = Some(bytes),
@@ -109,6 +117,8 @@ impl RecordPool {
 pub struct SimLog {
     disk: SimDisk,
     durable: Arc<Mutex<Durable>>,
+    /// What the disk before this one held when it was lost.
+    lost: Arc<Mutex<Durable>>,
     queue: Arc<Mutex<Queue>>,
     process: Option<Process>,
     pool: RecordPool,
@@ -138,6 +148,7 @@ impl SimLog {
         Self {
             disk,
             durable: Arc::default(),
+            lost: Arc::default(),
             queue: Arc::default(),
             process: None,
             pool,
@@ -171,17 +182,22 @@ impl SimLog {
     /// The disk under it is gone, and everything that it held.
     pub fn wipe(&self) {
         *self.queue() = Queue::default();
-        *self.durable() = Durable::default();
+        let lost = std::mem::take(&mut *self.durable());
+        *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = lost;
     }
 
     /// What is durable at `index`.
     #[must_use]
     pub fn kept(&self, index: LogIndex) -> Kept {
-        let durable = self.durable();
-        match durable.records.get(&index) {
-            Some(bytes) => Kept::Record(bytes.clone()),
-            None if durable.purged.as_ref().is_some_and(|(upto, _)| index <= *upto) => Kept::Purged,
-            None => Kept::Nothing,
+        self.durable().kept(index)
+    }
+
+    /// The same, also of the disk that was lost before this one: what it acknowledged may count a moment later.
+    #[must_use]
+    pub fn kept_or_lost(&self, index: LogIndex) -> Kept {
+        match self.kept(index) {
+            Kept::Nothing => self.lost.lock().unwrap_or_else(PoisonError::into_inner).kept(index),
+            kept => kept,
         }
     }
 
@@ -424,6 +440,33 @@ mod tests {
             assert_eq!(done.await, Ok(Ok(())));
             trace.summary().0
         })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_lost_disk_held_is_not_on_the_next_one_and_is_remembered() {
+        let timing = DiskTiming {
+            sync_us_min: 1_000,
+            sync_us_max: 1_000,
+        };
+        let mut log = SimLog::new(SimDisk::new(0, 1, timing, Trace::begin()));
+        let open = log.open(Process::new(ProcessId(0), 1));
+        let record = LogRecord {
+            index: LogIndex(1),
+            bytes: Bytes::from_static(b"entry"),
+        };
+        let (told, done) = tokio::sync::oneshot::channel();
+        open.submit(
+            LogOp::Append(vec![record]),
+            Box::new(move |outcome| drop(told.send(outcome))),
+        );
+        assert_eq!(done.await, Ok(Ok(())));
+        log.wipe();
+        assert_eq!(log.kept(LogIndex(1)), Kept::Nothing);
+        assert_eq!(
+            log.kept_or_lost(LogIndex(1)),
+            Kept::Record(Bytes::from_static(b"entry"))
+        );
+        assert_eq!(log.kept_or_lost(LogIndex(2)), Kept::Nothing);
     }
 
     #[test]
