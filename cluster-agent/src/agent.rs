@@ -11,7 +11,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -128,7 +131,8 @@ impl StartError {
 pub struct Agent;
 
 impl Agent {
-    /// Starts an agent on `ports` and opens `door` to its peers; one with an empty log asks them about itself first.
+    /// Starts an agent on `ports` and opens `door` to its peers; with an empty log it takes no part in Raft before it
+    /// has asked them about itself.
     ///
     /// `R`: the runtime that Raft runs on; its time is that of tokio's clock.
     ///
@@ -206,28 +210,17 @@ impl Agent {
             ports,
             me,
         });
-        let door = door.clone();
-        let begins = shell.clone();
-        let begin = async move {
-            let begin = if is_new { begins.may_begin().await } else { Begin::First };
-            if begin == Begin::Ends {
-                return;
-            }
-            let membership = Membership {
-                registry,
-                cluster: begins.me.cluster,
-                founding: begins.me.founding,
-                me: begins.me.raft,
-            };
-            door.open(membership, Arc::new(Inside(begins.clone())));
-            start_rooms(&begins, attester, durable, begin == Begin::Founded);
+        let has_begun = Arc::new(AtomicBool::new(!is_new));
+        let membership = Membership {
+            registry,
+            cluster: shell.me.cluster,
+            founding: shell.me.founding,
+            me: shell.me.raft,
+            has_begun: has_begun.clone(),
         };
-        if is_new {
-            shell.spawn("begin", begin.boxed());
-        } else {
-            // Nobody is asked: it does not wait.
-            begin.await;
-        }
+        door.open(membership, Arc::new(Inside(shell.clone())));
+        start_rooms(&shell, attester, durable);
+        shell.spawn("begin", shell.clone().begin(has_begun).boxed());
         shell.spawn("watch-log", shell.clone().watch_log(failed).boxed());
         shell.spawn("watch-fitness", shell.clone().watch_fitness(appends).boxed());
         tracing::info!(label = %shell.me.label, raft = %shell.me.raft, is_new, "agent started");
@@ -259,10 +252,8 @@ fn identify(settings: &Settings, registry: &Registry) -> Result<Me, StartError> 
     })
 }
 
-fn start_rooms(shell: &Arc<Shell>, attester: Attester, durable: Watch<LogIndex>, is_founded: bool) {
+fn start_rooms(shell: &Arc<Shell>, attester: Attester, durable: Watch<LogIndex>) {
     let each = || shell.clone();
-    shell.spawn("found", each().found(is_founded).boxed());
-    shell.spawn("join", each().join().boxed());
     shell.spawn("tend-members", each().tend_members().boxed());
     shell.spawn("watch-raft", each().watch_raft().boxed());
     shell.spawn("attest", each().attest(attester, durable).boxed());
@@ -291,11 +282,22 @@ impl Shell {
         }
     }
 
-    /// Founds the cluster, if nobody has as far as is known.
-    async fn found(self: Arc<Self>, is_founded: bool) {
-        if is_founded {
+    /// Lets Raft's requests in, for an empty log when others were asked about it; founds, or asks to be a member.
+    async fn begin(self: Arc<Self>, has_begun: Arc<AtomicBool>) {
+        let is_new = !has_begun.load(Ordering::Acquire);
+        let begin = if is_new { self.may_begin().await } else { Begin::Founded };
+        if begin == Begin::Ends {
             return;
         }
+        has_begun.store(true, Ordering::Release);
+        self.spawn("join", self.clone().join().boxed());
+        if begin == Begin::First {
+            self.found().await;
+        }
+    }
+
+    /// Founds the cluster, if nobody has as far as is known.
+    async fn found(&self) {
         let roster = self
             .genesis
             .founding_roster(self.me.cluster)

@@ -7,12 +7,16 @@
 //!   cluster and founding, and its Raft id is one of its own device. Else: denied.
 //! * Upon a Raft frame for another member: refused. A device's address outlives its data directory, and what was
 //!   asked of the lost one's vote or log the new one must not answer.
-//! * Upon any frame before the agent has started: "not now". A peer tries again.
+//! * Upon any frame before the agent has started, and upon a Raft frame before an empty log has asked about itself: "not
+//!   now". A peer tries again.
 //! * Status in the registry is looked up for each request, so that a connection which outlives a
 //!   revocation carries nothing. For the requests of a lane the transport does it.
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -54,6 +58,8 @@ pub struct Membership {
     pub founding: Founding,
     /// This member.
     pub me: RaftNodeId,
+    /// Requests of Raft are let in: an empty log asks about itself first.
+    pub has_begun: Arc<AtomicBool>,
 }
 
 impl Membership {
@@ -107,6 +113,9 @@ impl Service for Door {
                 if kind.protocol() == Protocol::Cluster {
                     return opened.requests.cluster(from, kind, body);
                 }
+                if !opened.membership.has_begun.load(Ordering::Acquire) {
+                    return refused(RefusalCode::NotNow, "starting");
+                }
                 let Some((to, rpc, body)) = unwrap_request(kind, body) else {
                     return refused(RefusalCode::Invalid, "malformed request");
                 };
@@ -131,6 +140,9 @@ impl Service for Door {
         let refusal = match self.0.get() {
             None => Refusal::new(RefusalCode::NotNow, "starting"),
             Some(_) if kind != FrameKind::RaftLane => Refusal::new(RefusalCode::Denied, "not a lane of this agent"),
+            Some(opened) if !opened.membership.has_begun.load(Ordering::Acquire) => {
+                Refusal::new(RefusalCode::NotNow, "starting")
+            }
             Some(opened) => match opened.membership.member(&peer) {
                 Some(from) => return serve_lane(opened, from, lane),
                 None => Refusal::new(RefusalCode::Denied, "not a member of this cluster and founding"),
@@ -325,6 +337,7 @@ mod tests {
             cluster: ClusterId(0),
             founding,
             me: me(fleet),
+            has_begun: Arc::new(true.into()),
         };
         door.open(membership, through.clone());
         (door, through)
@@ -421,6 +434,34 @@ mod tests {
         }
         let append_as_vote = [[0; MEMBER_BYTES].as_slice(), &[RaftRpc::Append.code(), 1]].concat();
         assert_eq!(unwrap_request(FrameKind::RaftVote, append_as_vote.into()), None);
+    }
+
+    #[tokio::test]
+    async fn member_that_has_not_begun_answers_questions_and_takes_no_part() {
+        let fleet = Fleet::dev();
+        let (door, through) = (Door::default(), Arc::new(Through::default()));
+        let has_begun = Arc::new(AtomicBool::new(false));
+        let membership = Membership {
+            registry: Arc::new(fleet.registry.clone()),
+            cluster: ClusterId(0),
+            founding: Founding(0),
+            me: me(&fleet),
+            has_begun: has_begun.clone(),
+        };
+        door.open(membership, through.clone());
+        let mate = peer(&fleet, "c1-2", ClusterId(0), Founding(0));
+        for rpc in RaftRpc::ALL {
+            let answer = door
+                .handle(mate.clone(), frame_kind(rpc), request(me(&fleet), rpc))
+                .await;
+            assert_eq!(answer.unwrap_err().code, RefusalCode::NotNow, "{rpc:?}");
+        }
+        assert!(lane_end(&door, mate.clone(), me(&fleet)).await.is_err());
+        assert_eq!(through.count(), 0);
+        assert!(door.handle(mate.clone(), FrameKind::Join, Bytes::new()).await.is_ok());
+        has_begun.store(true, Ordering::Release);
+        assert_eq!(lane_end(&door, mate, me(&fleet)).await, Ok(None));
+        assert_eq!(through.count(), 2);
     }
 
     #[tokio::test]
