@@ -1,7 +1,7 @@
 //! Who the members of this cluster are: asks about its own id, and changes the members while this one leads.
 //!
 //! # Rules
-//! * Upon an empty log, before anything of a peer is let in: ask every drone of the cluster about this id. If it held
+//! * Upon an empty log, before it takes part in Raft: ask every drone of the cluster about this id. If it held
 //!   entries, they were lost, and so was its vote: the agent ends (78), and the drone comes back with the next
 //!   incarnation. If a later one is known: the same. One that is reached is enough, and one that is just starting
 //!   itself: drones start together, and a leader may be away.
@@ -143,7 +143,7 @@ impl Shell {
         Duration::from_millis(self.raft_config.election_timeout_ms_max)
     }
 
-    /// Asks about an id whose log is empty, before the first request of a peer is let in, until at least one other
+    /// Asks about an id whose log is empty, before the first request of Raft is let in, until at least one other
     /// drone is reached: alone it could not do anything.
     pub(crate) async fn may_begin(&self) -> Begin {
         let mut begin = Begin::First;
