@@ -5,7 +5,7 @@
 //!   counter file refuses the start.
 //! * The founding members found the cluster with the roster of the genesis file: the lowest at once,
 //!   the others if nobody has after a while. All give the same members, so it does not matter who does.
-//! * A data directory that came later than the first founds nothing: it asks to be a member ([`crate::members`]).
+//! * A data directory that came later than the first founds nothing: it asks to be a member (`members`).
 //! * Requests of peers are let in as soon as Raft can answer them.
 //! * Raft's fatal errors, a failed disk under a guard or a counter: the agent ends with a code.
 
