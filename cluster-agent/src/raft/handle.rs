@@ -389,32 +389,6 @@ impl<R: AsyncRuntime> RaftHandle<R> {
         let _ = self.inner.raft.trigger().snapshot().await;
     }
 
-    /// On the leader: adds a member without a vote; it receives the log from now on.
-    ///
-    /// # Errors
-    /// [`ChangeError`].
-    pub async fn add_learner(
-        &self,
-        id: RaftNodeId,
-        member: Member,
-        deadline: Duration,
-    ) -> Result<LogPosition, ChangeError> {
-        let status = self.status();
-        let others = status
-            .voters
-            .iter()
-            .chain(&status.learners)
-            .filter(|other| **other != id)
-            .count();
-        if others >= MEMBERS_MAX {
-            return Err(ChangeError::Refused(format!(
-                "{others} members, at most {MEMBERS_MAX} allowed"
-            )));
-        }
-        let change = ChangeMembers::AddNodes(BTreeMap::from([(id.0, member)]));
-        self.change(change, None, deadline).await
-    }
-
     /// On the leader: makes a change that was thought out from the members of the entry at `as_of`
     /// ([`RaftStatus::members_at`]), unless they are others by now. Also finishes a change that was interrupted.
     ///
@@ -436,6 +410,11 @@ impl<R: AsyncRuntime> RaftHandle<R> {
         }
         let ids = |ids: BTreeSet<RaftNodeId>| ids.into_iter().map(|id| id.0).collect();
         let change = match change {
+            MembersChange::Add(id, _) if self.members_beside(id) >= MEMBERS_MAX => {
+                return Err(ChangeError::Refused(format!(
+                    "at most {MEMBERS_MAX} members are allowed"
+                )));
+            }
             MembersChange::Add(id, member) => ChangeMembers::AddNodes(BTreeMap::from([(id.0, member)])),
             MembersChange::Vote(voters) => ChangeMembers::ReplaceAllVoters(ids(voters)),
             MembersChange::Leave(learners) => ChangeMembers::RemoveNodes(ids(learners)),
@@ -443,44 +422,26 @@ impl<R: AsyncRuntime> RaftHandle<R> {
         let as_of = Precondition::LastMembershipLogId {
             last_membership_log_id: in_force,
         };
-        self.change(change, Some(as_of), deadline).await
+        self.change(change, as_of, deadline).await
     }
 
-    /// On the leader: makes `voters`, all of them members already, the voters. Former voters become
-    /// learners. Also finishes a change that was interrupted.
-    ///
-    /// # Errors
-    /// [`ChangeError`].
-    pub async fn change_voters(
-        &self,
-        voters: BTreeSet<RaftNodeId>,
-        deadline: Duration,
-    ) -> Result<LogPosition, ChangeError> {
-        let change = ChangeMembers::ReplaceAllVoters(voters.into_iter().map(|id| id.0).collect());
-        self.change(change, None, deadline).await
-    }
-
-    /// On the leader: removes learners from the cluster. A removed member is not told.
-    ///
-    /// # Errors
-    /// [`ChangeError`].
-    pub async fn remove_learners(
-        &self,
-        ids: BTreeSet<RaftNodeId>,
-        deadline: Duration,
-    ) -> Result<LogPosition, ChangeError> {
-        let change = ChangeMembers::RemoveNodes(ids.into_iter().map(|id| id.0).collect());
-        self.change(change, None, deadline).await
+    /// How many members there are, voters and learners, `id` not counted.
+    fn members_beside(&self, id: RaftNodeId) -> usize {
+        let count = |metrics: &RaftMetrics<TypeConfig<R>>| {
+            let members = metrics.membership_config.membership().nodes();
+            members.filter(|(other, _)| **other != id.0).count()
+        };
+        self.inner.look(count)
     }
 
     async fn change(
         &self,
         change: ChangeMembers<u64, Member>,
-        precondition: Option<Precondition<TypeConfig<R>>>,
+        as_of: Precondition<TypeConfig<R>>,
         deadline: Duration,
     ) -> Result<LogPosition, ChangeError> {
         // Former voters stay as learners.
-        let changing = self.inner.raft.change_membership_if(change, true, precondition);
+        let changing = self.inner.raft.change_membership_if(change, true, [as_of]);
         let changed = R::timeout(deadline, changing).await;
         match changed.map_err(|_| ChangeError::Unknown)? {
             Ok(response) => Ok(position(&response.log_id)),

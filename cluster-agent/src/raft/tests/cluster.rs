@@ -5,10 +5,10 @@ use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 use common::{ids::LogIndex, wire::cluster::Confirmation};
 use tokio::time::Instant;
 
-use super::harness::{Cluster, PATIENCE, Seat, Switchboard, id, member, quick, until};
+use super::harness::{Cluster, Handle, PATIENCE, Seat, Switchboard, id, member, quick, until};
 use crate::raft::{
-    ChangeError, Founding, LinkProfile, MembersChange, OpenError, ProposeOutcome, ProposeRefusal, RaftConfig, RaftRole,
-    ReadRefusal,
+    ChangeError, Founding, LinkProfile, MEMBERS_MAX, MembersChange, OpenError, ProposeOutcome, ProposeRefusal,
+    RaftConfig, RaftRole, ReadRefusal,
     store::{
         LogStore, StoreError,
         identity::Marker,
@@ -389,28 +389,33 @@ async fn leadership_is_handed_over() {
     cluster.commit(target, b"y").await;
 }
 
+/// Makes a change of the members as they are.
+async fn change(leading: &Handle, change: MembersChange) {
+    let as_of = leading.status().members_at;
+    leading.change_members(change, as_of, PATIENCE).await.unwrap();
+}
+
+/// A fourth member runs, and is none yet.
+async fn seat_fourth(cluster: &mut Cluster) {
+    let seat = Seat::in_memory(4);
+    cluster.handles.push(seat.open(quick(), &cluster.board).await);
+    cluster.seats.push(seat);
+}
+
 #[tokio::test(start_paused = true)]
 async fn learner_is_added_and_made_a_voter() {
     let mut cluster = Cluster::in_memory(3, quick()).await;
     let leader = cluster.leader().await;
     cluster.commit(leader, b"x").await;
-    let seat = Seat::in_memory(4);
-    cluster.handles.push(seat.open(quick(), &cluster.board).await);
-    cluster.seats.push(seat);
-    cluster.handles[leader]
-        .add_learner(id(4), member(4), PATIENCE)
-        .await
-        .unwrap();
+    seat_fourth(&mut cluster).await;
+    change(&cluster.handles[leader], MembersChange::Add(id(4), member(4))).await;
     let last = cluster.commit(leader, b"y").await.index;
     cluster.all_applied(last).await;
     until(&cluster.handles[3], "learns", |status| status.role == RaftRole::Learner).await;
     // A replacement in one step: the fourth for one of the followers.
     let replaced = cluster.seats[(leader + 1) % 3].id;
     let voters: BTreeSet<_> = (1..=4).map(id).filter(|voter| *voter != replaced).collect();
-    cluster.handles[leader]
-        .change_voters(voters.clone(), PATIENCE)
-        .await
-        .unwrap();
+    change(&cluster.handles[leader], MembersChange::Vote(voters.clone())).await;
     let status = cluster.handles[leader].status();
     assert_eq!(status.voters, voters.into_iter().collect::<Vec<_>>());
     assert_eq!((status.learners, status.is_joint), (vec![replaced], false));
@@ -422,9 +427,7 @@ async fn change_that_was_thought_out_from_other_members_is_refused() {
     let mut cluster = Cluster::in_memory(3, quick()).await;
     let leader = cluster.leader().await;
     cluster.commit(leader, b"x").await;
-    let seat = Seat::in_memory(4);
-    cluster.handles.push(seat.open(quick(), &cluster.board).await);
-    cluster.seats.push(seat);
+    seat_fourth(&mut cluster).await;
     let leading = cluster.handles[leader].clone();
     let founding = leading.status().members_at;
     let add = MembersChange::Add(id(4), member(4));
@@ -439,12 +442,30 @@ async fn change_that_was_thought_out_from_other_members_is_refused() {
     leading.change_members(vote, now, PATIENCE).await.unwrap();
     assert_eq!(leading.status().voters, voters.into_iter().collect::<Vec<_>>());
     let left: BTreeSet<_> = leading.status().learners.into_iter().collect();
-    let leave = MembersChange::Leave(left);
-    leading
-        .change_members(leave, leading.status().members_at, PATIENCE)
-        .await
-        .unwrap();
+    change(&leading, MembersChange::Leave(left)).await;
     assert_eq!(leading.status().learners, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn member_beyond_the_most_is_refused() {
+    let cluster = Cluster::in_memory(3, quick()).await;
+    let leader = cluster.leader().await;
+    cluster.commit(leader, b"x").await;
+    let leading = &cluster.handles[leader];
+    for number in 4..=MEMBERS_MAX as u64 {
+        change(leading, MembersChange::Add(id(number), member(number))).await;
+    }
+    let beyond = MEMBERS_MAX as u64 + 1;
+    let one_more = MembersChange::Add(id(beyond), member(beyond));
+    let refused = leading
+        .change_members(one_more, leading.status().members_at, PATIENCE)
+        .await;
+    assert!(
+        matches!(&refused, Err(ChangeError::Refused(why)) if why.contains("at most")),
+        "{refused:?}"
+    );
+    // One that is there already may be named again.
+    change(leading, MembersChange::Add(id(4), member(4))).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -460,18 +481,12 @@ async fn member_that_was_away_follows_a_leader_that_it_never_heard_of() {
     cluster.board.cut_pair(id(4), id(away as u64 + 1));
     cluster.seats.push(seat);
     cluster.handles.push(handle);
-    cluster.handles[leader]
-        .add_learner(id(4), member(4), PATIENCE)
-        .await
-        .unwrap();
+    change(&cluster.handles[leader], MembersChange::Add(id(4), member(4))).await;
     // The newcomer takes the place of a voter, which leaves; then it leads.
     let (old, stays) = (id(other as u64 + 1), id(leader as u64 + 1));
     let voters: BTreeSet<_> = [stays, id(4), id(away as u64 + 1)].into();
-    cluster.handles[leader].change_voters(voters, PATIENCE).await.unwrap();
-    cluster.handles[leader]
-        .remove_learners([old].into(), PATIENCE)
-        .await
-        .unwrap();
+    change(&cluster.handles[leader], MembersChange::Vote(voters)).await;
+    change(&cluster.handles[leader], MembersChange::Leave([old].into())).await;
     cluster.commit(leader, b"by the old leader").await;
     cluster.handles[leader].transfer_leader(id(4)).await;
     assert_eq!(cluster.leader_among(&[3]).await, 3);
