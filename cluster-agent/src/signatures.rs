@@ -11,7 +11,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    hash::{BuildHasherDefault, Hasher},
+    hash::BuildHasherDefault,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -19,6 +19,7 @@ use common::{
     bug::{self, Bug},
     crypto::{AdmittedKey, PreparedKey, Signature},
     entry::{EntryHeader, SignatureOracle, SignedEntry},
+    first_bytes::FirstBytes,
     ids::ChainId,
 };
 
@@ -36,24 +37,6 @@ struct Use {
     /// Counts all signatures of all keys.
     last: u64,
     prepared: Option<Arc<PreparedKey>>,
-}
-
-/// The hash of a signature: eight bytes of it, as good as any others.
-#[derive(Default)]
-struct FirstBytes(u64);
-
-impl Hasher for FirstBytes {
-    fn write(&mut self, bytes: &[u8]) {
-        if let Some((first, _)) = bytes.split_first_chunk() {
-            self.0 = u64::from_be_bytes(*first);
-        }
-    }
-
-    fn write_usize(&mut self, _length: usize) {}
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
 }
 
 /// What a signature is good for.

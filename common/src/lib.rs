@@ -15,6 +15,7 @@ pub mod certificate;
 pub mod codec;
 pub mod crypto;
 pub mod entry;
+pub mod first_bytes;
 pub mod genesis;
 pub mod global_queue;
 pub mod ids;

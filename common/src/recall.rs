@@ -79,37 +79,14 @@ mod memory {
     #![allow(clippy::disallowed_types, reason = "looked up by digest and never iterated")]
 
     use std::{
-        any::Any,
-        cell::RefCell,
-        collections::HashMap,
-        hash::{BuildHasherDefault, Hasher},
-        marker::PhantomData,
-        mem::take,
+        any::Any, cell::RefCell, collections::HashMap, hash::BuildHasherDefault, marker::PhantomData, mem::take,
     };
 
     use super::Room;
-    use crate::ids::Digest;
+    use crate::{first_bytes::FirstBytes, ids::Digest};
 
     /// One repetition of a change, and one known answer, in this many is not relied on.
     const CHECKED_ONE_IN: u64 = 16;
-
-    /// The hash of a digest: eight bytes of it, as good as any others.
-    #[derive(Default)]
-    struct FirstBytes(u64);
-
-    impl Hasher for FirstBytes {
-        fn write(&mut self, bytes: &[u8]) {
-            if let Some((first, _)) = bytes.split_first_chunk() {
-                self.0 = u64::from_be_bytes(*first);
-            }
-        }
-
-        fn write_usize(&mut self, _length: usize) {}
-
-        fn finish(&self) -> u64 {
-            self.0
-        }
-    }
 
     type ByDigest = HashMap<Digest, Box<dyn Any>, BuildHasherDefault<FirstBytes>>;
 
