@@ -156,8 +156,9 @@ impl Service for Door {
 fn serve_lane(opened: &Opened, from: RaftNodeId, mut lane: Lane) -> BoxFuture<()> {
     let (me, requests) = (opened.membership.me, opened.requests.clone());
     async move {
-        let first = lane.receiver.recv().await;
-        let first = first.ok().flatten().filter(|first| first.len() == MEMBER_BYTES);
+        let first = tokio::time::timeout(OPENING_DEADLINE, lane.receiver.recv()).await;
+        let first = first.ok().and_then(Result::ok).flatten();
+        let first = first.filter(|first| first.len() == MEMBER_BYTES);
         let to = first.and_then(|mut first| split_member(&mut first));
         if to == Some(me) || to.is_some() && bug::active(Bug::LostIdAnswered) {
             return requests.raft_lane(from, lane).await;
@@ -183,6 +184,8 @@ fn frame_kind(kind: RaftRpc) -> FrameKind {
     }
 }
 
+/// The first frame of a lane follows its opening at once; who sends none for so long takes a place from others.
+const OPENING_DEADLINE: Duration = Duration::from_secs(10);
 /// Bytes before each request: the member it is for, big-endian.
 pub const MEMBER_BYTES: usize = 8;
 
@@ -462,6 +465,24 @@ mod tests {
         has_begun.store(true, Ordering::Release);
         assert_eq!(lane_end(&door, mate, me(&fleet)).await, Ok(None));
         assert_eq!(through.count(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lane_that_does_not_say_for_whom_it_is_ends() {
+        let fleet = Fleet::dev();
+        let (door, through) = open_door(&fleet, Founding(0));
+        let member = peer(&fleet, "c1-2", ClusterId(0), Founding(0));
+        let longer = [me(&fleet).0.to_be_bytes().as_slice(), &[1]].concat();
+        for first in [None, Some(Bytes::new()), Some(longer.into())] {
+            let (mut ours, theirs) = lane_pair(1_024, 1_024, Arc::new(|_| Fate::Arrives));
+            if let Some(first) = first.clone() {
+                ours.sender.send(first).await.unwrap();
+            }
+            door.lane(member.clone(), FrameKind::RaftLane, theirs).await;
+            let ended = ours.receiver.recv().await;
+            assert!(matches!(ended, Err(CallError::Refused(_))), "{first:?}: {ended:?}");
+        }
+        assert_eq!(through.count(), 0);
     }
 
     #[tokio::test]

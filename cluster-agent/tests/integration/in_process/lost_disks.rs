@@ -180,14 +180,7 @@ async fn empty_disk_under_the_id_of_a_lost_one_is_refused_and_the_next_id_is_nam
         net.crash(label).await;
         net.lose_disk(label, 1);
         net.start(label).await;
-        let agent = net.agent(label).clone();
-        let ended = net
-            .eventually("the empty disk is refused", || agent.ended().now_or_never())
-            .await;
-        let Ending::Fatal { exit_code: 78, reason } = ended else {
-            panic!("{ended:?}");
-        };
-        assert!(reason.contains("Set `incarnation = 2`"), "{reason}");
+        is_refused(&net, label, "Set `incarnation = 2`").await;
         net.crash(label).await;
         // The operator does as told; and then, by mistake, takes the old number again.
         net.lose_disk(label, 2);
@@ -198,14 +191,7 @@ async fn empty_disk_under_the_id_of_a_lost_one_is_refused_and_the_next_id_is_nam
         net.crash(label).await;
         net.lose_disk(label, 1);
         net.start(label).await;
-        let agent = net.agent(label).clone();
-        let ended = net
-            .eventually("the old number is refused", || agent.ended().now_or_never())
-            .await;
-        let Ending::Fatal { exit_code: 78, reason } = ended else {
-            panic!("{ended:?}");
-        };
-        assert!(reason.contains("set `incarnation = 3`"), "{reason}");
+        is_refused(&net, label, "set `incarnation = 3`").await;
     }
 }
 
