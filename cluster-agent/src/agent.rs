@@ -181,6 +181,8 @@ impl Agent {
             open_tasks_max: settings.limits.open_tasks_max,
             state_bytes_max: settings.limits.state_bytes_max,
         };
+        let rtt = Duration::from_millis(settings.raft.rtt_ms_p999);
+        let validators = Validators::new(rtt, settings.limits.batch_interval);
         let shell = Arc::new(Shell {
             chain: *registry.chain(),
             set: ValidatorSet::from_genesis(&settings.genesis),
@@ -200,7 +202,7 @@ impl Agent {
             contact: Contact::new(ports.clock.now().us),
             mode: Watch::new(ModeNow::at_start(ports.clock.now().us)),
             evidence: Watch::new(0),
-            validators: Validators::default(),
+            validators,
             newcomers: Newcomers::default(),
             counters: tokio::sync::Mutex::new(counters),
             buffer,

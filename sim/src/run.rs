@@ -67,6 +67,8 @@ pub struct Report {
     pub tasks_acked: u64,
     /// Of these, final on every validator.
     pub tasks_final: u64,
+    /// Batches executed by every honest validator.
+    pub batches_final: u64,
     /// Completions acknowledged to drones.
     pub completed: u64,
     /// Writes sent again.
@@ -363,7 +365,7 @@ impl World {
 
     fn report(self) -> Report {
         let (trace_hash, counts) = self.trace.summary();
-        let tasks_final = self.tasks_final();
+        let (tasks_final, batches_final) = (self.tasks_final(), self.batches_final());
         let height = self.lowest_height();
         let processes = self.processes();
         let journal = self.desk.journal();
@@ -379,6 +381,7 @@ impl World {
             enemies: self.fleet.enemies(),
             tasks_acked: journal.acknowledged.len() as u64,
             tasks_final,
+            batches_final,
             completed: journal.completed,
             retries: journal.retries,
             linearizable_reads: journal.linearizable_reads,

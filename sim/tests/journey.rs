@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use cluster_agent::raft::LinkProfile;
+use common::wire::frame::FrameKind;
 use sim::{
+    ports::LinkConditions,
     run::{Plan, run},
     trace::Event,
 };
@@ -23,6 +26,38 @@ fn every_acknowledged_task_is_final_on_every_validator() {
     assert_eq!(report.tasks_final, report.tasks_acked);
     assert!(report.completed > 0 && report.linearizable_reads > 0, "{report:?}");
     assert!(report.counts.of(Event::Dropped) > 0, "a run without loss shows little");
+}
+
+/// Each member attests a batch to its leader, and the leader submits it: once, wherever finality takes as long as it
+/// always does.
+#[test]
+fn batches_are_attested_and_submitted_once_while_finality_is_as_usual() {
+    let mut plan = calm(1, 60);
+    plan.population.clusters = 1;
+    plan.population.agents = 5;
+    plan.conditions.profile = LinkProfile::Satcom;
+    plan.conditions.links = LinkConditions {
+        // Round trips that the profile just allows for.
+        delay_us_min: 150_000,
+        delay_us_max: 220_000,
+        ..LinkConditions::default()
+    };
+    let others = u64::from(plan.population.agents - 1);
+    let report = run(plan);
+    assert_eq!(report.violation, None, "{report:?}");
+    let frames = |kind: FrameKind| report.delivered[&kind.byte()].frames;
+    let (batches, attestations, submissions) = (
+        report.batches_final,
+        frames(FrameKind::Attest),
+        frames(FrameKind::SubmitBatch),
+    );
+    assert!(batches > 30, "{report:?}");
+    // One that is under way at the end.
+    let at_most = batches + batches / 10 + 1;
+    assert!(
+        attestations <= others * at_most && submissions <= at_most,
+        "{batches} batches, {attestations} attestations, {submissions} submissions"
+    );
 }
 
 #[test]

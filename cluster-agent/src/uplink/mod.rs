@@ -16,3 +16,4 @@
 pub mod attest;
 pub mod cut;
 pub mod submit;
+mod usual;

@@ -7,7 +7,7 @@
 //!   many that an honest one is among them. From then on with growing pauses and jitter.
 //! * Upon a validator that fails: it is left alone for a growing pause, the next one is asked.
 //! * Upon `Parked`: the batches before it are sent to that validator as well.
-//! * Upon the final cursor: what is final is forgotten, and the usual time learns from it.
+//! * Upon the final cursor: what is final is forgotten, and the usual time learns from it ([`super::usual`]).
 
 use std::{
     collections::BTreeMap,
@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use super::usual::UsualFinality;
 use crate::shell::{Shell, lock};
 use bytes::Bytes;
 use cluster_core::attestation::AttestError;
@@ -36,11 +37,6 @@ const IN_FLIGHT_MAX: usize = 8;
 /// next validator is asked, and a batch that comes twice is stored once.
 const SUBMIT_US_MIN: u64 = 500_000;
 const SUBMIT_US_MAX: u64 = 5_000_000;
-/// What is usual before anything was measured, microseconds.
-const USUAL_US_FIRST: u64 = 300_000;
-/// Bounds of what is taken for usual.
-const USUAL_US_MIN: u64 = 100_000;
-const USUAL_US_MAX: u64 = 30_000_000;
 /// Longest pause between two submissions of one batch.
 const PAUSE_US_MAX: u64 = 10_000_000;
 /// Pauses for a validator that fails.
@@ -50,7 +46,7 @@ const BREAKER_US_MAX: u64 = 10_000_000;
 /// What is known of the validators, and of how long finality takes.
 pub(crate) struct Validators {
     breakers: Mutex<BTreeMap<DeviceId, Breaker>>,
-    usual_us: Mutex<u64>,
+    usual: Mutex<UsualFinality>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -59,16 +55,15 @@ struct Breaker {
     open_until_us: u64,
 }
 
-impl Default for Validators {
-    fn default() -> Self {
+impl Validators {
+    /// All of them answer so far; finality takes what [`UsualFinality::supposed`] says.
+    pub(crate) fn new(rtt: Duration, group_interval: Duration) -> Self {
         Self {
             breakers: Mutex::default(),
-            usual_us: Mutex::new(USUAL_US_FIRST),
+            usual: Mutex::new(UsualFinality::supposed(rtt, group_interval)),
         }
     }
-}
 
-impl Validators {
     /// A validator answered, or did not.
     pub(crate) fn note(&self, device: DeviceId, is_ok: bool, now_us: u64, jitter_us: u64) {
         let mut breakers = lock(&self.breakers);
@@ -91,6 +86,7 @@ impl Validators {
 
 /// A batch on its way.
 struct Flight {
+    /// When it was first seen here, closed and among the next ones.
     first_us: u64,
     next_us: u64,
     tries: u32,
@@ -100,9 +96,9 @@ struct Flight {
 }
 
 impl Shell {
-    /// How long it usually takes from submission to finality, as measured here.
+    /// How long it usually takes from the close of a batch to its finality, as measured here.
     pub(crate) fn usual_final_us(&self) -> u64 {
-        *lock(&self.validators.usual_us)
+        lock(&self.validators.usual).us()
     }
 
     /// Validators in the order in which they are asked: those that answer, nearest first.
@@ -159,14 +155,10 @@ impl Shell {
 
     fn learn(&self, flights: &mut BTreeMap<BatchSeq, Flight>, last_final: BatchSeq) {
         let open = flights.split_off(&last_final.next());
-        let now_us = self.now_us();
-        for flight in core::mem::replace(flights, open).into_values() {
-            let Some(submitted_us) = flight.submitted_us else {
-                continue;
-            };
-            let took_us = now_us.saturating_sub(submitted_us);
-            let mut usual = lock(&self.validators.usual_us);
-            *usual = ((7 * *usual + took_us) / 8).clamp(USUAL_US_MIN, USUAL_US_MAX);
+        let closed = core::mem::replace(flights, open);
+        if let Some((_, newest)) = closed.last_key_value() {
+            let took_us = self.now_us().saturating_sub(newest.first_us);
+            lock(&self.validators.usual).learn(took_us);
         }
     }
 
@@ -301,7 +293,8 @@ mod tests {
 
     #[test]
     fn validator_that_fails_rests_for_a_growing_pause_and_is_back_after_its_first_answer() {
-        let (validators, device) = (Validators::default(), DeviceId([1; 32]));
+        let validators = Validators::new(Duration::ZERO, Duration::ZERO);
+        let device = DeviceId([1; 32]);
         validators.note(device, false, 0, 0);
         assert!(validators.is_resting(&device, BREAKER_US_MIN - 1));
         assert!(!validators.is_resting(&device, BREAKER_US_MIN));

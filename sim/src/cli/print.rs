@@ -91,6 +91,7 @@ pub(super) fn as_json(report: &Report, wall: Duration) -> Value {
         "enemies": enemies,
         "tasks_acked": report.tasks_acked,
         "tasks_final": report.tasks_final,
+        "batches_final": report.batches_final,
         "completed": report.completed,
         "retries": report.retries,
         "linearizable_reads": report.linearizable_reads,

@@ -95,6 +95,21 @@ impl World {
         heights.min().unwrap_or_default()
     }
 
+    /// Batches that every honest validator has executed.
+    pub(super) fn batches_final(&self) -> u64 {
+        let names = self.fleet.honest_validators();
+        let executed = names.iter().map(|name| {
+            let Some(validator) = self.fleet.validator(name) else {
+                return 0;
+            };
+            let executed = validator.executed().get();
+            let queue = &executed.queue;
+            let next = queue.clusters().filter_map(|cluster| queue.next_batch(cluster));
+            next.map(|(_, seq)| seq.0.saturating_sub(1)).sum()
+        });
+        executed.min().unwrap_or_default()
+    }
+
     pub(super) fn health(&self) -> Observation {
         let (mut leaderless, mut unwell, mut outsiders) = (Vec::new(), Vec::new(), Vec::new());
         let mut outbox_bytes = 0;
