@@ -4,8 +4,9 @@
 //! # Rules
 //! * Only answers of pure functions are kept, by a digest of everything that they depend on. So results are the same
 //!   with and without this memory; only time differs.
-//! * The first question is answered by the real function. So is every 16th repetition of a change of state,
-//!   and it must come out the same: a change that depends on anything else is a bug that shows here.
+//! * The first question is answered by the real function. So is one of the first 16 repetitions of a change of state,
+//!   and every 128th after it, and it must come out the same: a change that depends on anything else is a bug that
+//!   shows here.
 //! * Who made something knows the answer: a signature that this thread made is good, except of one in 16, which
 //!   the real function is asked about.
 //! * Nothing is recalled outside of a [`Recall`]'s life, or on another thread.
@@ -85,32 +86,49 @@ mod memory {
     use super::Room;
     use crate::{first_bytes::FirstBytes, ids::Digest};
 
-    /// One repetition of a change, and one known answer, in this many is not relied on.
+    /// One known answer in this many is not relied on, nor is one of as many first repetitions of a change.
     const CHECKED_ONE_IN: u64 = 16;
+    /// A fleet of hundreds repeats each change as often: this many repetitions later it is checked again.
+    const CHECKED_AGAIN_AFTER: u64 = 128;
 
-    type ByDigest = HashMap<Digest, Box<dyn Any>, BuildHasherDefault<FirstBytes>>;
+    struct Kept {
+        answer: Box<dyn Any>,
+        repetitions: u64,
+    }
+
+    type ByDigest = HashMap<Digest, Kept, BuildHasherDefault<FirstBytes>>;
+
+    /// Which repetitions are checked differs from change to change.
+    fn is_checked(question: &Digest, repetition: u64) -> bool {
+        repetition % CHECKED_AGAIN_AFTER == u64::from(question.0[0]) % CHECKED_ONE_IN + 1
+    }
 
     /// Answers by question, in two generations.
     #[derive(Default)]
     struct Answers {
         young: ByDigest,
         old: ByDigest,
-        recalled: u64,
     }
 
     impl Answers {
         fn get<A: Clone + 'static>(&mut self, question: &Digest) -> Option<A> {
-            let kept = self.young.get(question).or_else(|| self.old.get(question))?;
-            self.recalled += 1;
+            self.get_again(question).map(|(answer, _)| answer)
+        }
+
+        /// The answer, and how often it was given before and now; 1 is the first repetition.
+        fn get_again<A: Clone + 'static>(&mut self, question: &Digest) -> Option<(A, u64)> {
+            let kept = self.young.get_mut(question).or_else(|| self.old.get_mut(question))?;
+            kept.repetitions += 1;
             // A room has answers of one type.
-            kept.downcast_ref::<A>().cloned()
+            Some((kept.answer.downcast_ref::<A>()?.clone(), kept.repetitions))
         }
 
         fn keep<A: 'static>(&mut self, question: Digest, answer: A, most: usize) {
             if self.young.len() >= most {
                 self.old = take(&mut self.young);
             }
-            self.young.insert(question, Box::new(answer));
+            let answer = Box::new(answer);
+            self.young.insert(question, Kept { answer, repetitions: 0 });
         }
     }
 
@@ -200,13 +218,9 @@ mod memory {
             return change(state);
         }
         let question = question(state);
-        let kept: Option<((S, A), u64)> = within(room, |answers| {
-            let kept = answers.get(&question)?;
-            Some((kept, answers.recalled))
-        })
-        .flatten();
+        let kept: Option<((S, A), u64)> = within(room, |answers| answers.get_again(&question)).flatten();
         match kept {
-            Some(((after, answer), recalled)) if recalled % CHECKED_ONE_IN != 0 => {
+            Some(((after, answer), repetition)) if !is_checked(&question, repetition) => {
                 *state = after;
                 answer
             }
@@ -301,7 +315,7 @@ mod memory {
         fn change_is_recalled_with_the_state_behind_it() {
             let _recall = Recall::begin();
             let carried_out = Cell::new(0);
-            for _ in 0..40 {
+            for _ in 0..200 {
                 let mut state = 5;
                 let answer = recalled_change(
                     Room::Execution,
@@ -315,7 +329,11 @@ mod memory {
                 );
                 assert_eq!((state, answer), (6, "done"));
             }
-            assert_eq!(carried_out.get(), 3, "once, and each 16th time to compare");
+            assert_eq!(
+                carried_out.get(),
+                3,
+                "once, and to compare among the first 16 repetitions and 128 later"
+            );
         }
 
         #[test]

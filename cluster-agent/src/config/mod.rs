@@ -448,8 +448,9 @@ impl Limits {
             // A leader may die once under a write, and its successor needs an election and a half.
             write_deadline: Duration::from_millis((5 * raft.election_timeout_ms_max).max(2_000))
                 .min(WRITE_DEADLINE_MAX),
-            // Each batch carries a certificate, so a slow link gets fewer of them: one per two round trips.
-            batch_interval: Duration::from_millis((2 * raft.rtt_ms_p999).max(BATCH_INTERVAL_MS_MIN)),
+            // Each batch carries a certificate to every member of the fleet, and each group of blocks is a message to every
+            // member of the cluster: a slow link gets fewer of them, one per four slow round trips.
+            batch_interval: Duration::from_millis((4 * raft.rtt_ms_p999).max(BATCH_INTERVAL_MS_MIN)),
         }
     }
 }
