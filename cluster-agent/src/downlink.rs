@@ -6,8 +6,8 @@
 //! * One member of a cluster follows, its leader; the others get the blocks by their log. One link to
 //!   the ground is enough.
 //! * Upon blocks: verify their proofs, find the bytes of every batch they refer to (the own cluster's
-//!   are in the outbox), split, propose the parts in order. A group of blocks per batch interval: one
-//!   by one, a cluster would fall behind a chain that grows faster than its log commits.
+//!   are in the outbox), split, propose the parts in order. A group of blocks per batch interval, and full groups
+//!   at once: one by one, a cluster would fall behind a chain that grows faster than its log commits.
 //! * Upon a validator that fails, lags or is silent: the next one.
 //! * Nothing here is trusted: every member checks the same again before it appends and when it applies.
 //!
@@ -134,14 +134,18 @@ impl Shell {
             {
                 group.add(next, self.parts_of(device, next, finalized, &mut at_hand).await?);
             }
+            let is_full = group.is_full();
             self.propose_in_order(group.parts).await?;
             entered += group.blocks;
             // Others may have brought in more meanwhile, or a leader before us half of one.
             if self.machine.pulse().get().height != group.last {
                 return Ok(entered);
             }
-            let rest = self.limits.batch_interval.saturating_sub(begun.elapsed());
-            self.pause(rest).await;
+            // After a full group more wait: a cluster that was away catches up as fast as its log commits.
+            if !is_full {
+                self.pause(self.limits.batch_interval.saturating_sub(begun.elapsed()))
+                    .await;
+            }
         }
         Ok(entered)
     }

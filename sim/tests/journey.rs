@@ -51,8 +51,8 @@ fn batches_are_attested_and_submitted_once_while_finality_is_as_usual() {
         frames(FrameKind::Attest),
         frames(FrameKind::SubmitBatch),
     );
-    assert!(batches > 30, "{report:?}");
-    // One that is under way at the end.
+    assert!(batches > 20, "{report:?}");
+    // Some are under way when the run ends.
     let at_most = batches + batches / 10 + 1;
     assert!(
         attestations <= others * at_most && submissions <= at_most,

@@ -102,7 +102,7 @@ pub struct Limits {
     /// A write ends within this time, whatever happens.
     pub write_deadline: Duration,
     /// A leader waits this long with something open before it proposes a `Cut`, and this long
-    /// between two blocks.
+    /// between two groups of blocks.
     pub batch_interval: Duration,
 }
 
@@ -449,7 +449,7 @@ impl Limits {
             write_deadline: Duration::from_millis((5 * raft.election_timeout_ms_max).max(2_000))
                 .min(WRITE_DEADLINE_MAX),
             // Each batch carries a certificate to every member of the fleet, and each group of blocks is a message to every
-            // member of the cluster: a slow link gets fewer of them, one per four slow round trips.
+            // member of the cluster: a slow link gets fewer of them, a `Cut` and a group per four slow round trips.
             batch_interval: Duration::from_millis((4 * raft.rtt_ms_p999).max(BATCH_INTERVAL_MS_MIN)),
         }
     }

@@ -211,3 +211,14 @@ fn shipped_example_is_valid_and_says_the_defaults() {
     assert_eq!(config.raft, defaults);
     assert_eq!(config.limits, Limits::for_raft(&defaults));
 }
+
+#[test]
+fn batches_of_slow_links_stay_open_for_longer() {
+    let interval_ms = |profile| {
+        Limits::for_raft(&RaftConfig::for_profile(profile))
+            .batch_interval
+            .as_millis()
+    };
+    use crate::raft::LinkProfile::{Dev, Lan, Mesh, Satcom};
+    assert_eq!([Lan, Dev, Mesh, Satcom].map(interval_ms), [20, 40, 400, 1_800]);
+}

@@ -5,8 +5,9 @@
 //!   leaves the process.
 //! * Upon a batch with another digest than the one that was signed: stop attesting, stop as voter, say so.
 //! * An attestation goes to the leader at once, and to every member while its batch is not final after
-//!   twice the usual time, with growing pauses: to those that have not answered, and to all after the longest pause,
-//!   since a restart makes a member forget what it heard.
+//!   twice the usual time ([`super::usual`]), with growing pauses: to those that have not answered, and to all after the
+//!   longest pause, since a restart makes a member forget what it heard.
+//! * Upon the final cursor: what is final is forgotten, and the usual time learns from it.
 //! * A guard that is missing beside used data, or damaged: the agent does not start (exit 78).
 //!
 //! # Invariants
@@ -44,7 +45,7 @@ const GUARD: &str = "attest-guard";
 const COMPACT_BYTES: u64 = 256 * 1024;
 /// One attestation must be answered within this time.
 const SEND_DEADLINE: Duration = Duration::from_secs(3);
-/// Longest pause between two times an attestation is sent to everybody.
+/// Longest pause between two times an attestation is sent to everybody, where finality does not usually take longer.
 const RESEND_PAUSE_US_MAX: u64 = 10_000_000;
 
 /// Why the guard cannot be used.
@@ -92,6 +93,7 @@ pub struct Attester {
 
 struct Sent {
     attestation: Attestation,
+    signed_us: u64,
     to_all_at_us: u64,
     pause_us: u64,
     heard: Heard,
@@ -233,7 +235,7 @@ impl Shell {
     /// Counts own attestations and sends them to the leader.
     fn begin_sending(self: &Arc<Self>, attester: &mut Attester, attestations: Vec<Attestation>) {
         let now_us = self.now_us();
-        let pause_us = 2 * self.usual_final_us();
+        let pause_us = self.patience_us();
         let leader = self.raft.leader();
         if leader.is_some() && leader != attester.last_leader {
             attester.last_leader = leader;
@@ -250,6 +252,7 @@ impl Shell {
             self.send_attestation(leader, &attestation, &heard);
             let sent = Sent {
                 heard,
+                signed_us: now_us,
                 to_all_at_us: now_us.saturating_add(pause_us),
                 pause_us,
                 attestation,
@@ -265,17 +268,17 @@ impl Shell {
             let unheard: Vec<_> = {
                 let mut heard = lock(&sent.heard);
                 if others.iter().all(|member| heard.contains(member)) {
-                    if sent.pause_us == RESEND_PAUSE_US_MAX {
+                    if sent.pause_us >= RESEND_PAUSE_US_MAX {
                         heard.clear();
                     }
-                    sent.pause_us = RESEND_PAUSE_US_MAX;
+                    sent.pause_us = sent.pause_us.max(RESEND_PAUSE_US_MAX);
                 }
                 others.into_iter().filter(|member| !heard.contains(member)).collect()
             };
             for member in unheard {
                 self.send_attestation(Some(member), &sent.attestation, &sent.heard);
             }
-            sent.pause_us = (2 * sent.pause_us).min(RESEND_PAUSE_US_MAX);
+            sent.pause_us = (2 * sent.pause_us).min(RESEND_PAUSE_US_MAX.max(sent.pause_us));
             sent.to_all_at_us = now_us.saturating_add(sent.pause_us + self.ports.entropy.below(sent.pause_us / 4 + 1));
         }
     }
@@ -300,7 +303,11 @@ impl Shell {
 
     /// Forgets what is final. The journal is rewritten only when it has grown: a record too many is safe.
     async fn forget_final(&self, attester: &mut Attester, last_final: BatchSeq) -> io::Result<()> {
-        attester.sent.retain(|seq, _| *seq > last_final);
+        let open = attester.sent.split_off(&last_final.next());
+        let closed = core::mem::replace(&mut attester.sent, open);
+        if let Some(newest) = closed.values().next_back() {
+            self.learn_usual_final(self.now_us().saturating_sub(newest.signed_us));
+        }
         if attester.journal.bytes() < attester.rewritten_bytes + COMPACT_BYTES {
             return Ok(());
         }

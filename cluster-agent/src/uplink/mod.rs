@@ -6,6 +6,7 @@
 //! * [`cut`]: the leader closes what waits, and gives a sign of life where nothing does.
 //! * [`attest`]: this member signs each batch of its own durable log, once.
 //! * [`submit`]: whoever holds a certified batch sees to it that the validators get it.
+//! * `usual`: how long finality takes, by which a member judges whether the leader holds a batch back.
 //!
 //! # Rules
 //! * Any member may collect attestations and submit. The leader does at once, the others when a batch

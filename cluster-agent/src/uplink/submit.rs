@@ -7,7 +7,7 @@
 //!   many that an honest one is among them. From then on with growing pauses and jitter.
 //! * Upon a validator that fails: it is left alone for a growing pause, the next one is asked.
 //! * Upon `Parked`: the batches before it are sent to that validator as well.
-//! * Upon the final cursor: what is final is forgotten, and the usual time learns from it ([`super::usual`]).
+//! * Upon the final cursor: what is final is forgotten.
 
 use std::{
     collections::BTreeMap,
@@ -37,7 +37,7 @@ const IN_FLIGHT_MAX: usize = 8;
 /// next validator is asked, and a batch that comes twice is stored once.
 const SUBMIT_US_MIN: u64 = 500_000;
 const SUBMIT_US_MAX: u64 = 5_000_000;
-/// Longest pause between two submissions of one batch.
+/// Longest pause between two submissions of one batch, where finality does not usually take longer.
 const PAUSE_US_MAX: u64 = 10_000_000;
 /// Pauses for a validator that fails.
 const BREAKER_US_MIN: u64 = 250_000;
@@ -57,10 +57,10 @@ struct Breaker {
 
 impl Validators {
     /// All of them answer so far; finality takes what [`UsualFinality::supposed`] says.
-    pub(crate) fn new(rtt: Duration, group_interval: Duration) -> Self {
+    pub(crate) fn new(rtt: Duration, batch_interval: Duration) -> Self {
         Self {
             breakers: Mutex::default(),
-            usual: Mutex::new(UsualFinality::supposed(rtt, group_interval)),
+            usual: Mutex::new(UsualFinality::supposed(rtt, batch_interval)),
         }
     }
 
@@ -86,7 +86,6 @@ impl Validators {
 
 /// A batch on its way.
 struct Flight {
-    /// When it was first seen here, closed and among the next ones.
     first_us: u64,
     next_us: u64,
     tries: u32,
@@ -99,6 +98,16 @@ impl Shell {
     /// How long it usually takes from the close of a batch to its finality, as measured here.
     pub(crate) fn usual_final_us(&self) -> u64 {
         lock(&self.validators.usual).us()
+    }
+
+    /// How long the leader is trusted with a batch that is not final.
+    pub(super) fn patience_us(&self) -> u64 {
+        lock(&self.validators.usual).patience_us()
+    }
+
+    /// A batch became final `took_us` after it was signed here.
+    pub(super) fn learn_usual_final(&self, took_us: u64) {
+        lock(&self.validators.usual).learn(took_us);
     }
 
     /// Validators in the order in which they are asked: those that answer, nearest first.
@@ -127,7 +136,7 @@ impl Shell {
         while !self.is_ending() {
             let pulse = self.machine.pulse().get();
             let certified_seen = self.certified.get();
-            self.learn(&mut flights, pulse.last_final);
+            flights = flights.split_off(&pulse.last_final.next());
             self.count_early_attestations();
             let now_us = self.now_us();
             let next_us = self.submit_due(&mut flights, now_us);
@@ -153,18 +162,9 @@ impl Shell {
         }
     }
 
-    fn learn(&self, flights: &mut BTreeMap<BatchSeq, Flight>, last_final: BatchSeq) {
-        let open = flights.split_off(&last_final.next());
-        let closed = core::mem::replace(flights, open);
-        if let Some((_, newest)) = closed.last_key_value() {
-            let took_us = self.now_us().saturating_sub(newest.first_us);
-            lock(&self.validators.usual).learn(took_us);
-        }
-    }
-
     /// Submits what is due, and says when to look again.
     fn submit_due(self: &Arc<Self>, flights: &mut BTreeMap<BatchSeq, Flight>, now_us: u64) -> u64 {
-        let usual_us = self.usual_final_us();
+        let (usual_us, patience_us) = (self.usual_final_us(), self.patience_us());
         let is_leader = self.is_leader();
         let seqs: Vec<BatchSeq> = self.machine.with(|state| {
             let outbox = state.queue.batcher().outbox();
@@ -175,7 +175,7 @@ impl Shell {
             let first_delay_us = if is_leader {
                 0
             } else {
-                2 * usual_us + self.ports.entropy.below(usual_us)
+                patience_us + self.ports.entropy.below(patience_us / 2)
             };
             let flight = flights.entry(seq).or_insert_with(|| Flight {
                 first_us: now_us,
@@ -204,7 +204,8 @@ impl Shell {
             self.submit_to_some(seq, &body, flight.tries, flight.is_widened);
             flight.submitted_us.get_or_insert(now_us);
             flight.tries = flight.tries.saturating_add(1);
-            let pause_us = ((4 * usual_us) << flight.tries.saturating_sub(1).min(8)).min(PAUSE_US_MAX);
+            let pause_us = 4 * usual_us;
+            let pause_us = (pause_us << flight.tries.saturating_sub(1).min(8)).min(PAUSE_US_MAX.max(pause_us));
             flight.next_us = now_us.saturating_add(pause_us + self.ports.entropy.below(pause_us / 4));
             look_us = look_us.min(flight.next_us);
             tracing::debug!(%seq, tries = flight.tries, since_us = now_us - flight.first_us, "a batch was submitted");

@@ -547,28 +547,3 @@ async fn final_batch_that_this_log_did_not_build_stops_its_members_with_the_proo
     let conflict = conflict.expect("the proof is kept");
     assert_eq!(conflict.final_digest, forged.digest(&net.fleet.chain));
 }
-
-#[tokio::test(start_paused = true)]
-async fn entry_is_final_everywhere_soon_after_it_was_acknowledged() {
-    let mut net = Net::started().await;
-    let label = net.follower().await;
-    net.submit(&label, Scope::Cluster).await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let mut slowest = Duration::ZERO;
-    for _ in 0..20 {
-        let task = net.submit(&label, Scope::Cluster).await;
-        let acknowledged = tokio::time::Instant::now();
-        net.eventually("it is final everywhere", || {
-            let is_final = |label: &&str| {
-                let view = net.agent(label).machine().with(|state| state.queue.task_view(&task));
-                view.is_some_and(|view| matches!(view.finality, Finality::Final { .. }))
-            };
-            AGENTS.iter().all(is_final).then_some(())
-        })
-        .await;
-        slowest = slowest.max(acknowledged.elapsed());
-        tokio::time::sleep(Duration::from_millis(137)).await;
-    }
-    // The batch interval, and no heartbeat or poll on the way.
-    assert!(slowest <= Duration::from_millis(60), "{slowest:?}");
-}

@@ -3,6 +3,7 @@
 mod bad_submissions;
 mod buffer;
 mod cluster;
+mod finality;
 mod island;
 mod lost_disks;
 mod modes;

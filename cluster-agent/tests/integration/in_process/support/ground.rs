@@ -14,7 +14,7 @@ use common::{
     codec::{BoundedVec, decode, encode},
     entry::VerifyEach,
     global_queue::{GlobalQueue, OrderedBatch},
-    ids::{BatchSeq, Digest, EntryId, Height},
+    ids::{BatchSeq, Digest, EntryId, Height, NodeIdx},
     testing::{BlockChain, Fleet, GENESIS_TIME},
     wire::{
         feed::{BatchReceipt, FetchByDigest, Follow, Followed},
@@ -35,6 +35,11 @@ struct State {
     batches: BTreeMap<Digest, CertifiedBatch>,
     executed: Vec<CertifiedBatch>,
     parked: BTreeMap<BatchSeq, CertifiedBatch>,
+    /// When each block was made.
+    made_at: Vec<tokio::time::Instant>,
+    /// How long it takes until a block may be followed.
+    takes: Duration,
+    submissions: Vec<(NodeIdx, BatchSeq)>,
 }
 
 /// Clones are the same ground.
@@ -56,6 +61,9 @@ impl Ground {
             batches: BTreeMap::new(),
             executed: Vec::new(),
             parked: BTreeMap::new(),
+            made_at: Vec::new(),
+            takes: Duration::ZERO,
+            submissions: Vec::new(),
         };
         Self {
             state: Arc::new(Mutex::new(state)),
@@ -80,6 +88,16 @@ impl Ground {
         .collect()
     }
 
+    /// From now on blocks are seen this long after they were made.
+    pub fn set_slow(&self, takes: Duration) {
+        self.state.lock().unwrap().takes = takes;
+    }
+
+    /// Who submitted which batch, in order.
+    pub fn submissions(&self) -> Vec<(NodeIdx, BatchSeq)> {
+        self.state.lock().unwrap().submissions.clone()
+    }
+
     pub fn height(&self) -> Height {
         self.state.lock().unwrap().chain.height
     }
@@ -91,6 +109,12 @@ impl Ground {
     /// Takes a batch as if a member had submitted it.
     pub fn take(&self, batch: &CertifiedBatch) -> Result<BatchReceipt, String> {
         self.submit(&encode(batch))
+    }
+
+    fn note_submission(&self, peer: &Peer, body: &[u8]) {
+        let batch: CertifiedBatch = decode(body).expect("members submit batches");
+        let submission = (peer.idx, batch.header.seq);
+        self.state.lock().unwrap().submissions.push(submission);
     }
 
     fn submit(&self, body: &[u8]) -> Result<BatchReceipt, String> {
@@ -121,11 +145,21 @@ impl Ground {
             let grown = self.grown.notified();
             {
                 let state = self.state.lock().unwrap();
-                if state.chain.height >= question.from {
-                    return state.followed(question.from);
+                let seen = state.seen();
+                if seen >= question.from {
+                    return state.followed(question.from, seen);
                 }
             }
-            if tokio::time::timeout_at(until, grown).await.is_err() {
+            let seen_next = {
+                let state = self.state.lock().unwrap();
+                let made_at = state.made_at.get(state.seen().0 as usize);
+                made_at.map(|made_at| *made_at + state.takes)
+            };
+            if tokio::time::timeout_at(seen_next.unwrap_or(until), grown)
+                .await
+                .is_err()
+                && seen_next.is_none()
+            {
                 // Nothing waits: an empty block, so that custody and age move on.
                 self.state
                     .lock()
@@ -165,11 +199,19 @@ impl State {
             self.executed.push(batch);
         }
         self.blocks.push(self.fleet.finalize(block));
+        self.made_at.push(tokio::time::Instant::now());
         Ok(())
     }
 
-    fn followed(&self, from: Height) -> Followed {
-        let blocks: Vec<_> = self.blocks.iter().skip(from.0 as usize - 1).take(16).cloned().collect();
+    /// The highest block that may be followed.
+    fn seen(&self) -> Height {
+        let now = tokio::time::Instant::now();
+        Height(self.made_at.partition_point(|made_at| *made_at + self.takes <= now) as u64)
+    }
+
+    fn followed(&self, from: Height, seen: Height) -> Followed {
+        let seen = &self.blocks[..seen.0 as usize];
+        let blocks: Vec<_> = seen.iter().skip(from.0 as usize - 1).take(16).cloned().collect();
         let (founding, next_seq) = self.queue.next_batch(C1).expect("cluster c1 exists");
         Followed {
             blocks: BoundedVec::try_from(blocks).unwrap(),
@@ -182,12 +224,15 @@ impl State {
 }
 
 impl Service for Ground {
-    fn handle(&self, _peer: Peer, kind: FrameKind, body: Bytes) -> BoxFuture<Result<Bytes, Refusal>> {
+    fn handle(&self, peer: Peer, kind: FrameKind, body: Bytes) -> BoxFuture<Result<Bytes, Refusal>> {
         let this = self.clone();
         async move {
             let invalid = |why: String| Refusal::new(RefusalCode::Invalid, &why);
             match kind {
-                FrameKind::SubmitBatch => Ok(encode(&this.submit(&body).map_err(invalid)?).into()),
+                FrameKind::SubmitBatch => {
+                    this.note_submission(&peer, &body);
+                    Ok(encode(&this.submit(&body).map_err(invalid)?).into())
+                }
                 FrameKind::Follow => {
                     let question = decode(&body).map_err(|error| invalid(error.to_string()))?;
                     Ok(encode(&this.follow(question).await).into())
