@@ -5,7 +5,7 @@
 //!   leaves the process.
 //! * Upon a batch with another digest than the one that was signed: stop attesting, stop as voter, say so.
 //! * An attestation goes to the leader at once, and to every member while its batch is not final after
-//!   twice the usual time ([`super::usual`]), with growing pauses: to those that have not answered, and to all after the
+//!   twice the usual time, with growing pauses: to those that have not answered, and to all after the
 //!   longest pause, since a restart makes a member forget what it heard.
 //! * Upon the final cursor: what is final is forgotten, and the usual time learns from it.
 //! * A guard that is missing beside used data, or damaged: the agent does not start (exit 78).
