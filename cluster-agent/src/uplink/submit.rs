@@ -37,7 +37,7 @@ const IN_FLIGHT_MAX: usize = 8;
 /// next validator is asked, and a batch that comes twice is stored once.
 const SUBMIT_US_MIN: u64 = 500_000;
 const SUBMIT_US_MAX: u64 = 5_000_000;
-/// Longest pause between two submissions of one batch, where finality does not usually take longer.
+/// Longest pause between two submissions of one batch, also after an outage that made finality slow.
 const PAUSE_US_MAX: u64 = 10_000_000;
 /// Pauses for a validator that fails.
 const BREAKER_US_MIN: u64 = 250_000;
@@ -204,8 +204,7 @@ impl Shell {
             self.submit_to_some(seq, &body, flight.tries, flight.is_widened);
             flight.submitted_us.get_or_insert(now_us);
             flight.tries = flight.tries.saturating_add(1);
-            let pause_us = 4 * usual_us;
-            let pause_us = (pause_us << flight.tries.saturating_sub(1).min(8)).min(PAUSE_US_MAX.max(pause_us));
+            let pause_us = ((4 * usual_us) << flight.tries.saturating_sub(1).min(8)).min(PAUSE_US_MAX);
             flight.next_us = now_us.saturating_add(pause_us + self.ports.entropy.below(pause_us / 4));
             look_us = look_us.min(flight.next_us);
             tracing::debug!(%seq, tries = flight.tries, since_us = now_us - flight.first_us, "a batch was submitted");
