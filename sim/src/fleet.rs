@@ -111,6 +111,8 @@ struct Machine {
     /// The faults that want that.
     crash_wanted_by: BTreeSet<u64>,
     down_until_us: u64,
+    /// A validator whose disk is lost: its key must not sign again, and there is no other.
+    is_lost: bool,
     /// What is wrong with its disk, and what its process may blame on it.
     troubles: Troubles,
     /// The faults that stop this life of its process, and since when there is one.
@@ -272,6 +274,7 @@ impl SimFleet {
                 crash_at_apply: CrashSwitch::default(),
                 crash_wanted_by: BTreeSet::new(),
                 down_until_us: 0,
+                is_lost: false,
                 troubles: Troubles::default(),
                 paused_by: BTreeSet::new(),
                 paused_since_us: 0,
@@ -294,11 +297,11 @@ impl SimFleet {
         self.validators.keys().filter(is_first).cloned().collect()
     }
 
-    /// Names of the validators that are in nobody's hands.
+    /// Names of the validators that are in nobody's hands, and not lost.
     #[must_use]
     pub fn honest_validators(&self) -> Vec<String> {
         let mut names = self.validator_names();
-        names.retain(|name| self.placed.iter().all(|enemy| enemy.who != *name));
+        names.retain(|name| self.placed.iter().all(|enemy| enemy.who != *name) && !self.machine(name).is_lost);
         names
     }
 

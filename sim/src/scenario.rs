@@ -71,7 +71,7 @@ pub enum Kind {
     DiskSlow,
     /// A sector of the disks of `who` changed; they lose power, and refuse to start until the fault ends.
     DiskRots,
-    /// The disks of `who` are lost; the drones come back on empty ones, as new members, when the fault ends.
+    /// The disks of `who` are lost. Drones come back on empty ones, as new members, when the fault ends; validators do not.
     DiskLost,
     /// The wall clocks of `who` show 1970.
     ClockIn1970,
@@ -344,11 +344,7 @@ impl Scripted {
             Kind::DiskFails => disk(DiskTrouble::Failing),
             Kind::DiskFull => disk(DiskTrouble::Full),
             Kind::DiskSlow => disk(DiskTrouble::Slow { times: 100 }),
-            Kind::DiskLost => {
-                let agents = fleet.agent_names();
-                let who = who.into_iter().filter(|name| agents.contains(name)).collect();
-                (Family::Disk, Box::new(Lost::new(who, self.lasts_ms * 1_000)))
-            }
+            Kind::DiskLost => (Family::Disk, Box::new(Lost::new(who, self.lasts_ms * 1_000))),
             Kind::DiskRots => (Family::Disk, Box::new(Rot::new(number, who, ROT_AT))),
             Kind::ClockIn1970 => (Family::Clock, Box::new(Clock::in_1970(who))),
             Kind::Lossy => {

@@ -46,6 +46,7 @@ stories! {
     disk_full: "disk-full.toml",
     falls_apart: "falls-apart.toml",
     frozen_leader: "frozen-leader.toml",
+    ground_station_burns_down: "ground-station-burns-down.toml",
     ground_station_withholds: "ground-station-withholds.toml",
     ground_stations_apart: "ground-stations-apart.toml",
     hacked_ground_station: "hacked-ground-station.toml",

@@ -35,7 +35,7 @@ impl Rot {
     }
 }
 
-/// The disks of some agents are lost with all that they hold. The agents come back on empty ones, under new Raft ids.
+/// Disks are lost with all that they hold. Agents come back on empty ones, under new Raft ids; validators do not.
 pub struct Lost {
     who: Vec<String>,
     down_us: u64,
@@ -58,7 +58,10 @@ pub fn draw(number: u64, fleet: &SimFleet, random: &mut Stream) -> Box<dyn Fault
         },
         2 => DiskTrouble::Failing,
         5 | 6 => {
-            let may_lose = fleet.may_lose_disk();
+            let may_lose = match random.between(0, 3) {
+                0 => fleet.may_lose_station(),
+                _ => fleet.may_lose_disk(),
+            };
             if may_lose.is_empty() {
                 DiskTrouble::Slow { times: 50 }
             } else {

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use common::validator_set::ValidatorSet;
+use futures::FutureExt;
 
 use super::{
     Fault,
-    disk::Disk,
+    disk::{Disk, Lost},
     process::{CrashInApply, CrashInSnapshot, Pause},
 };
 use crate::{fleet::SimFleet, ports::DiskTrouble, run::Plan, trace::Trace, witness::Witness};
@@ -92,5 +93,20 @@ fn crash_in_an_apply_is_taken_back_by_the_last_that_wants_it() {
         assert!(fleet.crashes_at_apply(WHO));
         crash(2).end(fleet, 0);
         assert!(!fleet.crashes_at_apply(WHO));
+    });
+}
+
+#[test]
+fn one_validator_of_four_is_lost_for_good_and_no_second_one() {
+    on_a_fleet(|fleet| {
+        assert_eq!(fleet.may_lose_station().len(), 4);
+        let mut lost = Lost::new(vec!["v2".to_owned()], 1_000);
+        lost.begin(fleet, 0);
+        lost.end(fleet, 1_000);
+        fleet.let_all_start();
+        fleet.supervise().now_or_never().expect("nothing is to be started");
+        assert!(!fleet.is_running("v2"));
+        assert_eq!(fleet.honest_validators(), ["v1", "v3", "v4"]);
+        assert_eq!(fleet.may_lose_station(), Vec::<String>::new());
     });
 }

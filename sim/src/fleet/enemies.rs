@@ -85,6 +85,7 @@ impl SimFleet {
             crash_at_apply: CrashSwitch::default(),
             crash_wanted_by: BTreeSet::new(),
             down_until_us: 0,
+            is_lost: false,
             troubles: Troubles::default(),
             paused_by: BTreeSet::new(),
             paused_since_us: 0,

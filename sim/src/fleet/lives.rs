@@ -38,7 +38,8 @@ impl SimFleet {
     pub async fn supervise(&mut self) {
         let now_us = self.trace.now_us();
         self.look_after_all(now_us);
-        let is_due = |machine: &Machine| machine.process.is_none() && machine.down_until_us <= now_us;
+        let is_due =
+            |machine: &Machine| machine.process.is_none() && !machine.is_lost && machine.down_until_us <= now_us;
         let due = self.machines.iter().filter(|(_, machine)| is_due(machine));
         let due: Vec<String> = due.map(|(name, _)| name.clone()).collect();
         for name in due {
@@ -242,7 +243,7 @@ impl SimFleet {
         true
     }
 
-    /// Nothing need be down any longer.
+    /// Nothing need be down any longer, but for what is lost.
     pub fn let_all_start(&mut self) {
         for machine in self.machines.values_mut() {
             machine.down_until_us = 0;

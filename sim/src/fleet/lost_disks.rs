@@ -1,12 +1,17 @@
-//! Disks of agents that are lost, and whether one may be.
+//! Disks that are lost, and whether one may be.
 //!
 //! # Rules
 //! * A cluster loses one disk, and the next not before the machine's new disk votes and signs in the place of the
 //!   old one: what a majority holds may be on two disks of three, and more lost disks than a roster withstands
 //!   stop its batches for good.
+//! * A validator whose disk is lost does not come back: its key signed what nobody remembers, and the validator set does
+//!   not change yet. With those in enemies' hands there are never more of them than the fleet withstands.
 //! * No fault that is drawn takes a disk of a cluster with an enemy: together they are more than the cluster withstands.
 
-use common::ids::{ClusterId, RaftNodeId};
+use common::{
+    ids::{ClusterId, RaftNodeId},
+    quorum::is_bft_quorum,
+};
 
 use super::SimFleet;
 
@@ -48,14 +53,26 @@ impl SimFleet {
         whole.flat_map(|cluster| self.members(cluster)).collect()
     }
 
-    /// Kills an agent and empties its disk; it starts again at `until_us`, with the next incarnation, as an
+    /// Validators whose disks may be lost now.
+    #[must_use]
+    pub fn may_lose_station(&self) -> Vec<String> {
+        let whole = self.honest_validators();
+        // Each has the same weight.
+        let (left, all) = (whole.len() as u64 - 1, u64::from(self.population.validators));
+        if is_bft_quorum(left, all) { whole } else { Vec::new() }
+    }
+
+    /// Kills a process and empties its disk. An agent starts again at `until_us`, with the next incarnation, as an
     /// operator would have it.
     pub fn lose_disk(&mut self, name: &str, until_us: u64) {
         self.kill(name, until_us);
         let machine = self.machine(name);
         let (device, idx) = (machine.device, machine.idx);
         machine.disk.wipe();
-        let slot = self.agents.get_mut(name).expect("an agent of this fleet");
+        let Some(slot) = self.agents.get_mut(name) else {
+            self.machine_mut(name).is_lost = true;
+            return;
+        };
         slot.log.wipe();
         slot.snapshots.wipe();
         slot.incarnation += 1;
