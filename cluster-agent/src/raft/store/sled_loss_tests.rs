@@ -26,8 +26,14 @@ fn copy_with(from: &Path, bytes: &[u8]) -> TempDir {
 }
 
 /// Why the segments are long and the flushes dense. If this fails, sled recovers better than it did: look again.
+/// Which pages matter depends on how sled's threads took turns, and now and then none does.
 #[test]
 fn sled_itself_recovers_an_empty_log_when_one_page_of_many_segments_is_lost() {
+    assert!((0..20).any(|_| is_emptied_by_one_page()), "no page was that important");
+}
+
+/// Whether there is a page without which sled recovers an empty log.
+fn is_emptied_by_one_page() -> bool {
     const SEGMENT: usize = 512 * 1024;
     // sled's threads keep the lock for a moment after it was closed.
     let open = |dir: &Path| {
@@ -54,7 +60,7 @@ fn sled_itself_recovers_an_empty_log_when_one_page_of_many_segments_is_lost() {
     }
     db.flush().unwrap();
     let bytes = fs::read(dir.path().join("db")).unwrap();
-    let is_emptied = (1..bytes.len() / SEGMENT).any(|segment| {
+    (1..bytes.len() / SEGMENT).any(|segment| {
         let mut survived = bytes.clone();
         survived[segment * SEGMENT..][..4096].fill(0);
         let left = copy_with(dir.path(), &survived);
@@ -65,8 +71,7 @@ fn sled_itself_recovers_an_empty_log_when_one_page_of_many_segments_is_lost() {
             open(left.path())
         });
         found.is_some_and(|db| db.open_tree("raft").unwrap().is_empty())
-    });
-    assert!(is_emptied, "no page was that important");
+    })
 }
 
 #[test]
