@@ -1,56 +1,92 @@
-//! How soon what is written becomes final, and who sees to it.
+//! How soon what is written becomes final, and who sees to it. All of it in virtual time.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
-use common::{task::Scope, wire::op::Finality};
+use common::{
+    ids::{BatchSeq, NodeIdx, TaskId},
+    task::Scope,
+    wire::op::Finality,
+};
 
 use super::support::{AGENTS, Net};
+
+/// Pauses of who writes: no multiple of an interval, so that entries meet it at any phase.
+const BETWEEN_WRITES: Duration = Duration::from_millis(137);
+
+async fn final_everywhere(net: &Net, task: &TaskId) {
+    net.eventually("it is final everywhere", || {
+        let is_final = |label: &&str| {
+            let view = net.agent(label).machine().with(|state| state.queue.task_view(task));
+            view.is_some_and(|view| matches!(view.finality, Finality::Final { .. }))
+        };
+        AGENTS.iter().all(is_final).then_some(())
+    })
+    .await;
+}
 
 #[tokio::test(start_paused = true)]
 async fn entry_is_final_everywhere_soon_after_it_was_acknowledged() {
     let mut net = Net::started().await;
     let label = net.follower().await;
-    net.submit(&label, Scope::Cluster).await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    let first = net.submit(&label, Scope::Cluster).await;
+    final_everywhere(&net, &first).await;
     let mut slowest = Duration::ZERO;
     for _ in 0..20 {
+        tokio::time::sleep(BETWEEN_WRITES).await;
         let task = net.submit(&label, Scope::Cluster).await;
         let acknowledged = tokio::time::Instant::now();
-        net.eventually("it is final everywhere", || {
-            let is_final = |label: &&str| {
-                let view = net.agent(label).machine().with(|state| state.queue.task_view(&task));
-                view.is_some_and(|view| matches!(view.finality, Finality::Final { .. }))
-            };
-            AGENTS.iter().all(is_final).then_some(())
-        })
-        .await;
+        final_everywhere(&net, &task).await;
         slowest = slowest.max(acknowledged.elapsed());
-        tokio::time::sleep(Duration::from_millis(137)).await;
     }
     // No heartbeat or poll on the way.
     let at_most = net.limits.batch_interval + Duration::from_millis(40);
     assert!(slowest <= at_most, "{slowest:?}");
 }
 
+/// Who submitted what while sixty tasks were written and became final.
+async fn submissions_of_work(net: &mut Net, through: &str) -> Vec<(NodeIdx, BatchSeq)> {
+    let before = net.ground.submissions().len();
+    let mut last = net.submit(through, Scope::Cluster).await;
+    for _ in 1..60 {
+        tokio::time::sleep(BETWEEN_WRITES).await;
+        last = net.submit(through, Scope::Cluster).await;
+    }
+    final_everywhere(net, &last).await;
+    net.ground.submissions().split_off(before)
+}
+
 #[tokio::test(start_paused = true)]
 async fn members_learn_how_long_finality_takes_and_leave_the_leader_its_batches() {
     let mut net = Net::started().await;
     let (leader, follower) = (net.leader().await, net.follower().await);
+    let leader = net.fleet.idx(&leader);
     // Longer than a member of this profile waits at first.
     net.ground.set_slow(Duration::from_secs(1));
-    for _ in 0..60 {
-        net.submit(&follower, Scope::Cluster).await;
-        tokio::time::sleep(Duration::from_millis(173)).await;
-    }
-    let learnt = net.ground.submissions();
-    let leader = net.fleet.idx(&leader);
-    let helped = learnt.iter().filter(|(by, _)| *by != leader).count();
-    assert!(helped > 0, "they could not know");
-    for _ in 0..60 {
-        net.submit(&follower, Scope::Cluster).await;
-        tokio::time::sleep(Duration::from_millis(173)).await;
-    }
-    let since = net.ground.submissions().split_off(learnt.len());
-    assert!(since.len() > 20, "{since:?}");
-    assert!(since.iter().all(|(by, _)| *by == leader), "{since:?}");
+    let at_first = submissions_of_work(&mut net, &follower).await;
+    assert!(at_first.iter().any(|(by, _)| *by != leader), "they could not know");
+    let later = submissions_of_work(&mut net, &follower).await;
+    assert!(later.len() > 20, "{later:?}");
+    assert!(later.iter().all(|(by, _)| *by == leader), "{later:?}");
+    let batches: BTreeSet<BatchSeq> = later.iter().map(|(_, seq)| *seq).collect();
+    assert_eq!(batches.len(), later.len(), "once each: {later:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn cluster_that_was_away_takes_in_full_groups_of_blocks_without_a_pause() {
+    let mut net = Net::of(3);
+    net.limits.batch_interval = Duration::from_secs(10);
+    let net = net.all_started().await;
+    net.leader().await;
+    net.set_ground(false);
+    net.ground.grow(160);
+    let height = net.ground.height();
+    net.set_ground(true);
+    let begun = tokio::time::Instant::now();
+    net.eventually("all blocks are in", || {
+        let has_all = |label: &&str| net.agent(label).machine().with(|state| state.queue.global_height()) >= height;
+        AGENTS.iter().all(has_all).then_some(())
+    })
+    .await;
+    // One for the group before the cut.
+    assert!(begun.elapsed() < 2 * net.limits.batch_interval, "{:?}", begun.elapsed());
 }

@@ -108,17 +108,25 @@ impl Ground {
 
     /// Takes a batch as if a member had submitted it.
     pub fn take(&self, batch: &CertifiedBatch) -> Result<BatchReceipt, String> {
-        self.submit(&encode(batch))
+        self.submit(batch.clone())
     }
 
-    fn note_submission(&self, peer: &Peer, body: &[u8]) {
-        let batch: CertifiedBatch = decode(body).expect("members submit batches");
-        let submission = (peer.idx, batch.header.seq);
-        self.state.lock().unwrap().submissions.push(submission);
+    /// Makes blocks without batches.
+    pub fn grow(&self, blocks: u32) {
+        for _ in 0..blocks {
+            self.add_empty_block();
+        }
     }
 
-    fn submit(&self, body: &[u8]) -> Result<BatchReceipt, String> {
-        let batch: CertifiedBatch = decode(body).map_err(|error| error.to_string())?;
+    fn add_empty_block(&self) {
+        let mut state = self.state.lock().unwrap();
+        let added = state.execute(Vec::new(), &self.clock);
+        added.expect("an empty block is valid");
+        drop(state);
+        self.grown.notify_waiters();
+    }
+
+    fn submit(&self, batch: CertifiedBatch) -> Result<BatchReceipt, String> {
         let mut state = self.state.lock().unwrap();
         let next = state.queue.next_batch(C1).expect("cluster c1 exists").1;
         if batch.header.seq < next {
@@ -143,30 +151,20 @@ impl Ground {
         let until = tokio::time::Instant::now() + Duration::from_millis(u64::from(question.wait_ms).min(1_000));
         loop {
             let grown = self.grown.notified();
-            {
+            let next_is_seen_at = {
                 let state = self.state.lock().unwrap();
                 let seen = state.seen();
                 if seen >= question.from {
                     return state.followed(question.from, seen);
                 }
-            }
-            let seen_next = {
-                let state = self.state.lock().unwrap();
-                let made_at = state.made_at.get(state.seen().0 as usize);
-                made_at.map(|made_at| *made_at + state.takes)
+                state.made_at.get(seen.0 as usize).map(|made_at| *made_at + state.takes)
             };
-            if tokio::time::timeout_at(seen_next.unwrap_or(until), grown)
+            let is_over = tokio::time::timeout_at(next_is_seen_at.unwrap_or(until), grown)
                 .await
-                .is_err()
-                && seen_next.is_none()
-            {
+                .is_err();
+            if is_over && next_is_seen_at.is_none() {
                 // Nothing waits: an empty block, so that custody and age move on.
-                self.state
-                    .lock()
-                    .unwrap()
-                    .execute(Vec::new(), &self.clock)
-                    .expect("an empty block is valid");
-                self.grown.notify_waiters();
+                self.add_empty_block();
             }
         }
     }
@@ -230,8 +228,10 @@ impl Service for Ground {
             let invalid = |why: String| Refusal::new(RefusalCode::Invalid, &why);
             match kind {
                 FrameKind::SubmitBatch => {
-                    this.note_submission(&peer, &body);
-                    Ok(encode(&this.submit(&body).map_err(invalid)?).into())
+                    let batch: CertifiedBatch = decode(&body).map_err(|error| invalid(error.to_string()))?;
+                    let submission = (peer.idx, batch.header.seq);
+                    this.state.lock().unwrap().submissions.push(submission);
+                    Ok(encode(&this.submit(batch).map_err(invalid)?).into())
                 }
                 FrameKind::Follow => {
                     let question = decode(&body).map_err(|error| invalid(error.to_string()))?;
