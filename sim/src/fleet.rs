@@ -301,8 +301,14 @@ impl SimFleet {
     #[must_use]
     pub fn honest_validators(&self) -> Vec<String> {
         let mut names = self.validator_names();
-        names.retain(|name| self.placed.iter().all(|enemy| enemy.who != *name) && !self.machine(name).is_lost);
+        names.retain(|name| self.placed.iter().all(|enemy| enemy.who != *name) && !self.is_lost(name));
         names
+    }
+
+    /// Whether this is a validator whose disk is lost, so that it does not come back.
+    #[must_use]
+    pub fn is_lost(&self, name: &str) -> bool {
+        self.machine(name).is_lost
     }
 
     /// Names of the agents of each cluster.

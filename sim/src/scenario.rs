@@ -14,6 +14,7 @@ use std::{
 };
 
 use cluster_agent::raft::LinkProfile;
+use common::quorum::is_bft_quorum;
 use serde::{Deserialize, Serialize};
 
 pub use self::expectation::Expectation;
@@ -216,6 +217,7 @@ impl Scenario {
             return Err("faults must ascend by at_ms".into());
         }
         self.check_overlaps()?;
+        self.check_losses()?;
         let words = self.faults.iter().flat_map(|fault| &fault.who);
         for word in words {
             self.check_word(word).map_err(|why| format!("who \"{word}\" {why}"))?;
@@ -242,6 +244,32 @@ impl Scenario {
             ends_ms.insert(what, fault.at_ms + fault.lasts_ms);
         }
         Ok(())
+    }
+
+    /// Validators whose disks are lost do not come back: with those in enemies' hands they must leave a quorum.
+    fn check_losses(&self) -> Result<(), String> {
+        let losses = self.faults.iter().filter(|fault| fault.kind == Kind::DiskLost);
+        let words: BTreeSet<&str> = losses.flat_map(|fault| &fault.who).map(String::as_str).collect();
+        let mut lost: BTreeSet<String> = (1..=self.validators).map(|number| format!("v{number}")).collect();
+        lost.retain(|name| {
+            [name.as_str(), "validators", "all"]
+                .iter()
+                .any(|word| words.contains(word))
+        });
+        if lost.is_empty() {
+            return Ok(());
+        }
+        let enemies = enemies(&self.enemies)?;
+        let hacked = enemies.iter().filter(|enemy| matches!(enemy.post, Post::Validator(_)));
+        lost.extend(hacked.map(|enemy| enemy.post.to_string()));
+        let (lost, all) = (lost.len() as u64, u64::from(self.validators));
+        if is_bft_quorum(all - lost, all) {
+            return Ok(());
+        }
+        Err(format!(
+            "disk_lost and enemies take {lost} of {all} validators for good, and the others could agree on nothing: name \
+             fewer, or let them crash"
+        ))
     }
 
     fn population(&self) -> Population {
@@ -424,6 +452,13 @@ mod tests {
         let clock = "[[fault]]\nat_ms = 500\nlasts_ms = 501\nkind = \"clock_in1970\"\nwho = [\"v1\"]\n";
         let clocks = format!("{clock}{}[[fault]]", clock.replace("500", "1000"));
         assert!(with("[[fault]]", &clocks).contains("clocks"));
+        let loses =
+            |who| format!("[[fault]]\nat_ms = 500\nlasts_ms = 1\nkind = \"disk_lost\"\nwho = [{who}]\n[[fault]]");
+        assert!(with("[[fault]]", &loses(r#""v1", "v2""#)).contains("2 of 4"));
+        assert!(with("[[fault]]", &loses(r#""all""#)).contains("4 of 4"));
+        let hacked = format!("[[enemy]]\nwho = \"v2\"\nactor = \"withholder\"\n{}", loses(r#""v1""#));
+        assert!(with("[[fault]]", &hacked).contains("2 of 4"));
+        assert!(Scenario::from_toml(&GOOD.replace("[[fault]]", &loses(r#""v1", "c1-1""#))).is_ok());
         let apart = GOOD.replace("[[fault]]", &format!("{}{thin}", lossy.replace("501", "500")));
         assert!(Scenario::from_toml(&apart).is_ok());
     }

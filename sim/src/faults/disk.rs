@@ -59,8 +59,8 @@ pub fn draw(number: u64, fleet: &SimFleet, random: &mut Stream) -> Box<dyn Fault
         2 => DiskTrouble::Failing,
         5 | 6 => {
             let may_lose = match random.between(0, 3) {
-                0 => fleet.may_lose_station(),
-                _ => fleet.may_lose_disk(),
+                0 => fleet.validators_with_a_disk_to_lose(),
+                _ => fleet.agents_with_a_disk_to_lose(),
             };
             if may_lose.is_empty() {
                 DiskTrouble::Slow { times: 50 }

@@ -99,7 +99,7 @@ fn crash_in_an_apply_is_taken_back_by_the_last_that_wants_it() {
 #[test]
 fn one_validator_of_four_is_lost_for_good_and_no_second_one() {
     on_a_fleet(|fleet| {
-        assert_eq!(fleet.may_lose_station().len(), 4);
+        assert_eq!(fleet.validators_with_a_disk_to_lose().len(), 4);
         let mut lost = Lost::new(vec!["v2".to_owned()], 1_000);
         lost.begin(fleet, 0);
         lost.end(fleet, 1_000);
@@ -107,6 +107,6 @@ fn one_validator_of_four_is_lost_for_good_and_no_second_one() {
         fleet.supervise().now_or_never().expect("nothing is to be started");
         assert!(!fleet.is_running("v2"));
         assert_eq!(fleet.honest_validators(), ["v1", "v3", "v4"]);
-        assert_eq!(fleet.may_lose_station(), Vec::<String>::new());
+        assert_eq!(fleet.validators_with_a_disk_to_lose(), Vec::<String>::new());
     });
 }

@@ -46,7 +46,7 @@ impl SimFleet {
 
     /// Agents whose disks may be lost now.
     #[must_use]
-    pub fn may_lose_disk(&self) -> Vec<String> {
+    pub fn agents_with_a_disk_to_lose(&self) -> Vec<String> {
         let suspects = self.witness.suspects();
         let clusters = (0..self.population.clusters).map(ClusterId);
         let whole = clusters.filter(|cluster| !suspects.has_cluster(*cluster) && self.outsiders(*cluster).is_empty());
@@ -55,10 +55,13 @@ impl SimFleet {
 
     /// Validators whose disks may be lost now.
     #[must_use]
-    pub fn may_lose_station(&self) -> Vec<String> {
+    pub fn validators_with_a_disk_to_lose(&self) -> Vec<String> {
         let whole = self.honest_validators();
         // Each has the same weight.
-        let (left, all) = (whole.len() as u64 - 1, u64::from(self.population.validators));
+        let (left, all) = (
+            (whole.len() as u64).saturating_sub(1),
+            u64::from(self.population.validators),
+        );
         if is_bft_quorum(left, all) { whole } else { Vec::new() }
     }
 
