@@ -86,7 +86,7 @@ mod memory {
     use super::Room;
     use crate::{first_bytes::FirstBytes, ids::Digest};
 
-    /// One known answer in this many is not relied on; and of a change one of its first repetitions, as many.
+    /// One in so many known answers is not relied on, nor is one of the first so many repetitions of a change.
     const CHECKED_ONE_IN: u64 = 16;
     /// A fleet of hundreds repeats each change as often: this many repetitions later it is checked again.
     const CHECKED_AGAIN_AFTER: u64 = 128;

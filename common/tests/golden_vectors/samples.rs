@@ -14,20 +14,19 @@ use common::{
     testing::Fleet,
 };
 
-/// Takes the samples.
-pub trait Samples {
-    /// One value under the name of its file.
-    fn add<T: Wire + PartialEq + Clone + 'static>(&mut self, name: &str, value: T);
-}
-
-pub use blocks::ledger;
-
+pub use self::blocks::ledger;
 use self::{
     blocks::{batches, blocks, certificates, outcomes_and_proof, two_batches, two_blocks},
     messages::{bft_and_feed, frames_and_cluster},
     operators::{operators_answers, operators_requests},
     tasks::{actions, submit, tasks_and_entries},
 };
+
+/// Takes the samples.
+pub trait Samples {
+    /// One value under the name of its file.
+    fn add<T: Wire + PartialEq + Clone + 'static>(&mut self, name: &str, value: T);
+}
 
 const C1: ClusterId = ClusterId(0);
 const C2: ClusterId = ClusterId(1);
