@@ -27,6 +27,7 @@ pub mod proof;
 pub mod quorum;
 pub mod recall;
 pub mod registry;
+pub mod retention_scale;
 pub mod roster;
 pub mod task;
 #[cfg(any(test, feature = "testing"))]

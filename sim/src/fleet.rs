@@ -11,6 +11,7 @@ mod troubles;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    num::NonZeroU64,
     sync::Arc,
 };
 
@@ -78,6 +79,9 @@ pub struct Conditions {
     pub snapshot_entries: (u64, u64),
     /// Quota of an outbox; `None`: that of the profile.
     pub outbox_bytes_max: Option<u64>,
+    /// Of what the program keeps of closed tasks, machines keep one part in so many
+    /// ([`common::retention_scale`]).
+    pub keeps_one_in: NonZeroU64,
 }
 
 impl Conditions {

@@ -19,6 +19,7 @@ use common::{
     codec::{decode, encode},
     ids::{ClusterId, Digest, Height, TaskId},
     recall::Recall,
+    retention_scale::Shortened,
     validator_set::ValidatorSet,
     wire::{
         frame::FrameKind,
@@ -27,6 +28,7 @@ use common::{
 };
 use transport::ports::Transport;
 
+pub(crate) use plan::KEEPS_ALL;
 pub use plan::Plan;
 
 use crate::{
@@ -165,6 +167,7 @@ pub fn run_schedule(schedule: &Schedule) -> Report {
 pub fn run_staged(plan: Plan, staging: Staging<'_>) -> Report {
     // All machines of the run check the same signatures and blocks.
     let _recall = Recall::begin();
+    let _shortened = Shortened::by(plan.conditions.keeps_one_in);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -300,7 +303,7 @@ impl World {
             let state = validator.executed().get().queue.clone();
             let known: BTreeSet<TaskId> = tasks
                 .iter()
-                .filter(|task| state.task(task).is_some())
+                .filter(|task| witness.knows(&state, task))
                 .copied()
                 .collect();
             witness.see(&Observation::Knows {
@@ -313,7 +316,7 @@ impl World {
             let Some(agent) = self.fleet.agent(&name) else { continue };
             let (cluster, known) = agent.machine().with(|state| {
                 let queue = &state.queue;
-                let is_known = |task: &&TaskId| queue.task_row(task).is_some() || queue.global().task(task).is_some();
+                let is_known = |task: &&TaskId| queue.task_row(task).is_some() || witness.knows(queue.global(), task);
                 let known: BTreeSet<TaskId> = tasks.iter().filter(is_known).copied().collect();
                 (queue.cluster(), known)
             });
@@ -323,8 +326,10 @@ impl World {
                 tasks: Arc::new(known),
             });
         }
-        let step = (tasks.len() / PROOFS).max(1);
-        for task in tasks.iter().step_by(step) {
+        // Proofs are made of tasks that are kept.
+        let kept: Vec<TaskId> = tasks.into_iter().filter(|task| !witness.has_left(task)).collect();
+        let step = (kept.len() / PROOFS).max(1);
+        for task in kept.iter().step_by(step) {
             self.ask_for_proof(*task).await;
         }
     }
@@ -349,11 +354,16 @@ impl World {
         for name in self.fleet.honest_validators().iter().cycle().take(PROOF_TRIES) {
             let validator = self.fleet.fleet.id(name);
             let asked = operator.call(validator, FrameKind::Operate, body.clone(), PROOF_PATIENCE);
-            if let Some(OpAnswer::Proof(bytes)) = asked.await.ok().and_then(|bytes| decode(&bytes).ok()) {
-                return self.fleet.witness.see(&Observation::Proof {
-                    task,
-                    bytes: bytes.to_vec(),
-                });
+            match asked.await.ok().and_then(|bytes| decode(&bytes).ok()) {
+                Some(OpAnswer::Proof(bytes)) => {
+                    return self.fleet.witness.see(&Observation::Proof {
+                        task,
+                        bytes: bytes.to_vec(),
+                    });
+                }
+                // It left in the meantime.
+                Some(OpAnswer::NoLongerKept { .. }) if self.fleet.witness.has_left(&task) => return,
+                _ => {}
             }
         }
         let task = task.to_hex();

@@ -10,6 +10,7 @@ mod expectation;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    num::NonZeroU64,
     time::Duration,
 };
 
@@ -30,7 +31,7 @@ use crate::{
     },
     fleet::{Population, SimFleet},
     ports::{DiskTrouble, LinkConditions},
-    run::Plan,
+    run::{KEEPS_ALL, Plan},
 };
 
 /// Where the rot of a scenario is, in thousandths of what a disk holds.
@@ -151,6 +152,9 @@ pub struct Scenario {
     /// Agents make a snapshot after this many entries, and keep half of them below it; drawn if it is not said.
     #[serde(default)]
     pub snapshot_entries: Option<u64>,
+    /// Machines keep one part in so many of what the program keeps of closed tasks; all of it if it is not said.
+    #[serde(default = "keeps_one_in")]
+    pub keeps_one_in: NonZeroU64,
     /// Processes in an enemy's hands, from the beginning; leaders from the third second on.
     #[serde(default, rename = "enemy")]
     pub enemies: Vec<ScriptedEnemy>,
@@ -164,6 +168,10 @@ pub struct Scenario {
 
 fn profile() -> LinkProfile {
     LinkProfile::Dev
+}
+
+fn keeps_one_in() -> NonZeroU64 {
+    KEEPS_ALL
 }
 
 fn write_every_ms() -> u64 {
@@ -305,6 +313,7 @@ impl Scenario {
             Plan::fleet(seed)
         };
         plan.conditions.profile = self.profile;
+        plan.conditions.keeps_one_in = self.keeps_one_in;
         plan.population = self.population();
         plan.enemies = enemies(&self.enemies).expect("it was checked when it was read");
         plan.lasts = Duration::from_secs(self.secs);

@@ -19,7 +19,8 @@ use common::{
     block::{BatchRef, Block, Proposal},
     certificate::{SignedVote, Vote},
     codec::decode,
-    ids::{BatchSeq, ClusterId, Digest, Height, LogIndex, LogPosition, NodeIdx, Term, View},
+    global_queue::GlobalQueue,
+    ids::{BatchSeq, ClusterId, Digest, Height, LogIndex, LogPosition, NodeIdx, TaskId, Term, View},
     validator_set::ValidatorSet,
     wire::frame::FrameKind,
 };
@@ -65,6 +66,10 @@ struct Inner {
     executed: Height,
     /// Highest block whose batches were told.
     ordered: Height,
+    /// Tasks that left the final state, and how many had left before each.
+    left: BTreeMap<TaskId, u64>,
+    /// So many were told.
+    told_left: u64,
     /// Highest index that was applied in each cluster.
     committed: BTreeMap<ClusterId, LogIndex>,
     /// What proposals refer to, by view and digest; the newest.
@@ -123,6 +128,8 @@ impl Witness {
             closed: BTreeMap::new(),
             executed: Height(0),
             ordered: Height(0),
+            left: BTreeMap::new(),
+            told_left: 0,
             committed: BTreeMap::new(),
             proposals: BTreeMap::new(),
             last_proposal: BTreeMap::new(),
@@ -280,6 +287,19 @@ impl Witness {
         let most = || equal.values().max().copied();
         let held = own.map_or_else(most, |own| equal.get(&own).copied());
         (held.unwrap_or(0) + purged, logs.len())
+    }
+
+    /// Whether `state` has the task, or had it and let it leave.
+    #[must_use]
+    pub fn knows(&self, state: &GlobalQueue, task: &TaskId) -> bool {
+        let has_left = || self.lock().left.get(task).is_some_and(|order| *order < state.left());
+        state.state_of(task).is_some() || has_left()
+    }
+
+    /// Whether the task has left a final state, so that machines may say that they do not know it.
+    #[must_use]
+    pub fn has_left(&self, task: &TaskId) -> bool {
+        self.lock().left.contains_key(task)
     }
 
     /// What the disk of `agent` has at the highest index that was applied in its cluster.
@@ -501,6 +521,7 @@ impl Witness {
                     height = height.next();
                     witness.tell_block(&validator, &name, height);
                 }
+                witness.tell_left(&now.queue);
                 let root = now.queue.state_root();
                 witness.trace.record(Event::Applied, idx.0, idx.0, &[&root.0]);
                 let mut inner = witness.lock();
@@ -514,6 +535,21 @@ impl Witness {
                 });
             }
         }));
+    }
+
+    /// Tasks that left the final state and were not told yet.
+    fn tell_left(&self, state: &GlobalQueue) {
+        let told = self.lock().told_left;
+        for line in state.left_after(told) {
+            let mut inner = self.lock();
+            inner.left.insert(line.id, line.order);
+            inner.told_left = line.order + 1;
+            drop(inner);
+            self.see(&Observation::Left {
+                task: line.id,
+                state: line.state,
+            });
+        }
     }
 
     fn tell_block(&self, validator: &Validator, name: &str, height: Height) {

@@ -148,7 +148,7 @@ impl ClusterQueue {
                 conflict: None,
             },
             derived: Derived::new(cluster),
-            retention: RETENTION,
+            retention: Retention::in_force(),
             genesis,
         }
     }

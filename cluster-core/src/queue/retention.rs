@@ -24,6 +24,7 @@ use std::borrow::Cow;
 use common::{
     global_queue::Row,
     ids::{Height, TaskId},
+    retention_scale::{scaled, scaled_count},
     task::{Scope, TaskState},
     wire::op::Finality,
 };
@@ -52,6 +53,17 @@ pub const RETENTION: Retention = Retention {
     rows: 65_536,
     keys: 131_072,
 };
+
+impl Retention {
+    /// What a queue begins with, and what a restored one goes on with: [`RETENTION`], scaled.
+    pub(super) fn in_force() -> Self {
+        Self {
+            blocks: scaled(RETENTION.blocks),
+            rows: scaled_count(RETENTION.rows),
+            keys: scaled_count(RETENTION.keys),
+        }
+    }
+}
 
 impl ClusterQueue {
     /// The row of a task of this cluster: the hot one, or what the global queue gives for it.

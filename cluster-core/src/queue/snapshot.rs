@@ -26,7 +26,7 @@ use common::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{CLAIMS_PER_DEVICE_MAX, ClusterQueue, Derived, HolderRow, KeyRow, RETENTION, State, TaskRow, derived::Sum};
+use super::{CLAIMS_PER_DEVICE_MAX, ClusterQueue, Derived, HolderRow, KeyRow, Retention, State, TaskRow, derived::Sum};
 use crate::{
     Shared, SharedMap,
     batcher::{Batcher, Conflict, Cursor, OutboxBatch},
@@ -342,7 +342,7 @@ impl QueueRestoring {
             derived: Derived::of(&state),
             state,
             global: self.global.finish().map_err(|_| SnapshotError::Global)?,
-            retention: RETENTION,
+            retention: Retention::in_force(),
             genesis: self.genesis,
         };
         queue.check_invariants().map_err(SnapshotError::Invariant)?;

@@ -142,7 +142,7 @@ impl GlobalQueue {
             task_keys: HashedMap::new(),
             streams: HashedMap::new(),
             index: Index::new(genesis.clusters.len()),
-            retention: RETENTION,
+            retention: Retention::in_force(),
             genesis: Arc::new(genesis.clone()),
             root: Digest::default(),
         };

@@ -35,6 +35,7 @@ use super::{
 use crate::{
     codec::to_bytes,
     ids::{ClusterId, Digest, Height, TaskId},
+    retention_scale::{scaled, scaled_count},
     task::{Scope, TaskState},
 };
 
@@ -61,6 +62,18 @@ pub const RETENTION: Retention = Retention {
     lines: 131_072,
 };
 
+impl Retention {
+    /// What a state begins with, and what a restored one goes on with: [`RETENTION`], scaled.
+    pub(super) fn in_force() -> Self {
+        Self {
+            blocks: scaled(RETENTION.blocks),
+            rows: scaled_count(RETENTION.rows),
+            bytes: scaled_count(RETENTION.bytes),
+            lines: scaled_count(RETENTION.lines),
+        }
+    }
+}
+
 /// What is kept of a task that left.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retired {
@@ -72,8 +85,8 @@ pub struct Retired {
     pub ended: Height,
     /// The cluster it was submitted through.
     pub through: ClusterId,
-    /// Counts the tasks that left.
-    pub(super) order: u64,
+    /// How many tasks had left before it.
+    pub order: u64,
     /// Its task key; tasks of fleet scope have one here.
     key: Option<TaskKeyId>,
 }
@@ -112,6 +125,17 @@ impl GlobalQueue {
     #[must_use]
     pub fn retired(&self, id: &TaskId) -> Option<&Retired> {
         self.retired.get(id)
+    }
+
+    /// The lines of the tasks that left after the first `known` ones, the first first, as far as they are kept.
+    pub fn left_after(&self, known: u64) -> impl Iterator<Item = &Retired> {
+        let newer = self.left().saturating_sub(known);
+        let skipped = (self.retired.len() as u64).saturating_sub(newer);
+        let lines = self
+            .index
+            .retired()
+            .skip(usize::try_from(skipped).unwrap_or(usize::MAX));
+        lines.map(|id| self.retired.get(&id).expect("indexed lines exist"))
     }
 
     /// State, scope and first cluster of a task that is kept or of which a line is kept.

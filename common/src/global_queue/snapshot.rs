@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Cursor, EVENTS_PER_TASK_MAX, GlobalQueue, RETENTION, Retired, Row, Standing, Submitted,
+    Cursor, EVENTS_PER_TASK_MAX, GlobalQueue, Retention, Retired, Row, Standing, Submitted,
     index::Index,
     row::{StreamKey, StreamRow, TaskKeyId, TaskKeyRow},
     shared_map::HashedMap,
@@ -322,7 +322,7 @@ impl Builder {
             stretch_us: small.stretch_us,
             arrivals: small.arrivals,
             left: small.left,
-            retention: RETENTION,
+            retention: Retention::in_force(),
             retired: self.retired,
             cursors: Arc::new(small.cursors.into_iter().map(cursor_from).collect()),
             tasks: self.tasks,

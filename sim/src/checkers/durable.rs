@@ -1,7 +1,7 @@
 //! durable: a task that was acknowledged is on the disks of a majority of its cluster's voters.
 //!
 //! Looked at in the instant of the acknowledgement, on the disks themselves, and once more at the end:
-//! no process may have forgotten a task.
+//! no process may have forgotten a task that is open, or was not due to leave.
 
 use std::collections::BTreeMap;
 
@@ -42,6 +42,12 @@ impl Checker for Durable {
                     self.acknowledged.insert(*task, *cluster);
                 }
             }
+            Observation::Left { task, state } if state.is_open() => {
+                return Err(format!(
+                    "task {} left the final state though it is open: {state:?}",
+                    task.to_hex()
+                ));
+            }
             Observation::Knows {
                 process,
                 cluster,
@@ -69,6 +75,8 @@ impl Checker for Durable {
 mod tests {
     use std::{collections::BTreeSet, sync::Arc};
 
+    use common::task::TaskState;
+
     use super::{super::*, *};
 
     #[test]
@@ -83,6 +91,16 @@ mod tests {
                 .unwrap_err()
                 .contains("1 of 3 disks")
         );
+    }
+
+    #[test]
+    fn open_task_that_leaves_is_caught() {
+        let left = |state| {
+            let task = TaskId([1; 32]);
+            judge(Durable::default(), &[(1, Observation::Left { task, state })])
+        };
+        assert_eq!(left(TaskState::Completed), Ok(()));
+        assert!(left(TaskState::Claimed).unwrap_err().contains("is open"));
     }
 
     #[test]

@@ -35,7 +35,7 @@ use common::{
     certificate::{Ballot, Vote},
     genesis::Genesis,
     ids::{BatchSeq, ClusterId, Digest, EntryId, Height, LogIndex, LogPosition, NodeIdx, TaskId, Term},
-    task::Scope,
+    task::{Scope, TaskState},
 };
 
 pub use recovers::SETTLE_US;
@@ -325,7 +325,14 @@ pub enum Observation {
         /// Lowest height of a validator.
         height: Height,
     },
-    /// The tasks that a process knows at the end.
+    /// A task left the final state, since it had ended and was due.
+    Left {
+        /// Which.
+        task: TaskId,
+        /// How it had ended.
+        state: TaskState,
+    },
+    /// The tasks that a process knows at the end, or knew until they had ended and were due.
     Knows {
         /// Who.
         process: String,

@@ -155,16 +155,16 @@ impl World {
         }
     }
 
-    /// Acknowledged tasks that every validator's final state has.
+    /// Acknowledged tasks that every validator's final state has, or had until they had ended and were due.
     pub(super) fn tasks_final(&self) -> u64 {
-        let names = self.fleet.honest_validators();
+        let (names, witness) = (self.fleet.honest_validators(), &self.fleet.witness);
         let states: Vec<_> = names
             .iter()
             .map(|name| Some(self.fleet.validator(name)?.executed().get().queue.clone()))
             .collect();
         let is_final = |task: &&TaskId| {
             let has = |state: &Option<Arc<common::global_queue::GlobalQueue>>| {
-                state.as_ref().is_some_and(|state| state.task(task).is_some())
+                state.as_ref().is_some_and(|state| witness.knows(state, task))
             };
             states.iter().all(has)
         };

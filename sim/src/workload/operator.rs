@@ -4,6 +4,8 @@
 //! * Each write goes to a drawn agent of its cluster, cut off or not. After anything but an answer for
 //!   good the same signed bytes go to another one, until one says what became of them.
 //! * Several writes are open at once.
+//! * Some submissions have the task key of an earlier task: a duplicate while that one is remembered, a task of its own
+//!   afterwards.
 //! * Some writes are sent once more long after they ended, as by an operator who forgot: they hear what they heard.
 //! * Now and then an intruder sends a submission in the operator's name, under a signature of something else.
 
@@ -32,6 +34,11 @@ const CANCEL_ONE_IN: u64 = 16;
 /// A submission in this many is linked to an earlier task.
 const LINK_ONE_IN: u64 = 8;
 
+/// A submission in this many has the task key of an earlier one.
+const REUSE_ONE_IN: u64 = 12;
+/// So many back at most; fleet-scope tasks share an eighth as many keys.
+const REUSED_AMONG: u64 = 400;
+
 /// A write in this many is sent again after it ended.
 const REPEAT_ONE_IN: u64 = 6;
 /// After so many writes an intruder tries.
@@ -55,6 +62,8 @@ struct Write {
     entry: SignedEntry,
     task: TaskId,
     call: Call,
+    /// Whether a grant of the cluster makes a task of it: the key of a fleet-scope task is judged by the global queue.
+    makes_task: bool,
 }
 
 impl Operator {
@@ -119,10 +128,12 @@ impl Operator {
 
     fn next_write(&mut self) -> Write {
         self.number += 1;
-        let (entry, call) = match self.random.between(1, CANCEL_ONE_IN) {
-            1 => self.cancel().unwrap_or_else(|| self.submit()),
-            _ => self.submit(),
+        let canceled = match self.random.between(1, CANCEL_ONE_IN) {
+            1 => self.cancel(),
+            _ => None,
         };
+        let call = if canceled.is_some() { Call::Cancel } else { Call::Submit };
+        let (entry, makes_task) = canceled.map_or_else(|| self.submit(), |entry| (entry, false));
         let chain = &self.desk.fleet.chain;
         let task = entry
             .header
@@ -137,13 +148,25 @@ impl Operator {
             entry,
             task,
             call,
+            makes_task,
         }
     }
 
-    fn submit(&mut self) -> (SignedEntry, Call) {
+    /// A submission, and whether a grant of the cluster makes a task of it.
+    fn submit(&mut self) -> (SignedEntry, bool) {
         let is_fleet = self.random.between(0, 1) == 1;
         let scope = if is_fleet { Scope::Fleet } else { Scope::Cluster };
-        let mut task = testing::task(&format!("c{}-{}", self.cluster.0, self.number));
+        let is_reused = self.random.between(1, REUSE_ONE_IN) == 1;
+        let key = match (is_reused, scope) {
+            (false, _) => self.number.to_string(),
+            (true, Scope::Cluster) => {
+                let back = self.random.between(1, REUSED_AMONG);
+                self.number.saturating_sub(back).to_string()
+            }
+            // Nobody is promised a task of these.
+            (true, Scope::Fleet) => format!("again-{}", self.random.between(1, REUSED_AMONG / 8)),
+        };
+        let mut task = testing::task(&format!("c{}-{key}", self.cluster.0));
         task.places = vec![testing::place_in(self.cluster.0)]
             .try_into()
             .expect("one place fits");
@@ -153,17 +176,16 @@ impl Operator {
             task.after = vec![earlier].try_into().expect("one link fits");
         }
         let entry = self.desk.fleet.submit("op1", self.cluster, self.number, scope, &task);
-        (entry, Call::Submit)
+        (entry, !(is_fleet && is_reused))
     }
 
-    fn cancel(&mut self) -> Option<(SignedEntry, Call)> {
+    fn cancel(&mut self) -> Option<SignedEntry> {
         let is_fleet = self.random.between(0, 1) == 1;
         let scope = if is_fleet { Scope::Fleet } else { Scope::Cluster };
         let action = Action::Cancel {
             task: self.earlier(scope)?,
         };
-        let entry = self.desk.fleet.entry("op1", self.cluster, self.number, scope, action);
-        Some((entry, Call::Cancel))
+        Some(self.desk.fleet.entry("op1", self.cluster, self.number, scope, action))
     }
 
     /// A drawn task of `scope` among the last ones acknowledged through this cluster.
@@ -224,12 +246,12 @@ impl Write {
             return Attempt::Again;
         };
         let (desk, entry, agent_name) = (self.desk.clone(), self.entry.clone(), self.agents[pick].clone());
-        let (cluster, task, is_submit) = (self.cluster, self.task, self.call == Call::Submit);
+        let (cluster, task, makes_task) = (self.cluster, self.task, self.makes_task);
         let asked_us = desk.witness.now_us();
         let asked = door.ask(|agent| async move {
             let outcome = agent.enter(entry.clone()).await;
             if let WriteOutcome::Committed(answer) = &outcome {
-                let is_task = is_submit && answer.verdict == Verdict::Granted;
+                let is_task = makes_task && answer.verdict == Verdict::Granted;
                 let written = Written {
                     cluster,
                     entry: entry.id(&desk.fleet.chain),

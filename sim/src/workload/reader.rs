@@ -5,7 +5,7 @@ use std::time::Duration;
 use common::{
     ids::{ClusterId, TaskId},
     task::{Scope, TaskState},
-    wire::op::{Consistency, OpAnswer, OpRequest, TaskView},
+    wire::op::{Consistency, OpAnswer, OpRequest},
 };
 
 use super::Desk;
@@ -25,8 +25,8 @@ pub struct Reader {
     random: Stream,
 }
 
-fn told(task: Option<&TaskView>) -> Told {
-    match task.map(|task| task.state) {
+fn told(state: Option<TaskState>) -> Told {
+    match state {
         None => Told::Absent,
         Some(TaskState::Completed) => Told::Completed,
         Some(TaskState::Canceled) => Told::Canceled,
@@ -122,6 +122,8 @@ impl Reader {
                 staleness_ms_max: None,
             };
             match agent.answer(request).await {
+                // Nothing is kept of it: nothing can be said of it.
+                OpAnswer::Task { task: None, .. } if desk.witness.has_left(&task) => {}
                 OpAnswer::Task { task: found, context } => {
                     desk.witness.see(&Observation::LinearizableRead {
                         agent: agent_name,
@@ -131,9 +133,10 @@ impl Reader {
                         is_found: found.is_some(),
                         applied: context.applied,
                     });
-                    desk.answered(call, task, told(found.as_ref()));
+                    desk.answered(call, task, told(found.map(|task| task.state)));
                     desk.journal().linearizable_reads += 1;
                 }
+                OpAnswer::NoLongerKept { state, .. } => desk.answered(call, task, told(Some(state))),
                 OpAnswer::NoQuorum { .. } => desk.journal().no_quorum += 1,
                 _ => {}
             }
