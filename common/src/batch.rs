@@ -3,8 +3,10 @@
 //! # Invariants
 //! * A batch is a pure function of the cluster's log: every member builds the same bytes.
 //! * Sequence numbers are dense, and each header carries the digest of the one before.
-//! * A leaf of `entries_root` is (founding, index, entry id, verdict): where an entry stands and what
-//!   its cluster decided.
+//! * A leaf of `entries_root` is (founding, index, entry id, bytes, verdict): where an entry stands, what
+//!   it is to the last bit, and what its cluster decided. An entry's id leaves its signature out and binds its
+//!   payload by a digest only, so it does not say which copy of the entry stands in the log; and who executes another
+//!   copy comes to another state. `docs/decisions/0042-leaves-bind-bytes.md`.
 
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +29,7 @@ use crate::{
 };
 
 /// Version of the batch format.
-pub const BATCH_VERSION: u16 = 1;
+pub const BATCH_VERSION: u16 = 2;
 
 /// What the roster attests. Its digest is over these bytes, without signatures.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -117,13 +119,19 @@ impl BatchEntry {
     /// Leaf digest under `entries_root`.
     #[must_use]
     pub fn leaf(&self, chain: &ChainId) -> Digest {
+        self.entry_leaf(self.id(chain)).digest()
+    }
+
+    /// What its leaf says; `id` is [`id`](Self::id).
+    #[must_use]
+    pub fn entry_leaf(&self, id: EntryId) -> EntryLeaf {
         EntryLeaf {
             founding: self.founding,
             index: self.index,
-            id: self.id(chain),
+            id,
+            bytes: sha256(&[&to_bytes(&self.item)]),
             verdict: self.verdict,
         }
-        .digest()
     }
 
     /// Encoded length, which counts towards the size of a batch.
@@ -142,6 +150,8 @@ pub struct EntryLeaf {
     pub index: LogIndex,
     /// Its identity.
     pub id: EntryId,
+    /// Digest of the row's item as it is encoded: signature and payload too.
+    pub bytes: Digest,
     /// What its cluster decided.
     pub verdict: Verdict,
 }

@@ -1,9 +1,10 @@
 use std::sync::Mutex;
 
 use common::{
-    batch::BatchError,
+    batch::{BatchError, BatchItem},
     certificate::{CertificateError, Signers},
     codec::BoundedVec,
+    entry::SignedEntry,
     global_queue::GlobalQueue,
     ids::{Epoch, View},
     task::Scope,
@@ -213,6 +214,36 @@ async fn rows_that_do_not_match_the_header_are_refused() {
         place.submit("c1-1", &batch).await,
         Err(IntakeError::Batch(BatchError::Content(_)))
     ));
+}
+
+/// Its certificate and digest are those of the good copy. Validators that executed different copies of one batch would come
+/// to different states.
+#[tokio::test]
+async fn another_copy_of_a_certified_batch_is_refused_and_the_good_one_is_taken_after_it() {
+    let mut place = Place::new();
+    let good = place.batch(1);
+    let bent = |bend: fn(&mut SignedEntry)| {
+        let mut copy = good.clone();
+        let mut rows = copy.entries.into_inner();
+        let BatchItem::Author(entry) = &mut rows[0].item else {
+            panic!("an author's row")
+        };
+        bend(entry);
+        copy.entries = rows.try_into().unwrap();
+        assert_eq!(copy.digest(&place.fleet.chain), good.digest(&place.fleet.chain));
+        copy
+    };
+    let copies = [
+        bent(|entry| entry.signature = Default::default()),
+        bent(|entry| entry.payload = Default::default()),
+    ];
+    for copy in &copies {
+        assert!(matches!(
+            place.submit("c1-1", copy).await,
+            Err(IntakeError::Batch(BatchError::Content(_)))
+        ));
+    }
+    assert_eq!(place.submit("c1-1", &good).await, Ok(BatchReceipt::Stored));
 }
 
 #[tokio::test]

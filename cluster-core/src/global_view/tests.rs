@@ -1,4 +1,5 @@
 use common::{
+    batch::{BatchEntry, BatchItem},
     block::{Advance, AdvanceBatch, AdvancePart},
     codec::encode,
     entry::LogEntry,
@@ -150,17 +151,29 @@ fn block_that_is_not_final_or_carries_other_batches_is_refused_before_append_and
     });
     assert_eq!(check(&missing), Err(AdvanceError::MissingBytes(0)));
 
-    let forged_row = repack(&c, good, |advance| {
-        let AdvanceBatch::Full(batch) = &advance.batches[0] else {
-            panic!("the batch is of another cluster");
+    let forged = |forge: fn(&mut BatchEntry)| {
+        repack(&c, good, |advance| {
+            let AdvanceBatch::Full(batch) = &advance.batches[0] else {
+                panic!("the batch is of another cluster");
+            };
+            let mut batch = batch.clone();
+            let mut rows = batch.entries.into_inner();
+            forge(&mut rows[0]);
+            batch.entries = rows.try_into().unwrap();
+            advance.batches = vec![AdvanceBatch::Full(batch)].try_into().unwrap();
+        })
+    };
+    let forged_row = forged(|row| row.verdict = common::verdict::Verdict::Late);
+    // The same entry by its id, in a copy that would be executed otherwise.
+    let bent_row = forged(|row| {
+        let BatchItem::Author(entry) = &mut row.item else {
+            panic!("an author's row")
         };
-        let mut batch = batch.clone();
-        let mut rows = batch.entries.into_inner();
-        rows[0].verdict = common::verdict::Verdict::Late;
-        batch.entries = rows.try_into().unwrap();
-        advance.batches = vec![AdvanceBatch::Full(batch)].try_into().unwrap();
+        entry.signature = Default::default();
     });
-    assert!(matches!(check(&forged_row), Err(AdvanceError::Content(0, _))));
+    for other_row in [&forged_row, &bent_row] {
+        assert!(matches!(check(other_row), Err(AdvanceError::Content(0, _))));
+    }
 
     let renamed = AdvancePart {
         block: Digest([1; 32]),
@@ -174,7 +187,7 @@ fn block_that_is_not_final_or_carries_other_batches_is_refused_before_append_and
     };
     assert_eq!(check(&torn), Err(AdvanceError::Split));
 
-    for bad in [unsigned, swapped, missing, forged_row, renamed, torn] {
+    for bad in [unsigned, swapped, missing, forged_row, bent_row, renamed, torn] {
         assert_eq!(advance(&mut c, &bad), Height(0));
     }
     assert_eq!(advance(&mut c, &parts[0]), Height(1));

@@ -4,7 +4,6 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{GlobalQueue, StaleReason};
 use crate::{
-    batch::EntryLeaf,
     batch::{BATCH_VERSION, BatchEntry, BatchError, BatchHeader, BatchItem, CertifiedBatch},
     block::{BatchRef, Block, FinalizedBlock},
     crypto::Verified,
@@ -273,19 +272,14 @@ impl GlobalQueue {
         }
         let chain = self.registry.chain();
         let ids: Vec<EntryId> = batch.entries.iter().map(|row| row.id(chain)).collect();
-        let leaves: Vec<Digest> = batch.entries.iter().zip(&ids).map(|(row, id)| leaf(row, *id)).collect();
+        let leaves: Vec<Digest> = batch
+            .entries
+            .iter()
+            .zip(&ids)
+            .map(|(row, id)| row.entry_leaf(*id).digest())
+            .collect();
         (merkle::root(&leaves) == batch.header.entries_root).then_some(ids)
     }
-}
-
-fn leaf(row: &BatchEntry, id: EntryId) -> Digest {
-    EntryLeaf {
-        founding: row.founding,
-        index: row.index,
-        id,
-        verdict: row.verdict,
-    }
-    .digest()
 }
 
 /// The roster in force after `entries`: that of the last good `Roster` row that was granted.

@@ -152,12 +152,7 @@ impl<S: ProofSource> Builder<'_, S> {
         Ok(EventProof::Entry {
             height,
             signed: signed_header,
-            leaf: crate::batch::EntryLeaf {
-                founding: row.founding,
-                index: row.index,
-                id: entry.id,
-                verdict: row.verdict,
-            },
+            leaf: row.entry_leaf(entry.id),
             leaf_path: Climb::from_leaf(&leaves, entry.row as usize).ok_or(contradiction)?,
             batch: batch.header.clone(),
             batch_path,

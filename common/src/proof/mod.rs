@@ -43,7 +43,7 @@ use crate::{
 };
 
 /// Version of the format.
-pub const PROOF_VERSION: u16 = 1;
+pub const PROOF_VERSION: u16 = 2;
 /// Longest proof file.
 pub const PROOF_BYTES_MAX: usize = 3 * 1024 * 1024;
 /// Header runs of a proof: every event could stand alone.

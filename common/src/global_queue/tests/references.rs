@@ -6,7 +6,7 @@ use crate::{
     block::BatchRef,
     certificate::CertificateError,
     crypto::Signature,
-    entry::VerifyEach,
+    entry::{SignedEntry, VerifyEach},
     ids::{Founding, NodeIdx, RaftNodeId},
     roster::{Roster, RosterMember},
     testing::ClusterLog,
@@ -314,6 +314,15 @@ fn certificate_with_too_few_duplicate_foreign_or_extra_signatures_is_refused() {
     );
 }
 
+fn bend(batch: &mut CertifiedBatch, how: fn(&mut SignedEntry)) {
+    let mut rows = batch.entries.clone().into_inner();
+    let BatchItem::Author(entry) = &mut rows[0].item else {
+        panic!("an author's row")
+    };
+    how(entry);
+    batch.entries = rows.try_into().unwrap();
+}
+
 #[test]
 fn batch_whose_rows_do_not_match_its_header_is_refused() {
     let fleet = Fleet::new(2, 3, 1);
@@ -327,20 +336,23 @@ fn batch_whose_rows_do_not_match_its_header_is_refused() {
         let rows = batch.entries.into_inner();
         queue.verify_batch(fleet.certify(batch.header, rows, &fleet.roster(C1)))
     };
-    let cases: [fn(&mut CertifiedBatch); 6] = [
+    let cases: [fn(&mut CertifiedBatch); 8] = [
         |batch| batch.header.count = 0,
         |batch| batch.entries = Default::default(),
         |batch| batch.header.entries_root = Digest([1; 32]),
         |batch| batch.header.last_index = crate::ids::LogIndex(9),
         |batch| batch.header.cut.index = crate::ids::LogIndex(0),
         |batch| batch.header.founding = Founding(1),
+        // The same entry by its id, and another copy of it: executed, it would be malformed.
+        |batch| bend(batch, |entry| entry.signature = Default::default()),
+        |batch| bend(batch, |entry| entry.payload = Default::default()),
     ];
     for (i, change) in cases.into_iter().enumerate() {
         assert!(matches!(signed(change), Err(BatchError::Content(_))), "case {i}");
     }
     assert!(matches!(
-        signed(|batch| batch.header.version = 2),
-        Err(BatchError::Version { got: 2, want: 1 })
+        signed(|batch| batch.header.version = 1),
+        Err(BatchError::Version { got: 1, want: 2 })
     ));
     assert!(matches!(
         signed(|batch| batch.header.cluster = ClusterId(1)),
