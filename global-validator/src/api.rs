@@ -184,11 +184,13 @@ impl Api {
         Refusal::new(RefusalCode::NotNow, "stopping")
     }
 
-    /// How old the state may be: the time since its last block, and what clocks may be off by.
-    fn staleness_ms(&self, queue: &GlobalQueue) -> u64 {
+    /// How old the state may be: the time since its last block, and what clocks may be off by. Unknown where this clock may be
+    /// wrong.
+    fn staleness_ms(&self, queue: &GlobalQueue) -> Option<u64> {
         let bounds = &queue.genesis_file().timing.clocks;
         let error_ms = u64::from(bounds.block_time_bound_ms) + u64::from(bounds.clock_error_ms);
-        self.parts.block_clock.now().ms_since(queue.time()) + 1 + error_ms
+        let now = self.parts.block_clock.now_if_compared(error_ms)?;
+        Some(now.ms_since(queue.time()) + 1 + error_ms)
     }
 
     fn refused(&self, queue: &GlobalQueue, consistency: Consistency, max: Option<u64>) -> Option<OpAnswer> {
@@ -196,8 +198,9 @@ impl Api {
             return Some(unsupported("linearizable reads are a cluster's: ask an agent"));
         }
         let staleness_ms = self.staleness_ms(queue);
-        max.is_some_and(|max| staleness_ms > max).then_some(OpAnswer::TooStale {
-            staleness_ms: Some(staleness_ms),
+        let is_too_stale = max.is_some_and(|max| staleness_ms.is_none_or(|age| age > max));
+        is_too_stale.then_some(OpAnswer::TooStale {
+            staleness_ms,
             mode: Mode::Normal,
         })
     }
@@ -223,9 +226,9 @@ impl Api {
             term: Term(0),
             leader: None,
             mode: Mode::Normal,
-            staleness_ms: Some(staleness_ms),
+            staleness_ms,
             global_height: queue.height(),
-            global_age_ms: Some(staleness_ms),
+            global_age_ms: staleness_ms,
         }
     }
 

@@ -353,6 +353,7 @@ impl Parts {
 
     fn rooms(&self, stores: Stores, events: EventSender) -> Rooms {
         let set = Arc::new(self.config.set.clone());
+        let held = stores.ledger.executed_state().queue().time();
         let peers = Peers::new(&self.registry, &set, self.me);
         let executed = Watch::new(Arc::new(Executed {
             queue: Arc::new(stores.ledger.executed_state().queue().clone()),
@@ -379,7 +380,7 @@ impl Parts {
             events,
             incoming: Incoming::default(),
             executed,
-            block_clock: BlockClock::start(self.ports.clock.clone()),
+            block_clock: BlockClock::start(self.ports.clock.clone(), held),
             intake,
             stores,
             stopwatch: Stopwatch::default(),

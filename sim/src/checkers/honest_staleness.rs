@@ -86,6 +86,16 @@ impl Checker for HonestStaleness {
                 let newer = self.executed.first_above(*height);
                 judge_age(agent, "global view", now_us, *global_age_ms, newer)?;
             }
+            // It was answered at some time behind the question.
+            Observation::FinalRead {
+                validator,
+                asked_us,
+                height,
+                age_ms,
+            } => {
+                let newer = self.executed.first_above(*height);
+                judge_age(validator, "final state", *asked_us, *age_ms, newer)?;
+            }
             _ => {}
         }
         Ok(())

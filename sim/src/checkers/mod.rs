@@ -235,6 +235,17 @@ pub enum Observation {
         /// Age of the global view, if known.
         global_age_ms: Option<u64>,
     },
+    /// A validator answered a read of final state.
+    FinalRead {
+        /// Who answered.
+        validator: String,
+        /// When it was asked.
+        asked_us: u64,
+        /// Height that was executed.
+        height: Height,
+        /// Age of the state, if known.
+        age_ms: Option<u64>,
+    },
     /// A linearizable read of a task was answered.
     LinearizableRead {
         /// Who answered.

@@ -2,7 +2,7 @@
 //!
 //! * [`operator`]: submits, links and cancels tasks, and sends the same bytes again after an unknown end.
 //! * [`vehicle`]: a drone that claims tasks and acts on them while it may.
-//! * [`reader`]: asks every agent what it knows, and how old that is.
+//! * [`reader`]: asks every agent and validator what it knows, and how old that is.
 
 pub mod operator;
 pub mod reader;
@@ -30,6 +30,9 @@ use crate::{
     runtime::{Process, ProcessId},
     witness::Witness,
 };
+
+/// Between two reads of each validator.
+const FINAL_READ_EVERY: Duration = Duration::from_secs(2);
 
 /// How much is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,6 +185,12 @@ pub fn start(fleet: &SimFleet, load: Load, seed: u64) -> Desk {
                 vehicle::Vehicle::new(desk.clone(), cluster, name.clone(), fleet.clock(&name), stream(0x7665));
             drop(clients.spawn(vehicle.fly(load)));
         }
+    }
+    for (at, name) in (0..).zip(fleet.honest_validators()) {
+        let operator = fleet.network.transport(fleet.fleet.id("op1"));
+        let stream = Stream::split(seed, 0x6669_6e61 ^ at << 32);
+        let reader = reader::FinalReader::new(desk.clone(), operator, name, stream);
+        drop(clients.spawn(reader.work(FINAL_READ_EVERY)));
     }
     desk
 }

@@ -1,16 +1,23 @@
-//! A reader at one agent: local reads with their age all the time, linearizable reads now and then.
+//! A reader at one agent: local reads with their age all the time, linearizable reads now and then. And a reader at one
+//! validator, which asks for final state and how old that is.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use common::{
-    ids::{ClusterId, TaskId},
+    codec::{decode, encode},
+    ids::{ClusterId, DeviceId, TaskId},
     task::{Scope, TaskState},
-    wire::op::{Consistency, OpAnswer, OpRequest},
+    wire::{
+        frame::FrameKind,
+        op::{Consistency, OpAnswer, OpRequest},
+    },
 };
+use transport::ports::Transport;
 
 use super::Desk;
 use crate::{
     checkers::{Call, Observation, Told},
+    ports::SimTransport,
     random::Stream,
 };
 
@@ -142,5 +149,72 @@ impl Reader {
             }
         });
         let _ = tokio::time::timeout(Duration::from_secs(5), read).await;
+    }
+}
+
+/// Wait for an answer of a validator.
+const FINAL_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Reads from one validator.
+pub struct FinalReader {
+    desk: Desk,
+    operator: Arc<SimTransport>,
+    validator: DeviceId,
+    name: String,
+    random: Stream,
+}
+
+impl FinalReader {
+    /// A reader at the validator `name`, over the links of an operator.
+    #[must_use]
+    pub fn new(desk: Desk, operator: Arc<SimTransport>, name: String, random: Stream) -> Self {
+        Self {
+            validator: desk.fleet.id(&name),
+            desk,
+            operator,
+            name,
+            random,
+        }
+    }
+
+    /// Reads for ever.
+    pub async fn work(mut self, every: Duration) {
+        let every_us = u64::try_from(every.as_micros()).unwrap_or(u64::MAX);
+        loop {
+            let pause_us = self.random.between(every_us / 2, every_us * 3 / 2);
+            tokio::time::sleep(Duration::from_micros(pause_us)).await;
+            self.look().await;
+        }
+    }
+
+    async fn look(&mut self) {
+        let newest = {
+            let journal = self.desk.journal();
+            let of_clusters = journal.order.values().filter_map(|order| order.last());
+            of_clusters.copied().collect::<Vec<_>>()
+        };
+        let Some(last) = newest.len().checked_sub(1) else {
+            return;
+        };
+        let request = OpRequest::Task {
+            task: newest[self.random.between(0, last as u64) as usize],
+            consistency: Consistency::Final,
+            staleness_ms_max: None,
+        };
+        let asked_us = self.desk.witness.now_us();
+        let asked = self.operator.call(
+            self.validator,
+            FrameKind::Operate,
+            encode(&request).into(),
+            FINAL_PATIENCE,
+        );
+        if let Some(OpAnswer::Task { context, .. }) = asked.await.ok().and_then(|bytes| decode(&bytes).ok()) {
+            self.desk.witness.see(&Observation::FinalRead {
+                validator: self.name.clone(),
+                asked_us,
+                height: context.global_height,
+                age_ms: context.staleness_ms,
+            });
+        }
     }
 }
