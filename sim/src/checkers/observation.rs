@@ -185,7 +185,7 @@ pub enum Observation {
         submitted: Option<(TaskId, Scope)>,
         /// Its place in the log; 0 if the answer names none.
         index: LogIndex,
-        /// Members that hold equal records there on their disks, or purged it.
+        /// Members that hold this entry there on their disks, or purged what was there.
         copies: usize,
         /// Members.
         voters: usize,

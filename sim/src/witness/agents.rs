@@ -5,9 +5,16 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use cluster_agent::{
     agent::AgentHandle,
-    raft::{RaftRole, store::record_leader},
+    raft::{
+        RaftRole,
+        store::{record_command, record_leader},
+    },
 };
-use common::ids::{BatchSeq, ClusterId, Digest, LogIndex, LogPosition, NodeIdx, Term};
+use common::{
+    codec::decode,
+    entry::LogEntry,
+    ids::{BatchSeq, ChainId, ClusterId, Digest, EntryId, LogIndex, LogPosition, NodeIdx, Term},
+};
 
 use super::Witness;
 use crate::{
@@ -28,6 +35,40 @@ pub(super) struct Known {
     committed: BTreeMap<ClusterId, LogIndex>,
 }
 
+impl Known {
+    /// What each disk of a cluster has at `index`, or had there when it was lost.
+    fn kept_at(&self, cluster: ClusterId, index: LogIndex) -> impl Iterator<Item = (&str, Kept)> {
+        let logs = self.logs.get(&cluster).map_or(&[][..], Vec::as_slice);
+        logs.iter()
+            .map(move |(name, log)| (name.as_str(), log.kept_or_lost(index)))
+    }
+
+    /// How many of them have a record there that is the one looked for, or purged it, and how many there are.
+    fn copies(&self, cluster: ClusterId, index: LogIndex, is_it: impl Fn(&[u8]) -> bool) -> (usize, usize) {
+        // Most of them are equal.
+        let mut asked: BTreeMap<Bytes, bool> = BTreeMap::new();
+        let mut holds = |kept| match kept {
+            Kept::Record(record) => *asked.entry(record).or_insert_with_key(|record| is_it(record)),
+            Kept::Purged => true,
+            Kept::Nothing => false,
+        };
+        let (mut copies, mut disks) = (0, 0);
+        for (_, kept) in self.kept_at(cluster, index) {
+            disks += 1;
+            copies += usize::from(holds(kept));
+        }
+        (copies, disks)
+    }
+}
+
+/// The author-signed entry in a record of a log.
+fn entry_of(record: &[u8], chain: &ChainId) -> Option<EntryId> {
+    match decode::<LogEntry>(&record_command(record)?).ok()? {
+        LogEntry::Author(signed) => Some(signed.id(chain)),
+        _ => None,
+    }
+}
+
 /// Records at the end of each log that are compared.
 const TAIL: usize = 96;
 
@@ -46,20 +87,18 @@ impl Witness {
         self.lock().agents.logs.entry(cluster).or_default().push((agent, log));
     }
 
-    /// Disks of a cluster that hold one record at `index`, or purged it, or did so when they were lost, and how many there
-    /// are. The record is that of
-    /// the `applier`; without one, or without a record on its disk, the one that most of them hold.
-    #[must_use]
-    pub fn copies(&self, cluster: ClusterId, applier: Option<&str>, index: LogIndex) -> (usize, usize) {
+    /// Disks of a cluster that hold the record at `index` that `applier` has there, or purged it, or did so when they were lost, and
+    /// how many there are. If its own disk has no record there, the one that most of them hold is meant.
+    fn copies_applied(&self, cluster: ClusterId, applier: &str, index: LogIndex) -> (usize, usize) {
         let inner = self.lock();
-        let logs = inner.agents.logs.get(&cluster).map_or(&[][..], Vec::as_slice);
         let mut equal: BTreeMap<Bytes, usize> = BTreeMap::new();
         let mut own = None;
-        let mut purged = 0;
-        for (name, log) in logs {
-            match log.kept_or_lost(index) {
+        let (mut purged, mut disks) = (0, 0);
+        for (name, kept) in inner.agents.kept_at(cluster, index) {
+            disks += 1;
+            match kept {
                 Kept::Record(bytes) => {
-                    if Some(name.as_str()) == applier {
+                    if name == applier {
                         own = Some(bytes.clone());
                     }
                     *equal.entry(bytes).or_default() += 1;
@@ -70,7 +109,15 @@ impl Witness {
         }
         let most = || equal.values().max().copied();
         let held = own.map_or_else(most, |own| equal.get(&own).copied());
-        (held.unwrap_or(0) + purged, logs.len())
+        (held.unwrap_or(0) + purged, disks)
+    }
+
+    /// Disks of a cluster that hold this entry at `index`, or purged what was there, or did so when they were lost, and how many
+    /// there are.
+    #[must_use]
+    pub fn copies_of(&self, entry: &EntryId, cluster: ClusterId, index: LogIndex, chain: &ChainId) -> (usize, usize) {
+        let is_it = |record: &[u8]| entry_of(record, chain).as_ref() == Some(entry);
+        self.lock().agents.copies(cluster, index, is_it)
     }
 
     /// What the disk of `agent` has at the highest index that was applied in its cluster.
@@ -162,7 +209,7 @@ impl Witness {
             self.lock().agents.committed.insert(*cluster, highest);
             return;
         }
-        let (copies, voters) = self.copies(*cluster, Some(agent), position.index);
+        let (copies, voters) = self.copies_applied(*cluster, agent, position.index);
         self.see(&Observation::Committed {
             agent: agent.clone(),
             cluster: *cluster,
@@ -227,4 +274,50 @@ impl Witness {
 fn tail(agent: String, log: &SimLog) -> Option<LogTail> {
     let (first, records) = log.tail(TAIL)?;
     Some(LogTail { agent, first, records })
+}
+
+#[cfg(test)]
+mod tests {
+    use cluster_agent::raft::store::{LogOp, LogRecord, LogStore};
+
+    use super::*;
+    use crate::{
+        ports::{DiskTiming, SimDisk},
+        runtime::ProcessId,
+        trace::Trace,
+    };
+
+    const TIMING: DiskTiming = DiskTiming {
+        sync_us_min: 1_000,
+        sync_us_max: 1_000,
+    };
+
+    /// A log whose disk holds `record` at index 1.
+    async fn log_with(record: &'static [u8]) -> SimLog {
+        let mut log = SimLog::new(SimDisk::new(0, 1, TIMING, Trace::begin()));
+        let (told, done) = tokio::sync::oneshot::channel();
+        let record = LogRecord {
+            index: LogIndex(1),
+            bytes: Bytes::from_static(record),
+        };
+        log.open(Process::new(ProcessId(0), 1)).submit(
+            LogOp::Append(vec![record]),
+            Box::new(move |outcome| drop(told.send(outcome))),
+        );
+        assert_eq!(done.await, Ok(Ok(())));
+        log
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn majority_that_holds_another_entry_is_no_copy_of_the_acknowledged_one() {
+        let mut known = Known::default();
+        let logs = known.logs.entry(ClusterId(0)).or_default();
+        for (name, record) in [("c1-1", &b"acknowledged"[..]), ("c1-2", b"other"), ("c1-3", b"other")] {
+            logs.push((name.to_owned(), log_with(record).await));
+        }
+        let copies = |index, wanted: &[u8]| known.copies(ClusterId(0), LogIndex(index), |record| record == wanted);
+        assert_eq!(copies(1, b"acknowledged"), (1, 3));
+        assert_eq!(copies(1, b"other"), (2, 3));
+        assert_eq!(copies(2, b"other"), (0, 3));
+    }
 }
