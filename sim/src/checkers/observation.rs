@@ -110,6 +110,8 @@ pub enum Observation {
         validator: NodeIdx,
         /// What it signed.
         ballot: Ballot,
+        /// What its disk lacks of what must be there before the proposal leaves.
+        lacks: Option<&'static str>,
     },
     /// A validator sent a vote.
     Voted {

@@ -14,6 +14,7 @@ use common::{
     ids::{BatchSeq, ClusterId, Digest, Height, NodeIdx, TaskId, View},
     wire::frame::FrameKind,
 };
+use global_core::GuardRecord;
 use global_validator::{Validator, batch_store::BatchStore};
 
 use super::Witness;
@@ -90,7 +91,11 @@ impl Witness {
                 if let Ok(signed) = decode::<SignedVote>(body)
                     && signed.voter == from.idx
                 {
-                    let lacks = self.lock().validators.guards.lacks(signed.voter, &signed.vote);
+                    let lacks = self
+                        .lock()
+                        .validators
+                        .guards
+                        .lacks(from.idx, &GuardRecord::Vote(signed.vote));
                     self.see(&Observation::Voted {
                         validator: signed.voter,
                         vote: signed.vote,
@@ -114,17 +119,22 @@ impl Witness {
     /// Remembers what the block refers to, and tells of it if it is the sender's own.
     fn tell_proposal(&self, from: Sender, block: &Block) {
         let ballot = block.header.ballot();
-        let by = {
+        let own = {
             let mut inner = self.lock();
-            let proposals = &mut inner.validators.proposals;
+            let is_own = inner.set.leader(ballot.view) == from.idx && !from.is_hacked;
+            let Known { proposals, guards, .. } = &mut inner.validators;
             proposals.insert((ballot.view, ballot.digest), block.refs.to_vec());
             if proposals.len() > PROPOSALS_MAX {
                 proposals.pop_first();
             }
-            inner.set.leader(ballot.view)
+            is_own.then(|| guards.lacks(from.idx, &GuardRecord::Proposal(ballot)))
         };
-        if by == from.idx && !from.is_hacked {
-            self.see(&Observation::Proposed { validator: by, ballot });
+        if let Some(lacks) = own {
+            self.see(&Observation::Proposed {
+                validator: from.idx,
+                ballot,
+                lacks,
+            });
         }
     }
 
@@ -147,6 +157,7 @@ impl Witness {
         inner.validators.stores.insert(idx, validator.batches().clone());
         // What its disk holds may be less than in its last life.
         inner.validators.last_votes.remove(&idx);
+        inner.validators.last_proposal.remove(&idx);
         drop(inner);
         drop(process.spawn(async move {
             let executed = validator.executed().clone();
