@@ -6,6 +6,7 @@ use bytes::Bytes;
 use common::{
     batch::CertifiedBatch,
     certificate::{Ballot, Vote},
+    global_queue::HistoryEvent,
     ids::{BatchSeq, ClusterId, Digest, EntryId, Height, LogIndex, LogPosition, NodeIdx, TaskId, Term},
     task::{Scope, TaskState},
 };
@@ -319,5 +320,9 @@ pub enum Observation {
         task: TaskId,
         /// The file.
         bytes: Vec<u8>,
+        /// What that validator's final state says of the task after it answered; nothing if the state has no such task.
+        history: Vec<HistoryEvent>,
+        /// When it was asked, every honest validator had the signed decisions of this height and those below.
+        decided: Height,
     },
 }
