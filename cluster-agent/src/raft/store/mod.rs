@@ -38,7 +38,7 @@ use common::{
     limits::LOG_ENTRY_BYTES_MAX,
 };
 
-use super::codec::{EntryRecord, FORMAT_VERSION, WireLogId, WirePayload, decode};
+use super::codec::{EntryRecord, FORMAT_VERSION, WireLogId, WirePayload, WireVote, decode};
 
 /// An encoded log entry; the store does not look inside.
 #[derive(Clone, PartialEq, Eq)]
@@ -71,6 +71,14 @@ pub fn record_command(record: &[u8]) -> Option<Bytes> {
         WirePayload::Command(command) => Some(command.into_inner()),
         WirePayload::Blank | WirePayload::Membership(_) => None,
     }
+}
+
+/// Term and candidate of a vote as it lies on a disk, and whether that candidate was elected. `None` for bytes that are no vote. For
+/// whoever compares votes on disks.
+#[must_use]
+pub fn record_vote(vote: &[u8]) -> Option<(Term, RaftNodeId, bool)> {
+    let vote: WireVote = decode(vote).ok()?;
+    Some((vote.term, vote.candidate, vote.is_committed))
 }
 
 /// Longest record that a store must accept.
