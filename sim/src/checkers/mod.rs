@@ -32,7 +32,7 @@ use std::sync::Arc;
 
 use common::genesis::Genesis;
 
-pub use observation::{Call, LogTail, Observation, Told};
+pub use observation::{Call, LeaderId, LogTail, Observation, Told};
 pub use recovers::SETTLE_US;
 
 /// Watches one invariant.
@@ -140,6 +140,37 @@ fn applied(agent: &str, term: u64, index: u64, digest: u8) -> Observation {
         digest: Digest([digest; 32]),
         height: Height(0),
         root: Digest([0; 32]),
+    }
+}
+
+#[cfg(test)]
+fn leader(term: u64, member: u64) -> LeaderId {
+    LeaderId {
+        term: Term(term),
+        member: RaftNodeId(member),
+    }
+}
+
+#[cfg(test)]
+fn leads(agent: &str, leader: LeaderId, last: u64, held: Option<(u64, LeaderId)>) -> Observation {
+    Observation::Leads {
+        agent: agent.into(),
+        cluster: ClusterId(0),
+        leader,
+        last_index: LogIndex(last),
+        held: held.map(|(index, of)| (LogIndex(index), of)),
+        voters: 3,
+    }
+}
+
+#[cfg(test)]
+fn backs(agent: &str, disk: u64, candidate: LeaderId, is_elected: bool) -> Observation {
+    Observation::Backs {
+        agent: agent.into(),
+        cluster: ClusterId(0),
+        disk,
+        candidate,
+        is_elected,
     }
 }
 

@@ -1,13 +1,13 @@
 //! What a run shows to its checkers: plain values with true times, made by the witness and the clients.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use bytes::Bytes;
 use common::{
     batch::CertifiedBatch,
     certificate::{Ballot, Vote},
     global_queue::HistoryEvent,
-    ids::{BatchSeq, ClusterId, Digest, EntryId, Height, LogIndex, LogPosition, NodeIdx, TaskId, Term},
+    ids::{BatchSeq, ClusterId, Digest, EntryId, Height, LogIndex, LogPosition, NodeIdx, RaftNodeId, TaskId, Term},
     task::{Scope, TaskState},
 };
 
@@ -54,6 +54,22 @@ pub struct LogTail {
     pub first: LogIndex,
     /// Without a gap.
     pub records: Vec<Bytes>,
+}
+
+/// Who leads, or led when a record was appended. Ordered as members order those who want to lead: by term, and in one term by
+/// their ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LeaderId {
+    /// In which term.
+    pub term: Term,
+    /// Which member.
+    pub member: RaftNodeId,
+}
+
+impl fmt::Display for LeaderId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of term {}", self.member, self.term)
+    }
 }
 
 /// Something that a run shows.
@@ -140,26 +156,46 @@ pub enum Observation {
         agent: String,
         /// Where.
         cluster: ClusterId,
-        /// In which term.
-        term: Term,
+        /// As whom.
+        leader: LeaderId,
         /// Last index of its log, synced or not.
         last_index: LogIndex,
-        /// What its disk has at the highest index that was applied in its cluster, if it has a record there.
-        held: Option<LogPosition>,
+        /// The highest index that was applied in its cluster, and who led when the record that its disk has there was appended,
+        /// if it has one.
+        held: Option<(LogIndex, LeaderId)>,
+        /// Members.
+        voters: usize,
+    },
+    /// A member's disk says who is to lead, as far as it is concerned. Told of each time, in order.
+    Backs {
+        /// Whose disk.
+        agent: String,
+        /// Where.
+        cluster: ClusterId,
+        /// How many of its disks were lost before this one.
+        disk: u64,
+        /// Who is to lead.
+        candidate: LeaderId,
+        /// Whether that one was elected.
+        is_elected: bool,
     },
     /// A life of an agent's process begins. Nothing of it was seen before.
     Begins {
         /// Whose.
         agent: String,
     },
-    /// A member's term, now and then and when it begins to lead.
+    /// A member's term and what it takes for committed, now and then and when it begins to lead.
     Stands {
         /// Who.
         agent: String,
         /// Its term.
         term: Term,
-        /// Whether it leads: then the term is on its disk, and on others'.
+        /// Whether it leads.
         is_leader: bool,
+        /// Last index that it knows to be committed.
+        committed: LogIndex,
+        /// The term on its disk; 0 if there is none.
+        durable_term: Term,
     },
     /// An entry was applied for the first time in its cluster.
     Committed {
@@ -169,6 +205,8 @@ pub enum Observation {
         cluster: ClusterId,
         /// Its place in the log.
         index: LogIndex,
+        /// Who led when it was appended, if a disk still tells.
+        leader: Option<LeaderId>,
         /// Members with its record there on their disks, or that purged it.
         copies: usize,
         /// Members.

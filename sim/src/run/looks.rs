@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cluster_agent::raft::{RaftConfig, RaftRole};
+use cluster_agent::raft::RaftConfig;
 use cluster_core::queue::ClusterQueue;
 use common::{
     global_queue::HistoryEvent,
@@ -30,12 +30,9 @@ impl World {
             let (Some(agent), Some(log)) = (self.fleet.agent(&name), self.fleet.log(&name)) else {
                 continue;
             };
+            let cluster = agent.machine().with(|state| state.queue.cluster());
             let status = agent.raft().status();
-            self.fleet.witness.see(&Observation::Stands {
-                agent: name.clone(),
-                term: status.term,
-                is_leader: status.role == RaftRole::Leader,
-            });
+            self.fleet.witness.tell_stand(cluster, &name, &status);
             let records = log.range().map_or(0, |(first, last)| last.0 + 1 - first.0);
             self.fleet.witness.see(&Observation::Sizes {
                 agent: name.clone(),

@@ -6,19 +6,19 @@ use bytes::Bytes;
 use cluster_agent::{
     agent::AgentHandle,
     raft::{
-        RaftRole,
-        store::{record_command, record_leader},
+        RaftRole, RaftStatus,
+        store::{record_command, record_leader, record_vote},
     },
 };
 use common::{
     codec::decode,
     entry::LogEntry,
-    ids::{BatchSeq, ChainId, ClusterId, Digest, EntryId, LogIndex, LogPosition, NodeIdx, Term},
+    ids::{BatchSeq, ChainId, ClusterId, Digest, EntryId, LogIndex, NodeIdx, Term},
 };
 
 use super::Witness;
 use crate::{
-    checkers::{LogTail, Observation},
+    checkers::{LeaderId, LogTail, Observation},
     fleet::CrashSwitch,
     ports::{Kept, SimLog},
     runtime::Process,
@@ -43,6 +43,72 @@ impl Known {
             .map(move |(name, log)| (name.as_str(), log.kept_or_lost(index)))
     }
 
+    /// The log of one member.
+    fn log(&self, cluster: ClusterId, agent: &str) -> Option<&SimLog> {
+        let mut logs = self.logs.get(&cluster)?.iter();
+        logs.find(|(name, _)| name == agent).map(|(_, log)| log)
+    }
+
+    /// Votes on the disks of a cluster that nobody looked at.
+    fn new_votes(&self, cluster: ClusterId) -> Vec<Observation> {
+        let mut new = Vec::new();
+        for (agent, log) in self.logs.get(&cluster).into_iter().flatten() {
+            for (disk, vote) in log.take_new_votes() {
+                let Some((term, member, is_elected)) = record_vote(&vote) else {
+                    continue;
+                };
+                new.push(Observation::Backs {
+                    agent: agent.clone(),
+                    cluster,
+                    disk,
+                    candidate: LeaderId { term, member },
+                    is_elected,
+                });
+            }
+        }
+        new
+    }
+
+    /// The highest index that was applied in a cluster, and whose record a member's disk has there.
+    fn held(&self, cluster: ClusterId, agent: &str) -> Option<(LogIndex, LeaderId)> {
+        let index = *self.committed.get(&cluster)?;
+        match self.log(cluster, agent)?.kept(index) {
+            Kept::Record(record) => Some((index, leader_of(&record)?)),
+            Kept::Purged | Kept::Nothing => None,
+        }
+    }
+
+    /// What the disks have at an index that `applier` was the first to apply. The record on its own disk counts; if there is
+    /// none, the one that most of them hold.
+    fn committed_at(&self, cluster: ClusterId, applier: &str, index: LogIndex) -> Observation {
+        let mut equal: BTreeMap<Bytes, usize> = BTreeMap::new();
+        let mut own = None;
+        let (mut purged, mut voters) = (0, 0);
+        for (name, kept) in self.kept_at(cluster, index) {
+            voters += 1;
+            match kept {
+                Kept::Record(bytes) => {
+                    if name == applier {
+                        own = Some(bytes.clone());
+                    }
+                    *equal.entry(bytes).or_default() += 1;
+                }
+                Kept::Purged => purged += 1,
+                Kept::Nothing => {}
+            }
+        }
+        let most = || equal.iter().max_by_key(|(_, count)| **count);
+        let held = own.map_or_else(most, |own| equal.get_key_value(&own));
+        Observation::Committed {
+            agent: applier.to_owned(),
+            cluster,
+            index,
+            leader: held.and_then(|(record, _)| leader_of(record)),
+            copies: held.map_or(0, |(_, count)| *count) + purged,
+            voters,
+        }
+    }
+
     /// How many of them have a record there that is the one looked for, or purged it, and how many there are.
     fn copies(&self, cluster: ClusterId, index: LogIndex, is_it: impl Fn(&[u8]) -> bool) -> (usize, usize) {
         // Most of them are equal.
@@ -59,6 +125,12 @@ impl Known {
         }
         (copies, disks)
     }
+}
+
+/// Who led when a record was appended.
+fn leader_of(record: &[u8]) -> Option<LeaderId> {
+    let (term, member) = record_leader(record)?;
+    Some(LeaderId { term, member })
 }
 
 /// The author-signed entry in a record of a log.
@@ -87,31 +159,6 @@ impl Witness {
         self.lock().agents.logs.entry(cluster).or_default().push((agent, log));
     }
 
-    /// Disks of a cluster that hold the record at `index` that `applier` has there, or purged it, or did so when they were lost, and
-    /// how many there are. If its own disk has no record there, the one that most of them hold is meant.
-    fn copies_applied(&self, cluster: ClusterId, applier: &str, index: LogIndex) -> (usize, usize) {
-        let inner = self.lock();
-        let mut equal: BTreeMap<Bytes, usize> = BTreeMap::new();
-        let mut own = None;
-        let (mut purged, mut disks) = (0, 0);
-        for (name, kept) in inner.agents.kept_at(cluster, index) {
-            disks += 1;
-            match kept {
-                Kept::Record(bytes) => {
-                    if name == applier {
-                        own = Some(bytes.clone());
-                    }
-                    *equal.entry(bytes).or_default() += 1;
-                }
-                Kept::Purged => purged += 1,
-                Kept::Nothing => {}
-            }
-        }
-        let most = || equal.values().max().copied();
-        let held = own.map_or_else(most, |own| equal.get(&own).copied());
-        (held.unwrap_or(0) + purged, disks)
-    }
-
     /// Disks of a cluster that hold this entry at `index`, or purged what was there, or did so when they were lost, and how many
     /// there are.
     #[must_use]
@@ -120,21 +167,26 @@ impl Witness {
         self.lock().agents.copies(cluster, index, is_it)
     }
 
-    /// What the disk of `agent` has at the highest index that was applied in its cluster.
-    fn held(&self, cluster: ClusterId, agent: &str) -> Option<LogPosition> {
-        let inner = self.lock();
-        let index = *inner.agents.committed.get(&cluster)?;
-        let (_, log) = inner
-            .agents
-            .logs
-            .get(&cluster)?
-            .iter()
-            .find(|(name, _)| name == agent)?;
-        let Kept::Record(record) = log.kept(index) else {
-            return None;
+    /// Tells whom the members of a cluster back since it was told last, and then where one of them stands.
+    pub fn tell_stand(&self, cluster: ClusterId, agent: &str, status: &RaftStatus) {
+        let (backed, durable_term) = {
+            let inner = self.lock();
+            let vote = inner.agents.log(cluster, agent).and_then(SimLog::vote);
+            let durable_term = vote
+                .and_then(|vote| record_vote(&vote))
+                .map_or(Term(0), |(term, ..)| term);
+            (inner.agents.new_votes(cluster), durable_term)
         };
-        let (term, _) = record_leader(&record)?;
-        Some(LogPosition { term, index })
+        for backs in &backed {
+            self.see(backs);
+        }
+        self.see(&Observation::Stands {
+            agent: agent.to_owned(),
+            term: status.term,
+            is_leader: status.role == RaftRole::Leader,
+            committed: status.committed.index,
+            durable_term,
+        });
     }
 
     /// Shows the ends of all logs.
@@ -209,14 +261,8 @@ impl Witness {
             self.lock().agents.committed.insert(*cluster, highest);
             return;
         }
-        let (copies, voters) = self.copies_applied(*cluster, agent, position.index);
-        self.see(&Observation::Committed {
-            agent: agent.clone(),
-            cluster: *cluster,
-            index: position.index,
-            copies,
-            voters,
-        });
+        let committed = self.lock().agents.committed_at(*cluster, agent, position.index);
+        self.see(&committed);
     }
 
     /// Batches in the outbox that were not told before.
@@ -252,17 +298,22 @@ impl Witness {
                 let status = raft.status();
                 if status.role == RaftRole::Leader && status.term != led {
                     led = status.term;
-                    self.see(&Observation::Stands {
-                        agent: name.clone(),
-                        term: status.term,
-                        is_leader: true,
-                    });
+                    self.tell_stand(cluster, &name, &status);
+                    let (held, voters) = {
+                        let known = &self.lock().agents;
+                        let members = known.logs.get(&cluster).map_or(0, Vec::len);
+                        (known.held(cluster, &name), members)
+                    };
                     self.see(&Observation::Leads {
                         agent: name.clone(),
                         cluster,
-                        term: status.term,
+                        leader: LeaderId {
+                            term: status.term,
+                            member: status.id,
+                        },
                         last_index: status.last_index,
-                        held: self.held(cluster, &name),
+                        held,
+                        voters,
                     });
                 }
             }
