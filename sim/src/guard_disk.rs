@@ -16,7 +16,7 @@ use crate::ports::SimDisk;
 struct Read {
     disk: SimDisk,
     records: usize,
-    votes: BTreeSet<Vote>,
+    signed: BTreeSet<GuardRecord>,
     notarized: BTreeSet<(View, Digest)>,
 }
 
@@ -30,21 +30,21 @@ impl GuardDisks {
         let read = Read {
             disk,
             records: 0,
-            votes: BTreeSet::new(),
+            signed: BTreeSet::new(),
             notarized: BTreeSet::new(),
         };
         self.0.insert(validator, read);
     }
 
-    /// What the disk of `validator` lacks of what must be durable before `vote` leaves.
-    pub fn lacks(&mut self, validator: NodeIdx, vote: &Vote) -> Option<&'static str> {
+    /// What the disk of `validator` lacks of what must be durable before what it `signed` leaves.
+    pub fn lacks(&mut self, validator: NodeIdx, signed: &GuardRecord) -> Option<&'static str> {
         let read = self.0.get_mut(&validator)?;
         read.go_on();
-        if !read.votes.contains(vote) {
+        if !read.signed.contains(signed) {
             return Some("its record");
         }
-        match vote {
-            Vote::Finalize(ballot) if !read.notarized.contains(&(ballot.view, ballot.digest)) => {
+        match signed {
+            GuardRecord::Vote(Vote::Finalize(ballot)) if !read.notarized.contains(&(ballot.view, ballot.digest)) => {
                 Some("the notarization that it answers")
             }
             _ => None,
@@ -59,13 +59,60 @@ impl Read {
         self.records = len;
         for record in records {
             match decode::<JournalRecord>(&record) {
-                Ok(JournalRecord::Signed(GuardRecord::Vote(vote))) => drop(self.votes.insert(vote)),
+                Ok(JournalRecord::Signed(signed)) => drop(self.signed.insert(signed)),
                 Ok(JournalRecord::Certificate(Certificate::Notarization(notarization))) => {
                     let ballot = notarization.ballot;
                     self.notarized.insert((ballot.view, ballot.digest));
                 }
                 _ => {}
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::{
+        certificate::{Ballot, NullifyBallot},
+        codec::encode,
+        ids::{Epoch, Height},
+    };
+    use transport::ports::Disk;
+
+    use super::*;
+    use crate::{ports::DiskTiming, trace::Trace};
+
+    const TIMING: DiskTiming = DiskTiming {
+        sync_us_min: 1_000,
+        sync_us_max: 1_000,
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn signed_message_needs_its_own_record_on_its_own_disk() {
+        let ballot = Ballot {
+            epoch: Epoch(0),
+            view: View(4),
+            height: Height(2),
+            digest: Digest([1; 32]),
+        };
+        let nullify = Vote::Nullify(NullifyBallot {
+            epoch: Epoch(0),
+            view: View(4),
+        });
+        let (validator, disk) = (NodeIdx(9), SimDisk::new(9, 1, TIMING, Trace::begin()));
+        let (mut journal, _) = disk.open_journal(GUARD_FILE).unwrap();
+        let mut disks = GuardDisks::default();
+        disks.watch(validator, disk);
+        for signed in [
+            GuardRecord::Proposal(ballot),
+            GuardRecord::Vote(Vote::Notarize(ballot)),
+            GuardRecord::Vote(nullify),
+        ] {
+            assert_eq!(disks.lacks(validator, &signed), Some("its record"), "{signed:?}");
+            let appended = journal.append(vec![encode(&JournalRecord::Signed(signed))]);
+            assert_eq!(disks.lacks(validator, &signed), Some("its record"), "it is not synced");
+            appended.await.unwrap();
+            assert_eq!(disks.lacks(validator, &signed), None, "{signed:?}");
         }
     }
 }

@@ -353,12 +353,16 @@ impl World {
         // A link may lose a question.
         for name in self.fleet.honest_validators().iter().cycle().take(PROOF_TRIES) {
             let validator = self.fleet.fleet.id(name);
+            let (before, decided) = (self.history(name, &task), self.lowest_decided());
             let asked = operator.call(validator, FrameKind::Operate, body.clone(), PROOF_PATIENCE);
             match asked.await.ok().and_then(|bytes| decode(&bytes).ok()) {
                 Some(OpAnswer::Proof(bytes)) => {
                     return self.fleet.witness.see(&Observation::Proof {
                         task,
                         bytes: bytes.to_vec(),
+                        // It may have left since: then nothing has happened to it for long.
+                        history: self.history(name, &task).or(before).unwrap_or_default(),
+                        decided,
                     });
                 }
                 // It left in the meantime.

@@ -76,6 +76,7 @@ fn origin(seen: &Observation) -> (Option<&str>, Option<ClusterId>) {
     match seen {
         Observation::Applied { agent, cluster, .. }
         | Observation::Leads { agent, cluster, .. }
+        | Observation::Backs { agent, cluster, .. }
         | Observation::Acked { agent, cluster, .. }
         | Observation::Read { agent, cluster, .. }
         | Observation::LinearizableRead { agent, cluster, .. }

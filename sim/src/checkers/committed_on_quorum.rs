@@ -19,6 +19,7 @@ impl Checker for CommittedOnQuorum {
                 index,
                 copies,
                 voters,
+                ..
             } if 2 * copies <= *voters => Err(format!(
                 "{agent} applied index {index} of {cluster}, which {copies} of {voters} disks hold"
             )),
@@ -37,6 +38,7 @@ mod tests {
             agent: "c1-1".into(),
             cluster: ClusterId(0),
             index: LogIndex(7),
+            leader: None,
             copies,
             voters,
         };

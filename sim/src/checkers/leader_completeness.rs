@@ -1,16 +1,51 @@
-//! leader-completeness: who begins to lead in a term holds everything that was committed in lower terms.
+//! leader-completeness: who begins to lead holds everything that was committed under those who stand below it: leaders of
+//! lower terms, and those of its own term with a lower id.
 
 use std::collections::BTreeMap;
 
-use common::ids::{ClusterId, LogIndex, LogPosition, Term};
+use common::ids::{ClusterId, LogIndex};
 
-use super::{Checker, Observation};
+use super::{Checker, LeaderId, Observation};
 
-/// Remembers what was applied in each term, and the term of the highest index.
+/// Of one cluster.
 #[derive(Default)]
-pub struct LeaderCompleteness {
-    applied: BTreeMap<ClusterId, BTreeMap<Term, LogIndex>>,
-    highest: BTreeMap<ClusterId, LogPosition>,
+struct Committed {
+    /// Highest index of each leader's entries.
+    under: BTreeMap<LeaderId, LogIndex>,
+    /// The highest of all, and whose it is.
+    highest: Option<(LogIndex, LeaderId)>,
+}
+
+/// Remembers what was committed under each leader.
+#[derive(Default)]
+pub struct LeaderCompleteness(BTreeMap<ClusterId, Committed>);
+
+impl Committed {
+    fn note(&mut self, index: LogIndex, leader: LeaderId) {
+        let under = self.under.entry(leader).or_default();
+        *under = (*under).max(index);
+        self.highest = self.highest.max(Some((index, leader)));
+    }
+
+    /// A long log is no complete one: what it has at the highest index counts too.
+    fn judge(&self, leader: LeaderId, last: LogIndex, held: Option<(LogIndex, LeaderId)>) -> Result<(), String> {
+        if let (Some((at, of)), Some((index, committed))) = (held, self.highest)
+            && committed < leader
+            && at == index
+            && of != committed
+        {
+            return Err(format!(
+                "has a record of {of} at {at}, where one of {committed} was committed"
+            ));
+        }
+        let before = self.under.range(..leader);
+        match before.max_by_key(|(_, index)| **index) {
+            Some((of, index)) if *index > last => {
+                Err(format!("has a log up to {last}, and {index} of {of} was committed"))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Checker for LeaderCompleteness {
@@ -20,47 +55,26 @@ impl Checker for LeaderCompleteness {
 
     fn observe(&mut self, _now_us: u64, seen: &Observation) -> Result<(), String> {
         match seen {
-            Observation::Applied { cluster, position, .. } => {
-                let of_term = self
-                    .applied
-                    .entry(*cluster)
-                    .or_default()
-                    .entry(position.term)
-                    .or_default();
-                *of_term = (*of_term).max(position.index);
-                let highest = self.highest.entry(*cluster).or_insert(*position);
-                if position.index > highest.index {
-                    *highest = *position;
-                }
+            Observation::Committed {
+                cluster,
+                index,
+                leader: Some(leader),
+                ..
+            } => {
+                self.0.entry(*cluster).or_default().note(*index, *leader);
                 Ok(())
             }
             Observation::Leads {
                 agent,
                 cluster,
-                term,
+                leader,
                 last_index,
                 held,
+                ..
             } => {
-                // A long log is no complete one: what it has there counts.
-                if let (Some(held), Some(highest)) = (held, self.highest.get(cluster))
-                    && highest.term < *term
-                    && held.index == highest.index
-                    && held.term != highest.term
-                {
-                    return Err(format!(
-                        "{agent} leads in term {term} with a record of term {} at {}, and one of term {} was committed there",
-                        held.term, held.index, highest.term
-                    ));
-                }
-                let terms = self.applied.get(cluster).into_iter();
-                let before = terms.flat_map(|terms| terms.range(..*term));
-                let committed = before.map(|(_, index)| *index).max().unwrap_or_default();
-                if committed <= *last_index {
-                    return Ok(());
-                }
-                Err(format!(
-                    "{agent} leads in term {term} with a log up to {last_index}, and {committed} was committed before"
-                ))
+                let committed = self.0.entry(*cluster).or_default();
+                let judged = committed.judge(*leader, *last_index, *held);
+                judged.map_err(|what| format!("{agent} leads as {leader} and {what}"))
             }
             _ => Ok(()),
         }
@@ -71,42 +85,48 @@ impl Checker for LeaderCompleteness {
 mod tests {
     use super::{super::*, *};
 
+    /// After index 7 was committed under member 2 of term 2.
+    fn told(leader_now: LeaderId, last: u64, held: Option<LeaderId>) -> Result<(), String> {
+        let committed = Observation::Committed {
+            agent: "c1-1".into(),
+            cluster: ClusterId(0),
+            index: LogIndex(7),
+            leader: Some(leader(2, 2)),
+            copies: 2,
+            voters: 3,
+        };
+        let leads = leads("c1-2", leader_now, last, held.map(|of| (7, of)));
+        judge(LeaderCompleteness::default(), &[(0, committed), (1, leads)])
+    }
+
     #[test]
     fn leader_without_a_committed_entry_is_caught() {
-        let leads = |term, last| Observation::Leads {
-            agent: "c1-2".into(),
-            cluster: ClusterId(0),
-            term: Term(term),
-            last_index: LogIndex(last),
-            held: None,
-        };
-        let told = |leader| {
-            judge(
-                LeaderCompleteness::default(),
-                &[(0, applied("c1-1", 2, 7, 0)), (1, leader)],
-            )
-        };
-        assert_eq!(told(leads(3, 7)), Ok(()));
-        let with_tail = |of_term| {
-            let mut leader = leads(3, 9);
-            if let Observation::Leads { held, .. } = &mut leader {
-                *held = Some(LogPosition {
-                    term: Term(of_term),
-                    index: LogIndex(7),
-                });
-            }
-            told(leader)
-        };
-        assert_eq!(with_tail(2), Ok(()));
-        assert!(
-            with_tail(1).unwrap_err().contains("of term 1"),
-            "a long tail of an older term"
-        );
-        assert!(told(leads(3, 6)).is_err());
+        assert_eq!(told(leader(3, 1), 7, None), Ok(()));
+        assert!(told(leader(3, 1), 6, None).unwrap_err().contains("up to 6"));
         assert_eq!(
-            told(leads(1, 6)),
+            told(leader(1, 3), 6, None),
             Ok(()),
             "a late winner of an old term commits nothing"
         );
+    }
+
+    #[test]
+    fn long_tail_of_an_older_leader_is_caught() {
+        assert_eq!(told(leader(3, 1), 9, Some(leader(2, 2))), Ok(()));
+        assert!(
+            told(leader(3, 1), 9, Some(leader(1, 3)))
+                .unwrap_err()
+                .contains("of term 1")
+        );
+        assert!(told(leader(3, 1), 9, Some(leader(2, 1))).is_err(), "of the same term");
+    }
+
+    #[test]
+    fn second_leader_of_a_term_is_asked_for_what_the_first_one_committed() {
+        assert_eq!(told(leader(2, 3), 7, Some(leader(2, 2))), Ok(()));
+        assert!(told(leader(2, 3), 6, None).is_err());
+        assert!(told(leader(2, 3), 9, Some(leader(2, 1))).is_err());
+        assert_eq!(told(leader(2, 1), 6, None), Ok(()), "a late winner with a lower id");
+        assert_eq!(told(leader(2, 2), 6, None), Ok(()), "itself, in its next life");
     }
 }

@@ -20,6 +20,7 @@ mod linearizable;
 mod log_matching;
 mod minority_read_only;
 mod monotonic;
+mod observation;
 mod one_holder;
 mod one_vote;
 mod recovers;
@@ -27,339 +28,12 @@ mod state_machine_safety;
 mod validity;
 mod verifiable_offline;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
-use bytes::Bytes;
-use common::{
-    batch::CertifiedBatch,
-    certificate::{Ballot, Vote},
-    genesis::Genesis,
-    ids::{BatchSeq, ClusterId, Digest, EntryId, Height, LogIndex, LogPosition, NodeIdx, TaskId, Term},
-    task::{Scope, TaskState},
-};
+use common::genesis::Genesis;
 
+pub use observation::{Call, LeaderId, LogTail, Observation, Told};
 pub use recovers::SETTLE_US;
-
-/// What a client asked of one task of cluster scope, for histories.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Call {
-    /// Submit it.
-    Submit,
-    /// Hold it.
-    Claim,
-    /// End it as its holder.
-    Complete,
-    /// End it as an operator.
-    Cancel,
-    /// A linearizable read.
-    Read,
-}
-
-/// What it was told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Told {
-    /// The write took effect.
-    Granted,
-    /// It changed nothing.
-    Rejected,
-    /// There is no such task.
-    Absent,
-    /// It is not ended.
-    Open,
-    /// It is completed.
-    Completed,
-    /// It was canceled.
-    Canceled,
-    /// It ended in another way.
-    Ended,
-}
-
-/// A log as it was on a disk: the index of its first record, and its records.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogTail {
-    /// Whose.
-    pub agent: String,
-    /// Index of the first record below.
-    pub first: LogIndex,
-    /// Without a gap.
-    pub records: Vec<Bytes>,
-}
-
-/// Something that a run shows.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Observation {
-    /// An agent's queue stands at a new position.
-    Applied {
-        /// Who.
-        agent: String,
-        /// Where.
-        cluster: ClusterId,
-        /// Position.
-        position: LogPosition,
-        /// Digest of the queue there.
-        digest: Digest,
-        /// Height of its global view.
-        height: Height,
-        /// Digest of that view.
-        root: Digest,
-    },
-    /// An agent has closed a batch.
-    Closed {
-        /// Where.
-        cluster: ClusterId,
-        /// Number of the batch.
-        seq: BatchSeq,
-        /// Its digest.
-        digest: Digest,
-        /// Entries in it, in their order.
-        entries: Vec<EntryId>,
-    },
-    /// A validator has executed a block.
-    Executed {
-        /// Who.
-        validator: String,
-        /// Height of the block.
-        height: Height,
-        /// Digest of the block.
-        block: Digest,
-        /// Batches in it, in their order.
-        refs: Vec<(ClusterId, BatchSeq, Digest)>,
-        /// The state that its header carries: of the block two below.
-        carried_root: Digest,
-    },
-    /// A batch of a final block, as a validator holds it. Told once.
-    Ordered {
-        /// Height of the block.
-        height: Height,
-        /// The batch with its attestations.
-        batch: Arc<CertifiedBatch>,
-    },
-    /// A validator sent a proposal.
-    Proposed {
-        /// Who.
-        validator: NodeIdx,
-        /// What it signed.
-        ballot: Ballot,
-    },
-    /// A validator sent a vote.
-    Voted {
-        /// Who.
-        validator: NodeIdx,
-        /// What it signed.
-        vote: Vote,
-        /// A batch of the block it votes for that it does not hold then.
-        missing: Option<(ClusterId, BatchSeq)>,
-        /// What its disk lacks of what must be there before the vote leaves.
-        lacks: Option<&'static str>,
-    },
-    /// A validator's state after a block.
-    Root {
-        /// Who.
-        validator: String,
-        /// Height of the block.
-        height: Height,
-        /// Digest of the state.
-        root: Digest,
-    },
-    /// An agent begins to lead.
-    Leads {
-        /// Who.
-        agent: String,
-        /// Where.
-        cluster: ClusterId,
-        /// In which term.
-        term: Term,
-        /// Last index of its log, synced or not.
-        last_index: LogIndex,
-        /// What its disk has at the highest index that was applied in its cluster, if it has a record there.
-        held: Option<LogPosition>,
-    },
-    /// A life of an agent's process begins. Nothing of it was seen before.
-    Begins {
-        /// Whose.
-        agent: String,
-    },
-    /// A member's term, now and then and when it begins to lead.
-    Stands {
-        /// Who.
-        agent: String,
-        /// Its term.
-        term: Term,
-        /// Whether it leads: then the term is on its disk, and on others'.
-        is_leader: bool,
-    },
-    /// An entry was applied for the first time in its cluster.
-    Committed {
-        /// By whom.
-        agent: String,
-        /// Where.
-        cluster: ClusterId,
-        /// Its place in the log.
-        index: LogIndex,
-        /// Members with its record there on their disks, or that purged it.
-        copies: usize,
-        /// Members.
-        voters: usize,
-    },
-    /// A write was acknowledged as committed.
-    Acked {
-        /// Who answered.
-        agent: String,
-        /// Where.
-        cluster: ClusterId,
-        /// When it was asked.
-        asked_us: u64,
-        /// The entry.
-        entry: EntryId,
-        /// Set if a task was submitted and granted.
-        submitted: Option<(TaskId, Scope)>,
-        /// Its place in the log; 0 if the answer names none.
-        index: LogIndex,
-        /// Members that hold equal records there on their disks, or purged it.
-        copies: usize,
-        /// Members.
-        voters: usize,
-    },
-    /// A read that says how old it may be.
-    Read {
-        /// Who answered.
-        agent: String,
-        /// Where.
-        cluster: ClusterId,
-        /// Index that was applied.
-        applied: LogIndex,
-        /// Age of the cluster's state, if known.
-        staleness_ms: Option<u64>,
-        /// Height that was applied.
-        height: Height,
-        /// Age of the global view, if known.
-        global_age_ms: Option<u64>,
-    },
-    /// A validator answered a read of final state.
-    FinalRead {
-        /// Who answered.
-        validator: String,
-        /// When it was asked.
-        asked_us: u64,
-        /// Height that was executed.
-        height: Height,
-        /// Age of the state, if known.
-        age_ms: Option<u64>,
-    },
-    /// A linearizable read of a task was answered.
-    LinearizableRead {
-        /// Who answered.
-        agent: String,
-        /// Where.
-        cluster: ClusterId,
-        /// When it was asked.
-        asked_us: u64,
-        /// Of which task.
-        task: TaskId,
-        /// Whether it was there.
-        is_found: bool,
-        /// Index that was applied.
-        applied: LogIndex,
-    },
-    /// A call on a task of cluster scope began.
-    Called {
-        /// Number of the call.
-        call: u64,
-        /// On which task.
-        task: TaskId,
-        /// What.
-        what: Call,
-    },
-    /// It was answered.
-    Answered {
-        /// Number of the call.
-        call: u64,
-        /// On which task.
-        task: TaskId,
-        /// How.
-        told: Told,
-    },
-    /// A vehicle begins to act on a task, or ends.
-    Acts {
-        /// Which vehicle.
-        drone: String,
-        /// On which task.
-        task: TaskId,
-        /// Begins or ends.
-        is_begin: bool,
-    },
-    /// An agent reaches a majority of its cluster, or no longer.
-    Side {
-        /// Who.
-        agent: String,
-        /// Where.
-        cluster: ClusterId,
-        /// Both ways, over others if need be.
-        has_majority: bool,
-    },
-    /// What the disks of one cluster hold.
-    Logs {
-        /// Where.
-        cluster: ClusterId,
-        /// Their ends.
-        logs: Vec<LogTail>,
-    },
-    /// What a process keeps.
-    Sizes {
-        /// Who.
-        agent: String,
-        /// Bytes in its outbox.
-        outbox_bytes: u64,
-        /// Their quota.
-        outbox_bytes_max: u64,
-        /// Records in its log.
-        log_records: u64,
-        /// Most that snapshots should leave.
-        log_records_max: u64,
-    },
-    /// Every fault is over and everything runs.
-    Healed,
-    /// How the fleet is, now and then after it healed.
-    Health {
-        /// Clusters without a leader that its members agree on.
-        leaderless: Vec<ClusterId>,
-        /// Agents that are not in mode `normal`, or do not know how old what they say is.
-        unwell: Vec<String>,
-        /// Agents that do not vote and sign under the id of the disk that they have.
-        outsiders: Vec<String>,
-        /// Writes whose author still waits for an answer.
-        open_writes: u64,
-        /// Bytes in all outboxes.
-        outbox_bytes: u64,
-        /// Acknowledged tasks that are not final everywhere.
-        not_final: u64,
-        /// Lowest height of a validator.
-        height: Height,
-    },
-    /// A task left the final state, since it had ended and was due.
-    Left {
-        /// Which.
-        task: TaskId,
-        /// How it had ended.
-        state: TaskState,
-    },
-    /// The tasks that a process knows at the end, or knew until they had ended and were due.
-    Knows {
-        /// Who.
-        process: String,
-        /// An agent's cluster: it must know what was acknowledged there. A validator knows all.
-        cluster: Option<ClusterId>,
-        /// Tasks.
-        tasks: Arc<BTreeSet<TaskId>>,
-    },
-    /// A proof file that a validator made.
-    Proof {
-        /// Of which task.
-        task: TaskId,
-        /// The file.
-        bytes: Vec<u8>,
-    },
-}
 
 /// Watches one invariant.
 pub trait Checker: Send {
@@ -434,6 +108,15 @@ pub fn all(genesis: &Arc<Genesis>) -> Vec<Box<dyn Checker>> {
     ]
 }
 
+#[cfg(test)]
+use {
+    bytes::Bytes,
+    common::{
+        ids::{BatchSeq, ClusterId, Digest, EntryId, Height, LogIndex, LogPosition, NodeIdx, RaftNodeId, TaskId, Term},
+        task::Scope,
+    },
+};
+
 /// For tests of checkers: a history, each step with its time.
 #[cfg(test)]
 fn judge(mut checker: impl Checker, history: &[(u64, Observation)]) -> Result<(), String> {
@@ -457,6 +140,37 @@ fn applied(agent: &str, term: u64, index: u64, digest: u8) -> Observation {
         digest: Digest([digest; 32]),
         height: Height(0),
         root: Digest([0; 32]),
+    }
+}
+
+#[cfg(test)]
+fn leader(term: u64, member: u64) -> LeaderId {
+    LeaderId {
+        term: Term(term),
+        member: RaftNodeId(member),
+    }
+}
+
+#[cfg(test)]
+fn leads(agent: &str, leader: LeaderId, last: u64, held: Option<(u64, LeaderId)>) -> Observation {
+    Observation::Leads {
+        agent: agent.into(),
+        cluster: ClusterId(0),
+        leader,
+        last_index: LogIndex(last),
+        held: held.map(|(index, of)| (LogIndex(index), of)),
+        voters: 3,
+    }
+}
+
+#[cfg(test)]
+fn backs(agent: &str, disk: u64, candidate: LeaderId, is_elected: bool) -> Observation {
+    Observation::Backs {
+        agent: agent.into(),
+        cluster: ClusterId(0),
+        disk,
+        candidate,
+        is_elected,
     }
 }
 

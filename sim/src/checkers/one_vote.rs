@@ -52,7 +52,7 @@ impl Checker for OneVote {
 
     fn observe(&mut self, _now_us: u64, seen: &Observation) -> Result<(), String> {
         match seen {
-            Observation::Proposed { validator, ballot } => {
+            Observation::Proposed { validator, ballot, .. } => {
                 let sent = self.sent(*validator, ballot.epoch, ballot.view);
                 only(&mut sent.proposed, ballot, *validator, "proposed")
             }
@@ -119,6 +119,7 @@ mod tests {
             |ballot| Observation::Proposed {
                 validator: NodeIdx(9),
                 ballot,
+                lacks: None,
             },
         ];
         for kind in kinds {

@@ -1,12 +1,15 @@
-//! verifiable-offline: a proof file convinces somebody who holds only the genesis file, and one in which a single
-//! bit of a signature differs convinces nobody.
+//! verifiable-offline: a proof file convinces somebody who holds only the genesis file, and says what the honest
+//! validators' final state says of the task: its events with their places and decisions, and its state. One in which a
+//! single bit of a signature differs convinces nobody.
 
 use std::sync::Arc;
 
 use common::{
     codec::decode,
     genesis::Genesis,
-    proof::{self, TaskProof},
+    global_queue::HistoryEvent,
+    ids::Height,
+    proof::{self, ProofReport, ProvenEntry, ProvenEvent, TaskProof},
 };
 
 use super::{Checker, Observation};
@@ -43,28 +46,139 @@ impl VerifiableOffline {
     }
 }
 
+/// Whether it is this event that is proven. Its decision may be pending.
+fn is_proven(event: &HistoryEvent, proven: &ProvenEvent) -> bool {
+    let place = |entry: &ProvenEntry| (entry.id, entry.author, entry.cluster, entry.founding, entry.index);
+    let entry = event
+        .entry
+        .map(|entry| (entry.id, entry.author, entry.cluster, entry.founding, entry.index));
+    let decision = (event.verdict, event.state);
+    (event.what, event.height, entry) == (proven.what, proven.height, proven.entry.as_ref().map(place))
+        && proven.outcome.is_none_or(|proven| proven == decision)
+}
+
+/// Walks through the task's history: all that was decided at `decided` or below is proven with its decision, what came
+/// later may be missing, and there is nothing else.
+fn tells(report: &ProofReport, history: &[HistoryEvent], decided: Height) -> Result<(), String> {
+    let mut proven = report.events.iter().peekable();
+    let mut state = None;
+    for event in history {
+        let found = proven.next_if(|proven| is_proven(event, proven));
+        let decision = found.and_then(|proven| proven.outcome);
+        if decision.is_none() && event.height <= decided {
+            return Err(format!(
+                "lacks {:?} of height {}, or its decision {:?}",
+                event.what, event.height, event.verdict
+            ));
+        }
+        state = decision.map(|(_, after)| after).or(state);
+    }
+    if let Some(surplus) = proven.next() {
+        return Err(format!(
+            "has {:?} of height {}, which the final state does not have",
+            surplus.what, surplus.height
+        ));
+    }
+    if report.state == state {
+        return Ok(());
+    }
+    Err(format!("says {:?}, and its events end in {state:?}", report.state))
+}
+
 impl Checker for VerifiableOffline {
     fn name(&self) -> &'static str {
         "verifiable-offline"
     }
 
     fn observe(&mut self, _now_us: u64, seen: &Observation) -> Result<(), String> {
-        let Observation::Proof { task, bytes } = seen else {
+        let Observation::Proof {
+            task,
+            bytes,
+            history,
+            decided,
+        } = seen
+        else {
             return Ok(());
         };
+        let of_task = |what: String| format!("the proof of task {} {what}", task.to_hex());
         match proof::verify(bytes, &self.genesis) {
-            Ok(report) if report.task_id == *task => self.refuses_spoilt(bytes),
-            Ok(_) => Err(format!("the proof of task {} is of another task", task.to_hex())),
-            Err(error) => Err(format!("the proof of task {} convinces nobody: {error}", task.to_hex())),
+            Ok(report) if report.task_id == *task => {
+                tells(&report, history, *decided).map_err(of_task)?;
+                self.refuses_spoilt(bytes)
+            }
+            Ok(_) => Err(of_task("is of another task".into())),
+            Err(error) => Err(of_task(format!("convinces nobody: {error}"))),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use common::{ids::TaskId, testing::Fleet};
+    use common::{
+        codec::encode,
+        entry::Action,
+        limits::ROOT_LAG,
+        proof::build_proof,
+        task::TaskState,
+        testing::{Fleet, Ledger, task},
+    };
 
     use super::{super::*, *};
+
+    const HOME: ClusterId = ClusterId(0);
+
+    /// A task that was submitted, and canceled some blocks later; and the state and proof before that.
+    struct Canceled {
+        ledger: Ledger,
+        task: TaskId,
+        before: TaskProof,
+    }
+
+    fn canceled() -> Canceled {
+        let mut ledger = Ledger::new(Fleet::dev());
+        let submit = ledger.submit("op1", HOME, Scope::Cluster, &task("sample"));
+        let task = TaskId::from(submit.id(&ledger.fleet.chain));
+        put(&mut ledger, submit);
+        let before = build_proof(&task, &ledger.queue, &ledger).unwrap();
+        let cancel = ledger.entry("op1", HOME, Scope::Cluster, Action::Cancel { task });
+        put(&mut ledger, cancel);
+        Canceled { ledger, task, before }
+    }
+
+    /// A block with one entry, and those above it with the root over its decision.
+    fn put(ledger: &mut Ledger, entry: common::entry::SignedEntry) {
+        let batch = ledger.granted(HOME, vec![entry]);
+        ledger.block(vec![batch], 100);
+        for _ in 0..ROOT_LAG {
+            ledger.block(Vec::new(), 100);
+        }
+    }
+
+    impl Canceled {
+        fn history(&self) -> Vec<HistoryEvent> {
+            self.ledger.queue.task(&self.task).unwrap().standing.events.clone()
+        }
+
+        fn proof(&self) -> TaskProof {
+            build_proof(&self.task, &self.ledger.queue, &self.ledger).unwrap()
+        }
+
+        /// What the checker says of `proof` beside `history`.
+        fn told(&self, proof: &TaskProof, history: Vec<HistoryEvent>, decided: Height) -> Result<(), String> {
+            let proof = Observation::Proof {
+                task: self.task,
+                bytes: encode(proof),
+                history,
+                decided,
+            };
+            let genesis = Arc::new(self.ledger.fleet.genesis.clone());
+            judge(VerifiableOffline::new(genesis), &[(0, proof)])
+        }
+
+        fn decided(&self) -> Height {
+            Height(self.ledger.queue.height().0 - ROOT_LAG)
+        }
+    }
 
     #[test]
     fn file_that_proves_nothing_is_caught() {
@@ -72,7 +186,50 @@ mod tests {
         let proof = Observation::Proof {
             task: TaskId([1; 32]),
             bytes: vec![1, 2, 3],
+            history: Vec::new(),
+            decided: Height(0),
         };
         assert!(judge(VerifiableOffline::new(genesis), &[(0, proof)]).is_err());
+    }
+
+    #[test]
+    fn proof_without_an_event_or_with_a_stale_state_is_caught() {
+        let run = canceled();
+        let (history, decided) = (run.history(), run.decided());
+        assert_eq!(history.last().unwrap().state, TaskState::Canceled);
+        assert_eq!(run.told(&run.proof(), history.clone(), decided), Ok(()));
+        let stale = run.told(&run.before, history.clone(), decided);
+        assert!(stale.unwrap_err().contains("lacks"), "it says that the task is open");
+        let below = Height(history.last().unwrap().height.0 - 1);
+        assert_eq!(run.told(&run.before, history, below), Ok(()), "it happened since");
+    }
+
+    #[test]
+    fn proof_without_a_decision_that_was_signed_is_caught() {
+        let run = canceled();
+        let mut pending = run.proof();
+        let mut events: Vec<_> = pending.events.iter().cloned().collect();
+        if let Some(proof::EventProof::Entry { outcome, .. }) = events.last_mut() {
+            *outcome = None;
+        }
+        pending.events = events.try_into().unwrap();
+        let told = run.told(&pending, run.history(), run.decided());
+        assert!(told.unwrap_err().contains("or its decision"));
+    }
+
+    #[test]
+    fn proof_of_what_the_final_state_does_not_have_is_caught() {
+        let run = canceled();
+        let (history, decided) = (run.history(), run.decided());
+        let surplus = run.told(&run.proof(), history[..1].to_vec(), decided);
+        assert!(surplus.unwrap_err().contains("does not have"));
+        let changed = |change: fn(&mut HistoryEvent)| {
+            let mut history = history.clone();
+            change(history.last_mut().unwrap());
+            run.told(&run.proof(), history, decided)
+        };
+        assert!(changed(|event| event.state = TaskState::Completed).is_err());
+        assert!(changed(|event| event.height = event.height.next()).is_err());
+        assert!(changed(|event| event.entry.as_mut().unwrap().index = LogIndex(99)).is_err());
     }
 }

@@ -26,6 +26,10 @@ use crate::runtime::Process;
 #[derive(Default)]
 struct Durable {
     vote: Option<Bytes>,
+    /// Votes that became durable and were not looked at.
+    new_votes: Vec<(u64, Bytes)>,
+    /// How many disks were lost before this one.
+    disk: u64,
     committed: Option<Bytes>,
     purged: Option<(LogIndex, Bytes)>,
     records: BTreeMap<LogIndex, Bytes>,
@@ -42,7 +46,10 @@ impl Durable {
 
     fn apply(&mut self, op: LogOp) {
         match op {
-            LogOp::Vote(bytes) => self.vote = Some(bytes),
+            LogOp::Vote(bytes) => {
+                self.new_votes.push((self.disk, bytes.clone()));
+                self.vote = Some(bytes);
+            }
             LogOp::Committed(bytes) => self.committed = Some(bytes),
             LogOp::Append(records) => self.records.extend(records.into_iter().map(|r| (r.index, r.bytes))),
             LogOp::Truncate { from } => drop(self.records.split_off(&from)),
@@ -182,7 +189,15 @@ impl SimLog {
     /// The disk under it is gone, and everything that it held.
     pub fn wipe(&self) {
         *self.queue() = Queue::default();
-        let lost = std::mem::take(&mut *self.durable());
+        let lost = {
+            let mut durable = self.durable();
+            let next = Durable {
+                new_votes: std::mem::take(&mut durable.new_votes),
+                disk: durable.disk + 1,
+                ..Durable::default()
+            };
+            std::mem::replace(&mut *durable, next)
+        };
         *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = lost;
     }
 
@@ -199,6 +214,19 @@ impl SimLog {
             Kept::Nothing => self.lost.lock().unwrap_or_else(PoisonError::into_inner).kept(index),
             kept => kept,
         }
+    }
+
+    /// The vote that is durable.
+    #[must_use]
+    pub fn vote(&self) -> Option<Bytes> {
+        self.durable().vote.clone()
+    }
+
+    /// Every vote that became durable since the last call, in order, each with the number of the disk that holds it or
+    /// held it when it was lost.
+    #[must_use]
+    pub fn take_new_votes(&self) -> Vec<(u64, Bytes)> {
+        std::mem::take(&mut self.durable().new_votes)
     }
 
     /// The last `count` durable records, fewer if there is a gap, and the index of the first of them.
@@ -454,6 +482,7 @@ mod tests {
             index: LogIndex(1),
             bytes: Bytes::from_static(b"entry"),
         };
+        open.submit(LogOp::Vote(Bytes::from_static(b"vote")), Box::new(|_| ()));
         let (told, done) = tokio::sync::oneshot::channel();
         open.submit(
             LogOp::Append(vec![record]),
@@ -461,6 +490,13 @@ mod tests {
         );
         assert_eq!(done.await, Ok(Ok(())));
         log.wipe();
+        assert_eq!(log.vote(), None);
+        assert_eq!(
+            log.take_new_votes(),
+            [(0, Bytes::from_static(b"vote"))],
+            "of the first disk"
+        );
+        assert_eq!(log.take_new_votes(), []);
         assert_eq!(log.kept(LogIndex(1)), Kept::Nothing);
         assert_eq!(
             log.kept_or_lost(LogIndex(1)),

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use cluster_agent::raft::{RaftConfig, RaftRole};
+use cluster_agent::raft::RaftConfig;
 use cluster_core::queue::ClusterQueue;
 use common::{
+    global_queue::HistoryEvent,
     ids::{ClusterId, Height, TaskId},
+    limits::ROOT_LAG,
     wire::op::Mode,
 };
 
@@ -28,12 +30,9 @@ impl World {
             let (Some(agent), Some(log)) = (self.fleet.agent(&name), self.fleet.log(&name)) else {
                 continue;
             };
+            let cluster = agent.machine().with(|state| state.queue.cluster());
             let status = agent.raft().status();
-            self.fleet.witness.see(&Observation::Stands {
-                agent: name.clone(),
-                term: status.term,
-                is_leader: status.role == RaftRole::Leader,
-            });
+            self.fleet.witness.tell_stand(cluster, &name, &status);
             let records = log.range().map_or(0, |(first, last)| last.0 + 1 - first.0);
             self.fleet.witness.see(&Observation::Sizes {
                 agent: name.clone(),
@@ -93,6 +92,17 @@ impl World {
             validator.map_or(Height(0), |validator| validator.executed().get().queue.height())
         });
         heights.min().unwrap_or_default()
+    }
+
+    /// Height up to which every honest validator has the root over what was decided.
+    pub(super) fn lowest_decided(&self) -> Height {
+        Height(self.lowest_height().0.saturating_sub(ROOT_LAG))
+    }
+
+    /// What the final state of a validator says of a task.
+    pub(super) fn history(&self, validator: &str, task: &TaskId) -> Option<Vec<HistoryEvent>> {
+        let executed = self.fleet.validator(validator)?.executed().get();
+        Some(executed.queue.task(task)?.standing.events.clone())
     }
 
     /// Batches that every honest validator has executed.

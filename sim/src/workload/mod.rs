@@ -144,8 +144,11 @@ impl Desk {
 
     /// Tells that `agent` acknowledged an entry, in the instant in which it does.
     fn acknowledged(&self, agent: String, asked_us: u64, written: Written) {
-        // Who passes an answer of its leader on may itself still hold something else there.
-        let (copies, voters) = self.witness.copies(written.cluster, None, written.index);
+        // Who passes an answer of its leader on may itself still hold something else there: all disks count.
+        let Written { cluster, index, .. } = written;
+        let (copies, voters) = self
+            .witness
+            .copies_of(&written.entry, cluster, index, &self.fleet.chain);
         self.witness.see(&Observation::Acked {
             agent,
             cluster: written.cluster,

@@ -38,7 +38,7 @@ use common::{
     limits::LOG_ENTRY_BYTES_MAX,
 };
 
-use super::codec::{FORMAT_VERSION, WireLogId};
+use super::codec::{EntryRecord, FORMAT_VERSION, WireLogId, WirePayload, WireVote, decode};
 
 /// An encoded log entry; the store does not look inside.
 #[derive(Clone, PartialEq, Eq)]
@@ -61,6 +61,24 @@ impl fmt::Debug for LogRecord {
 pub fn record_leader(mut record: &[u8]) -> Option<(Term, RaftNodeId)> {
     let (version, _chain, id): (u8, Digest, WireLogId) = take(&mut record).ok()?;
     (version == FORMAT_VERSION).then_some((id.term, id.leader))
+}
+
+/// The command in a record; `None` for an entry without one, and for bytes that are no record. For whoever looks for an entry on
+/// disks.
+#[must_use]
+pub fn record_command(record: &[u8]) -> Option<Bytes> {
+    match decode::<EntryRecord>(record).ok()?.entry.payload {
+        WirePayload::Command(command) => Some(command.into_inner()),
+        WirePayload::Blank | WirePayload::Membership(_) => None,
+    }
+}
+
+/// Term and candidate of a vote as it lies on a disk, and whether that candidate was elected. `None` for bytes that are no vote. For
+/// whoever compares votes on disks.
+#[must_use]
+pub fn record_vote(vote: &[u8]) -> Option<(Term, RaftNodeId, bool)> {
+    let vote: WireVote = decode(vote).ok()?;
+    Some((vote.term, vote.candidate, vote.is_committed))
 }
 
 /// Longest record that a store must accept.
