@@ -69,6 +69,12 @@ pub struct Report {
     pub tasks_acked: u64,
     /// Of these, final on every validator.
     pub tasks_final: u64,
+    /// How the tasks of the final state stand, kept or not, by the word of their state.
+    pub tasks_by_state: BTreeMap<&'static str, u64>,
+    /// Tasks that left the final state, since they had ended and were due.
+    pub tasks_left: u64,
+    /// Tasks kept in the final state that are with another cluster than the one that took them.
+    pub tasks_moved: u64,
     /// Batches executed by every honest validator.
     pub batches_final: u64,
     /// Completions acknowledged to drones.
@@ -380,6 +386,7 @@ impl World {
     fn report(self) -> Report {
         let (trace_hash, counts) = self.trace.summary();
         let (tasks_final, batches_final) = (self.tasks_final(), self.batches_final());
+        let tally = self.tally();
         let height = self.lowest_height();
         let processes = self.processes();
         let journal = self.desk.journal();
@@ -395,6 +402,9 @@ impl World {
             enemies: self.fleet.enemies(),
             tasks_acked: journal.acknowledged.len() as u64,
             tasks_final,
+            tasks_by_state: tally.by_state,
+            tasks_left: tally.left,
+            tasks_moved: tally.moved,
             batches_final,
             completed: journal.completed,
             retries: journal.retries,

@@ -36,6 +36,8 @@ impl SequentialSpec for Stage {
             (Self::Absent, Call::Submit) => *self = Self::Open,
             (Self::Open, Call::Complete) => *self = Self::Completed,
             (Self::Open, Call::Cancel) => *self = Self::Canceled,
+            // It may have ended without a read that says so.
+            (Self::Open | Self::Ended, Call::Requeue) => *self = Self::Open,
             (Self::Open, Call::Claim) | (_, Call::Read) => {}
             // The same bytes again change nothing, and hear what the first did.
             (_, Call::Submit) => return Told::Granted,
@@ -54,7 +56,7 @@ impl SequentialSpec for Stage {
     fn is_valid_step(&mut self, call: &Call, told: &Told) -> bool {
         match (call, told) {
             // Rules that this object does not know may reject a write.
-            (Call::Claim | Call::Complete | Call::Cancel | Call::Submit, Told::Rejected) => true,
+            (Call::Claim | Call::Complete | Call::Cancel | Call::Requeue | Call::Submit, Told::Rejected) => true,
             // Links and tries may end an open task at any moment.
             (Call::Read, Told::Ended) if matches!(*self, Self::Open | Self::Ended) => {
                 *self = Self::Ended;

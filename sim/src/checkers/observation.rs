@@ -22,6 +22,8 @@ pub enum Call {
     Complete,
     /// End it as an operator.
     Cancel,
+    /// Queue it again as an operator: it ended, or nobody knows who holds it.
+    Requeue,
     /// A linearizable read.
     Read,
 }

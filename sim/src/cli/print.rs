@@ -91,6 +91,9 @@ pub(super) fn as_json(report: &Report, wall: Duration) -> Value {
         "enemies": enemies,
         "tasks_acked": report.tasks_acked,
         "tasks_final": report.tasks_final,
+        "tasks_by_state": report.tasks_by_state,
+        "tasks_left": report.tasks_left,
+        "tasks_moved": report.tasks_moved,
         "batches_final": report.batches_final,
         "completed": report.completed,
         "retries": report.retries,
@@ -119,8 +122,8 @@ pub(super) fn print_table(report: &Report, wall: Duration) {
         speed(report, wall)
     );
     println!(
-        "tasks         {} acknowledged, {} final, {} completions",
-        report.tasks_acked, report.tasks_final, report.completed
+        "tasks         {} acknowledged, {} final, {} completions, {} ended and left",
+        report.tasks_acked, report.tasks_final, report.completed, report.tasks_left
     );
     println!(
         "clients       {} retries, {} linearizable reads, {} refused for want of a majority",

@@ -1,13 +1,14 @@
 //! What a run looks at from outside: sizes, health, heights, and how it stood at the end.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use cluster_agent::raft::RaftConfig;
 use cluster_core::queue::ClusterQueue;
 use common::{
-    global_queue::HistoryEvent,
+    global_queue::{HistoryEvent, Row},
     ids::{ClusterId, Height, TaskId},
     limits::ROOT_LAG,
+    task::TaskState,
     wire::op::Mode,
 };
 
@@ -16,6 +17,14 @@ use crate::{checkers::Observation, timeline::Sample};
 
 /// Records above what snapshots leave that a log may have: what comes in while one is made on a slow disk, and purged.
 const LOG_SLACK: u64 = 1_000;
+
+/// What became of all tasks.
+#[derive(Default)]
+pub(super) struct Tally {
+    pub by_state: BTreeMap<&'static str, u64>,
+    pub left: u64,
+    pub moved: u64,
+}
 
 impl World {
     pub(super) fn inspect(&self) {
@@ -83,6 +92,27 @@ impl World {
         };
         timeline.samples.push(sample);
         self.timeline = Some(timeline);
+    }
+
+    /// What became of all tasks, by the validator that has executed most.
+    pub(super) fn tally(&self) -> Tally {
+        let names = self.fleet.honest_validators();
+        let states = names.iter().filter_map(|name| self.fleet.validator(name));
+        let states = states.map(|validator| validator.executed().get().queue.clone());
+        let Some(state) = states.max_by_key(|state| state.height()) else {
+            return Tally::default();
+        };
+        let counts = TaskState::ALL.iter().zip(state.counts_by_state());
+        let has_moved = |row: &&Row| {
+            row.standing
+                .cluster
+                .is_some_and(|cluster| cluster != row.submitted.through)
+        };
+        Tally {
+            by_state: counts.map(|(state, count)| (state.word(), u64::from(count))).collect(),
+            left: state.left(),
+            moved: state.tasks(None, usize::MAX).filter(has_moved).count() as u64,
+        }
     }
 
     pub(super) fn lowest_height(&self) -> Height {

@@ -256,6 +256,12 @@ impl Witness {
         state.state_of(task).is_some() || has_left()
     }
 
+    /// Highest block that a validator executed.
+    #[must_use]
+    pub fn height(&self) -> Height {
+        self.lock().validators.executed
+    }
+
     /// Whether the task has left a final state, so that machines may say that they do not know it.
     #[must_use]
     pub fn has_left(&self, task: &TaskId) -> bool {

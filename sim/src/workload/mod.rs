@@ -1,12 +1,13 @@
 //! What the fleet is asked to do in a run, and what it acknowledged.
 //!
-//! * [`operator`]: submits, links and cancels tasks, and sends the same bytes again after an unknown end.
+//! * [`operator`]: writes what it wishes (`wishes`), and sends the same bytes again after an unknown end.
 //! * [`vehicle`]: a drone that claims tasks and acts on them while it may.
 //! * [`reader`]: asks every agent and validator what it knows, and how old that is.
 
 pub mod operator;
 pub mod reader;
 pub mod vehicle;
+mod wishes;
 
 use std::{
     collections::BTreeMap,
@@ -54,6 +55,8 @@ pub struct Journal {
     pub acknowledged: BTreeMap<TaskId, (ClusterId, Scope)>,
     /// Acknowledged tasks in their order, by cluster.
     pub order: BTreeMap<ClusterId, Vec<TaskId>>,
+    /// Tasks of which an answer said that their state is `unknown`; false once they were freed by force.
+    pub unknown: BTreeMap<TaskId, bool>,
     /// Writes without an answer.
     pub open_writes: u64,
     /// Writes that had to be sent again.
@@ -65,6 +68,22 @@ pub struct Journal {
     /// Writes and reads refused for want of a majority.
     pub no_quorum: u64,
     calls: u64,
+}
+
+impl Journal {
+    /// A task submitted through `cluster` that waits in `unknown`, to be freed by force: each once.
+    fn free(&mut self, cluster: ClusterId) -> Option<(TaskId, Scope)> {
+        let Self {
+            acknowledged, unknown, ..
+        } = self;
+        let mut waiting = unknown.iter_mut().filter(|(_, waits)| **waits);
+        let (task, waits, scope) = waiting.find_map(|(task, waits)| match acknowledged.get(task) {
+            Some((through, scope)) if *through == cluster => Some((*task, waits, *scope)),
+            _ => None,
+        })?;
+        *waits = false;
+        Some((task, scope))
+    }
 }
 
 /// An entry that an agent says is committed.

@@ -1,26 +1,25 @@
-//! An operator: submits tasks of both scopes, links some to earlier ones, cancels some.
+//! An operator: writes what it wishes ([`super::wishes`]), until somebody says what became of it.
 //!
 //! # Rules
 //! * Each write goes to a drawn agent of its cluster, cut off or not. After anything but an answer for
 //!   good the same signed bytes go to another one, until one says what became of them.
 //! * Several writes are open at once.
-//! * Some submissions have the task key of an earlier task: a duplicate while that one is remembered, a task of its own
-//!   afterwards.
 //! * Some writes are sent once more long after they ended, as by an operator who forgot: they hear what they heard.
 //! * Now and then an intruder sends a submission in the operator's name, under a signature of something else.
 
 use std::time::Duration;
 
 use common::{
-    entry::{Action, SignedEntry},
+    entry::SignedEntry,
     ids::{ClusterId, TaskId},
-    task::Scope,
-    testing,
     verdict::{Answer, Verdict},
     wire::{cluster::WriteOutcome, op::WriteRefusal},
 };
 
-use super::{Desk, Written};
+use super::{
+    Desk, Written,
+    wishes::{Wish, Wishes},
+};
 use crate::{
     checkers::{Call, Told},
     random::Stream,
@@ -29,16 +28,6 @@ use crate::{
 
 /// Writes of one operator without an answer, at most.
 const OPEN_MAX: u64 = 24;
-/// A write in this many cancels a task.
-const CANCEL_ONE_IN: u64 = 16;
-/// A submission in this many is linked to an earlier task.
-const LINK_ONE_IN: u64 = 8;
-
-/// A submission in this many has the task key of an earlier one.
-const REUSE_ONE_IN: u64 = 12;
-/// So many back at most; fleet-scope tasks share an eighth as many keys.
-const REUSED_AMONG: u64 = 400;
-
 /// A write in this many is sent again after it ended.
 const REPEAT_ONE_IN: u64 = 6;
 /// After so many writes an intruder tries.
@@ -50,7 +39,7 @@ pub struct Operator {
     cluster: ClusterId,
     agents: Vec<String>,
     random: Stream,
-    number: u64,
+    wishes: Wishes,
 }
 
 /// A write on its way.
@@ -62,20 +51,19 @@ struct Write {
     entry: SignedEntry,
     task: TaskId,
     call: Call,
-    /// Whether a grant of the cluster makes a task of it: the key of a fleet-scope task is judged by the global queue.
     makes_task: bool,
 }
 
 impl Operator {
     /// An operator of `cluster`, whose agents are `agents`.
     #[must_use]
-    pub fn new(desk: Desk, cluster: ClusterId, agents: Vec<String>, random: Stream) -> Self {
+    pub fn new(desk: Desk, cluster: ClusterId, agents: Vec<String>, mut random: Stream) -> Self {
         Self {
+            wishes: Wishes::new(desk.clone(), cluster, Stream::new(random.next_u64())),
             desk,
             cluster,
             agents,
             random,
-            number: 0,
         }
     }
 
@@ -93,7 +81,7 @@ impl Operator {
             if open - done.load(std::sync::atomic::Ordering::Relaxed) >= OPEN_MAX {
                 continue;
             }
-            if self.number % INTRUDE_EVERY == INTRUDE_EVERY - 1 {
+            if self.wishes.number() % INTRUDE_EVERY == INTRUDE_EVERY - 1 {
                 self.intrude();
             }
             let write = self.next_write();
@@ -112,10 +100,7 @@ impl Operator {
 
     /// A submission that nobody signed. It uses up a number of the operator's only if somebody takes it.
     fn intrude(&mut self) {
-        self.number += 1;
-        let (genuine, _) = self.submit();
-        self.number += 1;
-        let (mut forged, _) = self.submit();
+        let (genuine, mut forged) = (self.wishes.submit().entry, self.wishes.submit().entry);
         forged.signature = genuine.signature;
         let pick = self.random.between(0, self.agents.len() as u64 - 1) as usize;
         if let Some(door) = self.desk.doors.open(&self.agents[pick]) {
@@ -127,13 +112,11 @@ impl Operator {
     }
 
     fn next_write(&mut self) -> Write {
-        self.number += 1;
-        let canceled = match self.random.between(1, CANCEL_ONE_IN) {
-            1 => self.cancel(),
-            _ => None,
-        };
-        let call = if canceled.is_some() { Call::Cancel } else { Call::Submit };
-        let (entry, makes_task) = canceled.map_or_else(|| self.submit(), |entry| (entry, false));
+        let Wish {
+            entry,
+            call,
+            makes_task,
+        } = self.wishes.next();
         let chain = &self.desk.fleet.chain;
         let task = entry
             .header
@@ -150,56 +133,6 @@ impl Operator {
             call,
             makes_task,
         }
-    }
-
-    /// A submission, and whether a grant of the cluster makes a task of it.
-    fn submit(&mut self) -> (SignedEntry, bool) {
-        let is_fleet = self.random.between(0, 1) == 1;
-        let scope = if is_fleet { Scope::Fleet } else { Scope::Cluster };
-        let is_reused = self.random.between(1, REUSE_ONE_IN) == 1;
-        let key = match (is_reused, scope) {
-            (false, _) => self.number.to_string(),
-            (true, Scope::Cluster) => {
-                let back = self.random.between(1, REUSED_AMONG);
-                self.number.saturating_sub(back).to_string()
-            }
-            // Nobody is promised a task of these.
-            (true, Scope::Fleet) => format!("again-{}", self.random.between(1, REUSED_AMONG / 8)),
-        };
-        let mut task = testing::task(&format!("c{}-{key}", self.cluster.0));
-        task.places = vec![testing::place_in(self.cluster.0)]
-            .try_into()
-            .expect("one place fits");
-        if self.random.between(1, LINK_ONE_IN) == 1
-            && let Some(earlier) = self.earlier(scope)
-        {
-            task.after = vec![earlier].try_into().expect("one link fits");
-        }
-        let entry = self.desk.fleet.submit("op1", self.cluster, self.number, scope, &task);
-        (entry, !(is_fleet && is_reused))
-    }
-
-    fn cancel(&mut self) -> Option<SignedEntry> {
-        let is_fleet = self.random.between(0, 1) == 1;
-        let scope = if is_fleet { Scope::Fleet } else { Scope::Cluster };
-        let action = Action::Cancel {
-            task: self.earlier(scope)?,
-        };
-        Some(self.desk.fleet.entry("op1", self.cluster, self.number, scope, action))
-    }
-
-    /// A drawn task of `scope` among the last ones acknowledged through this cluster.
-    fn earlier(&mut self, scope: Scope) -> Option<TaskId> {
-        let journal = self.desk.journal();
-        let all = journal.order.get(&self.cluster)?;
-        let recent = all
-            .iter()
-            .rev()
-            .take(32)
-            .filter(|task| journal.acknowledged[*task].1 == scope);
-        let recent: Vec<TaskId> = recent.copied().collect();
-        let last = (recent.len() as u64).checked_sub(1)?;
-        Some(recent[self.random.between(0, last) as usize])
     }
 }
 

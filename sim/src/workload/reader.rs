@@ -77,7 +77,7 @@ impl Reader {
         let Some(door) = self.desk.doors.open(&self.agent) else {
             return;
         };
-        let (witness, agent_name, cluster) = (self.desk.witness.clone(), self.agent.clone(), self.cluster);
+        let (desk, agent_name, cluster) = (self.desk.clone(), self.agent.clone(), self.cluster);
         let look = door.ask(|agent| async move {
             let context = match task {
                 None => agent.status().context,
@@ -87,13 +87,16 @@ impl Reader {
                         consistency: Consistency::Local,
                         staleness_ms_max: None,
                     };
-                    let OpAnswer::Task { context, .. } = agent.answer(request).await else {
+                    let OpAnswer::Task { task: found, context } = agent.answer(request).await else {
                         return;
                     };
+                    if found.is_some_and(|found| found.state == TaskState::Unknown) {
+                        desk.journal().unknown.entry(task).or_insert(true);
+                    }
                     context
                 }
             };
-            witness.see(&Observation::Read {
+            desk.witness.see(&Observation::Read {
                 agent: agent_name,
                 cluster,
                 applied: context.applied,
@@ -105,11 +108,12 @@ impl Reader {
         let _ = tokio::time::timeout(Duration::from_secs(5), look).await;
     }
 
-    /// A drawn task of this cluster among the newest.
+    /// A drawn task of this cluster: one of the newest, or any.
     fn draw_task(&mut self) -> Option<(TaskId, Scope)> {
         let journal = self.desk.journal();
         let order = journal.order.get(&self.cluster)?;
-        let back = self.random.between(1, 12.min(order.len() as u64).max(1)) as usize;
+        let among = if self.random.between(0, 2) == 0 { u64::MAX } else { 12 };
+        let back = self.random.between(1, among.min(order.len() as u64).max(1)) as usize;
         let task = *order.get(order.len().checked_sub(back)?)?;
         Some((task, journal.acknowledged[&task].1))
     }
