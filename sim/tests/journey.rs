@@ -1,6 +1,6 @@
 //! Tasks on their journey through whole simulated fleets: start here to see all rooms at work.
 
-use std::time::Duration;
+use std::{num::NonZeroU64, time::Duration};
 
 use cluster_agent::raft::LinkProfile;
 use common::wire::frame::FrameKind;
@@ -26,6 +26,25 @@ fn every_acknowledged_task_is_final_on_every_validator() {
     assert_eq!(report.tasks_final, report.tasks_acked);
     assert!(report.completed > 0 && report.linearizable_reads > 0, "{report:?}");
     assert!(report.counts.of(Event::Dropped) > 0, "a run without loss shows little");
+}
+
+/// What nobody asks for, no checker watches over.
+#[test]
+fn tasks_end_in_every_way_go_to_other_clusters_and_leave() {
+    let mut plan = calm(1, 60);
+    plan.population.clusters = 2;
+    plan.population.agents = 3;
+    plan.conditions.keeps_one_in = NonZeroU64::new(1_024).unwrap();
+    let report = run(plan);
+    assert_eq!(report.violation, None, "{report:?}");
+    for ended in ["completed", "canceled", "failed", "expired"] {
+        assert!(report.tasks_by_state[ended] > 0, "{ended}: {:?}", report.tasks_by_state);
+    }
+    assert!(report.tasks_left > 100 && report.tasks_moved > 0, "{report:?}");
+    assert_eq!(report.tasks_final, report.tasks_acked, "those that left are final");
+    let mut keeps_all = calm(1, 20);
+    keeps_all.conditions.keeps_one_in = NonZeroU64::MIN;
+    assert_eq!(run(keeps_all).tasks_left, 0);
 }
 
 /// Each member attests a batch to its leader, and the leader submits it: once, wherever finality takes as long as it
