@@ -3,7 +3,8 @@
 //! # Rules
 //! * A scenario says the population, how long it lasts, and which faults come when. Nothing else is drawn
 //!   but what happens below chance: delays, losses, the workload.
-//! * Unknown keys are errors. Times are whole seconds or milliseconds; the key says which.
+//! * Unknown keys are errors, and so are names that the fleet does not have, times beyond the story, and faults that
+//!   would do nothing. Times are whole seconds or milliseconds; the key says which.
 //! * A story that did not come about, as its expectation says, fails like one that broke a promise.
 
 mod check;
@@ -41,7 +42,7 @@ pub struct ScriptedEnemy {
 /// Who cannot be one, for people; or that there are more than [`Enemies::MAX`].
 pub(crate) fn enemies(listed: &[ScriptedEnemy]) -> Result<Enemies, String> {
     let read = |enemy: &ScriptedEnemy| {
-        let post = Post::parse(&enemy.who);
+        let post = Post::parse(&enemy.who).filter(|post| post.to_string() == enemy.who);
         let post = post.ok_or_else(|| format!("who \"{}\" cannot be an enemy", enemy.who))?;
         let actor = enemy.actor;
         Ok(Enemy { post, actor })
@@ -166,12 +167,6 @@ mod tests {
             assert!(
                 !(scenario.faults.is_empty() && scenario.enemies.is_empty()) && scenario.story.len() > 40,
                 "{}",
-                path.display()
-            );
-            let ends_ms = scenario.faults.iter().map(|fault| fault.at_ms + fault.lasts_ms).max();
-            assert!(
-                ends_ms.unwrap_or(0) <= scenario.secs * 1_000,
-                "{}: healed before its end",
                 path.display()
             );
             assert_ne!(scenario.expect, Expectation::default(), "{}", path.display());

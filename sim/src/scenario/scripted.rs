@@ -13,7 +13,7 @@ use crate::{
         process::{Crash, CrashInApply, CrashInSnapshot, Pause},
         quality::Quality,
     },
-    fleet::SimFleet,
+    fleet::{Population, SimFleet},
     ports::{DiskTrouble, LinkConditions},
 };
 
@@ -42,9 +42,9 @@ pub enum Kind {
     FromValidators,
     /// Kills `who`; they are started again when the fault ends.
     Crash,
-    /// Kills `who` as soon as they have applied an entry; they are started again a second later.
+    /// Kills the drones of `who` as soon as they have applied an entry; they are started again a second later.
     CrashInApply,
-    /// Kills the first of `who` as soon as it writes a snapshot, its own or one that it was sent.
+    /// Kills the one drone of `who` as soon as it writes a snapshot, its own or one that it was sent.
     CrashInSnapshot,
     /// Stops every step of `who`.
     Pause,
@@ -58,11 +58,11 @@ pub enum Kind {
     DiskRots,
     /// The disks of `who` are lost. Drones come back on empty ones, as new members, when the fault ends; validators do not.
     DiskLost,
-    /// The wall clocks of `who` show 1970.
+    /// The wall clocks of the validators `who` show 1970. Drones do not read theirs.
     ClockIn1970,
-    /// A fifth of all frames is lost; `who` does not count.
+    /// A fifth of all frames is lost, of whomever.
     Lossy,
-    /// Every link carries 16 kB a second and has eight times the delay; `who` does not count.
+    /// Every link carries 16 kB a second and has eight times the delay.
     Thin,
 }
 
@@ -82,7 +82,51 @@ pub struct Scripted {
     pub who: Vec<String>,
 }
 
+/// The processes that `word` means in a fleet of this population. A leader, whom only the run knows, stands for
+/// himself under the word. `None` if the fleet has nothing of that name.
+fn meant(word: &str, population: Population) -> Option<BTreeSet<String>> {
+    let numbered = |prefix: &str, most| -> Vec<String> { (1..=most).map(|at| format!("{prefix}{at}")).collect() };
+    let members = |cluster: &str| numbered(&format!("{cluster}-"), population.agents);
+    let clusters = numbered("c", population.clusters);
+    let agents = || clusters.iter().flat_map(|cluster| members(cluster));
+    let validators = numbered("v", population.validators);
+    let is_cluster = |name: &str| clusters.iter().any(|cluster| cluster == name);
+    let names = match word {
+        "validators" => validators,
+        "agents" => agents().collect(),
+        "all" => agents().chain(validators).collect(),
+        word => match word.strip_prefix("leader ").filter(|cluster| is_cluster(cluster)) {
+            // Nobody else leads.
+            Some(cluster) if population.agents == 1 => members(cluster),
+            Some(_) => vec![word.to_owned()],
+            None if is_cluster(word) => members(word),
+            None => vec![agents().chain(validators).find(|name| name == word)?],
+        },
+    };
+    Some(names.into_iter().collect())
+}
+
 impl Scripted {
+    /// The processes that may be meant, most of them at once. A leader stands under his word (`leader c1`), unless
+    /// every member of his cluster is named.
+    ///
+    /// # Errors
+    /// The word that names nothing of this population.
+    pub(super) fn meant(&self, population: Population) -> Result<BTreeSet<String>, &str> {
+        let mut names = BTreeSet::new();
+        for word in &self.who {
+            names.extend(meant(word, population).ok_or(word.as_str())?);
+        }
+        let all = names.clone();
+        names.retain(|name| {
+            let cluster = name
+                .strip_prefix("leader ")
+                .and_then(|cluster| meant(cluster, population));
+            cluster.is_none_or(|members| !members.is_subset(&all))
+        });
+        Ok(names)
+    }
+
     /// Who is meant, in this moment.
     fn victims(&self, fleet: &SimFleet) -> Vec<String> {
         let mut names = BTreeSet::new();
@@ -127,7 +171,7 @@ impl Scripted {
             }
             Kind::CrashInApply => (Family::Process, Box::new(CrashInApply::new(number, who, 1_000_000))),
             Kind::CrashInSnapshot => {
-                let first = who.first().cloned().expect("a scenario says who");
+                let first = who.first().cloned().expect("it was checked when it was read");
                 (
                     Family::Process,
                     Box::new(CrashInSnapshot::new(number, first, 1_000_000)),
