@@ -1,7 +1,7 @@
 //! The witness of a run: hears everything that the shells show, and asks every checker.
 //!
-//! * [`agents`]: what they apply and close, when they lead, what their logs' disks hold.
-//! * [`validators`]: what they send, execute and order, and what their disks hold.
+//! * `agents`: what they apply and close, when they lead, what their logs' disks hold.
+//! * `validators`: what they send, execute and order, and what their disks hold.
 //!
 //! # Rules
 //! * It sees true time, disks and links; the shells do not see it.
