@@ -72,3 +72,24 @@ fn each_story_of_the_folder_has_its_test() {
         .collect();
     assert_eq!(files, STORIES.iter().map(|&name| name.to_owned()).collect());
 }
+
+/// What is missing in a story of two clusters with these lines, which end in a fault or an enemy.
+fn missing(secs: u64, lines: &str) -> Option<String> {
+    let head = "title = \"t\"\nstory = \"s\"\nclusters = 2\nagents = 3\nvalidators = 4\nwrite_every_ms = 500";
+    let scenario = Scenario::from_toml(&format!("{head}\nsecs = {secs}\n{lines}")).unwrap();
+    let violation = run_scenario(&scenario, 1).violation?;
+    assert_eq!(violation.checker, "expectation", "{violation}");
+    Some(violation.what)
+}
+
+#[test]
+fn enemy_that_gets_hold_of_nobody_is_missed() {
+    let withholder = "[[enemy]]\nwho = \"v3\"\nactor = \"withholder\"\n";
+    let poisoner = "[[enemy]]\nwho = \"leader c1\"\nactor = \"poisoner\"\n";
+    assert_eq!(missing(1, withholder), None);
+    // Leaders are taken from the third second on.
+    for expect in ["", "[expect]\ndeeds_min = 1\n"] {
+        let what = missing(1, &format!("{expect}{withholder}{poisoner}")).expect("nobody led yet");
+        assert!(what.contains("in their hands: 1, at least 2 expected"), "{what}");
+    }
+}

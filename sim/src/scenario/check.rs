@@ -49,7 +49,8 @@ impl Scenario {
         self.check_times()?;
         self.check_effects()?;
         self.check_overlaps()?;
-        self.check_losses()
+        self.check_losses()?;
+        self.check_expectation()
     }
 
     fn check_sizes(&self) -> Result<(), String> {
@@ -167,6 +168,14 @@ impl Scenario {
             "disk_lost and enemies take {lost} of {all} validators for good, and the others could agree on nothing: name \
              fewer, or let them crash"
         ))
+    }
+
+    /// What is expected can come about in this fleet.
+    fn check_expectation(&self) -> Result<(), String> {
+        if self.expect.deeds_min > 0 && self.enemies.is_empty() {
+            return Err("deeds_min expects deeds of enemies, and the story has no [[enemy]]".into());
+        }
+        Ok(())
     }
 }
 
@@ -347,6 +356,11 @@ mod tests {
             fault(700, "crash", "all")
         );
         assert!(Scenario::from_toml(&GOOD.replace("[[fault]]", &good)).is_ok());
+    }
+
+    #[test]
+    fn expectation_that_nothing_could_meet_is_refused() {
+        assert!(with("[[fault]]", "[expect]\ndeeds_min = 1\n[[fault]]").contains("no [[enemy]]"));
     }
 
     #[test]

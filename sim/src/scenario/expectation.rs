@@ -23,10 +23,17 @@ pub struct Expectation {
 }
 
 impl Expectation {
-    /// Makes a story that did not come about a violation, unless another broke the run.
+    /// Makes a story that did not come about a violation, unless another broke the run. Whatever it expects, each of
+    /// its enemies must have got hold of a process.
     pub(crate) fn judge(&self, report: &mut Report) {
         let deeds = |enemy: &crate::byzantine::EnemyReport| enemy.deeds.values().sum();
+        let placed = report.enemies.len() as u64;
         let shown = [
+            (
+                "enemies with a process in their hands",
+                report.plan.enemies.iter().count() as u64,
+                placed,
+            ),
             ("processes killed", self.killed_min, report.counts.of(Event::Killed)),
             ("refusals for want of a majority", self.refused_min, report.no_quorum),
             ("frames dropped", self.dropped_min, report.counts.of(Event::Dropped)),
