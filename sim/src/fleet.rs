@@ -110,6 +110,8 @@ struct Machine {
     disk: SimDisk,
     clock: SimClock,
     process: Option<Process>,
+    /// What the wall clock was off by when the last life of its process began.
+    started_off_us: i64,
     /// Its process dies behind the next entry that it applies.
     crash_at_apply: CrashSwitch,
     /// The faults that want that.
@@ -275,6 +277,7 @@ impl SimFleet {
                 disk,
                 clock,
                 process: None,
+                started_off_us: 0,
                 crash_at_apply: CrashSwitch::default(),
                 crash_wanted_by: BTreeSet::new(),
                 down_until_us: 0,
@@ -299,6 +302,14 @@ impl SimFleet {
     pub fn validator_names(&self) -> Vec<String> {
         let is_first = |name: &&String| self.machine(name).host == Host::First;
         self.validators.keys().filter(is_first).cloned().collect()
+    }
+
+    /// Names of the validators whose disks are not lost.
+    #[must_use]
+    pub fn validators_left(&self) -> Vec<String> {
+        let mut names = self.validator_names();
+        names.retain(|name| !self.is_lost(name));
+        names
     }
 
     /// Names of the validators that are in nobody's hands, and not lost.
@@ -373,6 +384,12 @@ impl SimFleet {
     #[must_use]
     pub fn clock(&self, name: &str) -> SimClock {
         self.machine(name).clock.clone()
+    }
+
+    /// What the wall clock of a machine was off by when the last life of its process began.
+    #[must_use]
+    pub fn started_off_us(&self, name: &str) -> i64 {
+        self.machine(name).started_off_us
     }
 
     /// The log of an agent.

@@ -75,7 +75,7 @@ pub enum Kind {
     DiskRots,
     /// The disks of `who` are lost. Drones come back on empty ones, as new members, when the fault ends; validators do not.
     DiskLost,
-    /// The wall clocks of `who` show 1970.
+    /// `who` start again under wall clocks that show 1970, and once more when the fault ends.
     ClockIn1970,
     /// A fifth of all frames is lost; `who` does not count.
     Lossy,

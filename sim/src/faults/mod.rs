@@ -3,7 +3,7 @@
 //! * [`partition`]: cuts of every shape.
 //! * [`quality`]: links that are slow, lossy, narrow, or deliver twice.
 //! * [`disk`]: slow, failing, full, rotten and lost disks.
-//! * [`clock`]: wall clocks that jump or begin in 1970.
+//! * [`clock`]: wall clocks that are wrong when a validator starts, or jump.
 //! * [`process`]: crashes, pauses, crashes in the middle of a snapshot or behind an entry, power cycles.
 //!
 //! # Rules
