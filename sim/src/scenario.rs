@@ -226,6 +226,7 @@ impl Scenario {
         }
         self.check_overlaps()?;
         self.check_losses()?;
+        self.check_clocks()?;
         let words = self.faults.iter().flat_map(|fault| &fault.who);
         for word in words {
             self.check_word(word).map_err(|why| format!("who \"{word}\" {why}"))?;
@@ -278,6 +279,25 @@ impl Scenario {
             "disk_lost and enemies take {lost} of {all} validators for good, and the others could agree on nothing: name \
              fewer, or let them crash"
         ))
+    }
+
+    /// Validators with wrong wall clocks are at most as many as the fleet withstands: the others' clocks are the time.
+    fn check_clocks(&self) -> Result<(), String> {
+        for fault in self.faults.iter().filter(|fault| fault.kind == Kind::ClockIn1970) {
+            let is_word = |word: &str| fault.who.iter().any(|who| who == word);
+            let is_everybody = is_word("validators") || is_word("all");
+            let is_wrong = |number: &u32| is_everybody || is_word(&format!("v{number}"));
+            let wrong = (1..=self.validators).filter(is_wrong).count() as u64;
+            let all = u64::from(self.validators);
+            if !is_bft_quorum(all - wrong, all) {
+                return Err(format!(
+                    "clock_in1970 at {} ms is of {wrong} of {all} validators, and the others are no quorum that knows \
+                     the time: name fewer",
+                    fault.at_ms
+                ));
+            }
+        }
+        Ok(())
     }
 
     fn population(&self) -> Population {
@@ -461,6 +481,11 @@ mod tests {
         let clock = "[[fault]]\nat_ms = 500\nlasts_ms = 501\nkind = \"clock_in1970\"\nwho = [\"v1\"]\n";
         let clocks = format!("{clock}{}[[fault]]", clock.replace("500", "1000"));
         assert!(with("[[fault]]", &clocks).contains("clocks"));
+        let all = format!(
+            "{}[[fault]]",
+            clock.replace("501", "500").replace("\"v1\"", "\"v1\", \"v3\"")
+        );
+        assert!(with("[[fault]]", &all).contains("2 of 4"));
         let loses =
             |who| format!("[[fault]]\nat_ms = 500\nlasts_ms = 1\nkind = \"disk_lost\"\nwho = [{who}]\n[[fault]]");
         assert!(with("[[fault]]", &loses(r#""v1", "v2""#)).contains("2 of 4"));
