@@ -34,7 +34,7 @@ use enemies::Placed;
 use troubles::Troubles;
 
 use crate::{
-    byzantine::Enemy,
+    byzantine::{Enemy, twins},
     ports::{
         Direction, DiskTiming, DiskTrouble, Host, LinkConditions, RecordPool, SimClock, SimDisk, SimLog, SimNetwork,
         SimSnapshots,
@@ -304,6 +304,15 @@ impl SimFleet {
         self.validators.keys().filter(is_first).cloned().collect()
     }
 
+    /// Names of the machines that validators run on: the second of twins too, and none whose disk is lost, to which
+    /// nothing can happen any more.
+    #[must_use]
+    pub fn validator_machines(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.validators.keys().cloned().collect();
+        names.retain(|name| !self.is_lost(name));
+        names
+    }
+
     /// Names of the validators whose disks are not lost.
     #[must_use]
     pub fn validators_left(&self) -> Vec<String> {
@@ -378,6 +387,13 @@ impl SimFleet {
     #[must_use]
     pub fn id(&self, name: &str) -> ProcessId {
         self.machine(name).id
+    }
+
+    /// The numbers of the processes behind an identity: one, or two if it has a twin.
+    pub fn ids(&self, name: &str) -> impl Iterator<Item = ProcessId> + use<> {
+        let twin = self.machines.get(&format!("{name}{}", twins::SUFFIX));
+        let twin = twin.map(|machine| machine.id);
+        std::iter::once(self.id(name)).chain(twin)
     }
 
     /// The clocks of a machine.

@@ -352,9 +352,9 @@ impl Scripted {
         let mut names = BTreeSet::new();
         for word in &self.who {
             match word.as_str() {
-                "validators" => names.extend(fleet.validator_names()),
+                "validators" => names.extend(fleet.validator_machines()),
                 "agents" => names.extend(fleet.agent_names()),
-                "all" => names.extend(fleet.agent_names().into_iter().chain(fleet.validator_names())),
+                "all" => names.extend(fleet.agent_names().into_iter().chain(fleet.validator_machines())),
                 word => names.extend(named(fleet, word)),
             }
         }

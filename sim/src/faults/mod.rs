@@ -361,10 +361,9 @@ fn split<T: Clone>(random: &mut Stream, from: &[T], count: usize) -> (Vec<T>, Ve
     (drawn, rest)
 }
 
-/// Every process but those that are lost for good, to which nothing can happen any more.
+/// Every process, twins each by itself, but those that are lost for good.
 fn all_names(fleet: &SimFleet) -> Vec<String> {
     let mut names = fleet.agent_names();
-    names.extend(fleet.validator_names());
-    names.retain(|name| !fleet.is_lost(name));
+    names.extend(fleet.validator_machines());
     names
 }

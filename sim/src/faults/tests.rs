@@ -15,14 +15,18 @@ use futures::FutureExt;
 use transport::ports::Transport;
 
 use super::{
-    Fault,
+    Family, Fault, Strike,
     clock::Clock,
     disk::{Disk, Lost},
-    process::{CrashInApply, CrashInSnapshot, Pause},
+    draw,
+    partition::{Partition, between},
+    process::{Crash, CrashInApply, CrashInSnapshot, Pause},
 };
 use crate::{
+    byzantine::{ActorKind, Enemies, Enemy, Post},
     fleet::SimFleet,
     ports::DiskTrouble,
+    random::Stream,
     run::Plan,
     trace::Trace,
     witness::Witness,
@@ -41,6 +45,11 @@ fn in_virtual_time(test: impl Future<Output = ()>) {
 
 /// A fleet that runs.
 async fn fleet_that_runs() -> SimFleet {
+    hacked_fleet_that_runs(&[]).await
+}
+
+/// The same, some of it in enemies' hands.
+async fn hacked_fleet_that_runs(enemies: &[Enemy]) -> SimFleet {
     let plan = Plan::small(1);
     let trace = Trace::begin();
     let make = |fleet: &common::testing::Fleet| {
@@ -48,6 +57,7 @@ async fn fleet_that_runs() -> SimFleet {
         Witness::new(trace.clone(), set, Vec::new())
     };
     let mut fleet = SimFleet::new(plan.seed, plan.population, plan.conditions, trace.clone(), make);
+    fleet.hack(Enemies::of(enemies));
     fleet.supervise().await;
     assert!(fleet.is_running(WHO));
     fleet
@@ -190,5 +200,61 @@ fn clock_that_is_wrong_at_the_start_is_block_time_until_the_next_one_and_a_jump_
         );
         let (off_s, _) = clock_of_v1(Clock::jumped(who(), 3_600_000_000)).await;
         assert!(off_s.iter().all(|off_s| off_s.abs() < 10), "{off_s:?}");
+    });
+}
+
+/// What is said of many drawn faults of these families.
+fn drawn(fleet: &SimFleet, families: &[Family]) -> Vec<String> {
+    let mut random = Stream::new(1);
+    let strike = |family| Strike {
+        number: 1,
+        family,
+        at_us: 0,
+        lasts_us: 0,
+        chance: 0,
+        what: String::new(),
+    };
+    let strikes = families.iter().cycle().take(2_000);
+    strikes
+        .map(|family| draw(&strike(*family), fleet, &mut random).describe())
+        .collect()
+}
+
+#[test]
+fn nothing_is_drawn_for_a_validator_that_is_lost() {
+    on_a_fleet(|fleet| {
+        let is_of = |who: &'static str| move |what: &String| what.contains(who);
+        assert!(drawn(fleet, &Family::ALL).iter().any(is_of("v2")));
+        Lost::new(vec!["v2".to_owned()], 1_000).begin(fleet, 0);
+        let after = drawn(fleet, &Family::ALL);
+        assert!(after.iter().any(is_of("v1")));
+        assert_eq!(after.into_iter().find(is_of("v2")), None);
+    });
+}
+
+#[test]
+fn cuts_of_an_identity_are_of_both_its_hosts_and_each_host_may_crash_or_have_a_bad_disk() {
+    in_virtual_time(async {
+        let twins = Enemy {
+            post: Post::Validator(4),
+            actor: ActorKind::Twins,
+        };
+        let mut fleet = hacked_fleet_that_runs(&[twins]).await;
+        let is_open = |fleet: &SimFleet, a, b| fleet.network.is_open(fleet.id(a), fleet.id(b));
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let directions = between(&fleet, &names(&["v1"]), &names(&["v4"]));
+        let mut cut = Partition::new(1, "split", &names(&["v1"]), directions, 0);
+        cut.begin(&mut fleet, 0);
+        assert!(!is_open(&fleet, "v1", "v4") && !is_open(&fleet, "v1", "v4-twin"));
+        assert!(is_open(&fleet, "v2", "v4") && is_open(&fleet, "v2", "v4-twin"));
+        cut.end(&mut fleet, 0);
+        assert!(is_open(&fleet, "v1", "v4-twin"));
+        for family in [Family::Disk, Family::Process] {
+            let drawn = drawn(&fleet, &[family]);
+            assert!(drawn.iter().any(|what| what.contains("v4-twin")), "{family:?}");
+        }
+        let who = vec![("v4-twin".to_owned(), 1_000)];
+        Crash { what: "crash", who }.begin(&mut fleet, 0);
+        assert!(fleet.is_running("v4") && !fleet.is_running("v4-twin"));
     });
 }
