@@ -34,7 +34,7 @@ use enemies::Placed;
 use troubles::Troubles;
 
 use crate::{
-    byzantine::Enemy,
+    byzantine::{Enemy, twins},
     ports::{
         Direction, DiskTiming, DiskTrouble, Host, LinkConditions, RecordPool, SimClock, SimDisk, SimLog, SimNetwork,
         SimSnapshots,
@@ -110,6 +110,8 @@ struct Machine {
     disk: SimDisk,
     clock: SimClock,
     process: Option<Process>,
+    /// What the wall clock was off by when the last life of its process began.
+    started_off_us: i64,
     /// Its process dies behind the next entry that it applies.
     crash_at_apply: CrashSwitch,
     /// The faults that want that.
@@ -275,6 +277,7 @@ impl SimFleet {
                 disk,
                 clock,
                 process: None,
+                started_off_us: 0,
                 crash_at_apply: CrashSwitch::default(),
                 crash_wanted_by: BTreeSet::new(),
                 down_until_us: 0,
@@ -299,6 +302,23 @@ impl SimFleet {
     pub fn validator_names(&self) -> Vec<String> {
         let is_first = |name: &&String| self.machine(name).host == Host::First;
         self.validators.keys().filter(is_first).cloned().collect()
+    }
+
+    /// Names of the machines that validators run on: the second of twins too, and none whose disk is lost, to which
+    /// nothing can happen any more.
+    #[must_use]
+    pub fn validator_machines(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.validators.keys().cloned().collect();
+        names.retain(|name| !self.is_lost(name));
+        names
+    }
+
+    /// Names of the validators whose disks are not lost.
+    #[must_use]
+    pub fn validators_left(&self) -> Vec<String> {
+        let mut names = self.validator_names();
+        names.retain(|name| !self.is_lost(name));
+        names
     }
 
     /// Names of the validators that are in nobody's hands, and not lost.
@@ -369,10 +389,23 @@ impl SimFleet {
         self.machine(name).id
     }
 
+    /// The numbers of the processes behind an identity: one, or two if it has a twin.
+    pub fn ids(&self, name: &str) -> impl Iterator<Item = ProcessId> + use<> {
+        let twin = self.machines.get(&format!("{name}{}", twins::SUFFIX));
+        let twin = twin.map(|machine| machine.id);
+        std::iter::once(self.id(name)).chain(twin)
+    }
+
     /// The clocks of a machine.
     #[must_use]
     pub fn clock(&self, name: &str) -> SimClock {
         self.machine(name).clock.clone()
+    }
+
+    /// What the wall clock of a machine was off by when the last life of its process began.
+    #[must_use]
+    pub fn started_off_us(&self, name: &str) -> i64 {
+        self.machine(name).started_off_us
     }
 
     /// The log of an agent.

@@ -1,8 +1,12 @@
 //! Faults do what their names say: each is met in a short story of its own.
 
+use std::time::Duration;
+
 use sim::{
-    run::{Report, run_scenario},
+    faults::{Family, Weather},
+    run::{Plan, Report, run, run_scenario},
     scenario::Scenario,
+    trace::Event,
 };
 
 /// A fleet of one cluster of five and four validators, with one fault from 3 s on.
@@ -45,6 +49,36 @@ fn process_on_a_rotten_disk_refuses_to_start_until_it_is_mended() {
             "{:?}",
             report.faults
         );
+    }
+}
+
+#[test]
+fn validator_starts_in_1970_and_again_when_its_clock_is_right() {
+    let report = story("clock_in1970", "v1", 8_000);
+    assert_eq!(report.counts.of(Event::Killed), 2);
+    assert_eq!(report.faults[0].what, "v1 booted with a wall clock in 1970");
+}
+
+/// One fault after the other, each of a clock, most of them of a validator that starts anew.
+#[test]
+fn drawn_clocks_are_wrong_when_validators_start_and_harm_nobody() {
+    for seed in 0..2 {
+        let plan = Plan::small(seed);
+        let report = run(Plan {
+            lasts: Duration::from_secs(20),
+            weather: Weather {
+                every_us: 2_000_000,
+                lasts_us: (1_000_000, 5_000_000),
+                at_once_max: 1,
+                only: Some(Family::Clock),
+            },
+            ..plan
+        });
+        assert_eq!(report.violation, None, "seed {seed}: {:#?}", report.processes);
+        let booted = report.faults.iter().filter(|fault| fault.what.contains("booted"));
+        let booted = booted.count() as u64;
+        assert!(booted > 1, "seed {seed}: {:?}", report.faults);
+        assert_eq!(report.counts.of(Event::Killed), 2 * booted, "seed {seed}");
     }
 }
 

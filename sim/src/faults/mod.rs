@@ -3,7 +3,7 @@
 //! * [`partition`]: cuts of every shape.
 //! * [`quality`]: links that are slow, lossy, narrow, or deliver twice.
 //! * [`disk`]: slow, failing, full, rotten and lost disks.
-//! * [`clock`]: wall clocks that jump or begin in 1970.
+//! * [`clock`]: wall clocks that are wrong when a validator starts, or jump.
 //! * [`process`]: crashes, pauses, crashes in the middle of a snapshot or behind an entry, power cycles.
 //!
 //! # Rules
@@ -361,10 +361,9 @@ fn split<T: Clone>(random: &mut Stream, from: &[T], count: usize) -> (Vec<T>, Ve
     (drawn, rest)
 }
 
-/// Every process but those that are lost for good, to which nothing can happen any more.
+/// Every process, twins each by itself, but those that are lost for good.
 fn all_names(fleet: &SimFleet) -> Vec<String> {
     let mut names = fleet.agent_names();
-    names.extend(fleet.validator_names());
-    names.retain(|name| !fleet.is_lost(name));
+    names.extend(fleet.validator_machines());
     names
 }

@@ -25,14 +25,17 @@ pub fn between(fleet: &SimFleet, a: &[String], b: &[String]) -> BTreeSet<Directi
     directions
 }
 
-/// The directions from each of `from` to each of `to`.
+/// The directions from each of `from` to each of `to`. Who has a twin is meant with it.
 #[must_use]
 pub fn one_way(fleet: &SimFleet, from: &[String], to: &[String]) -> BTreeSet<Direction> {
     let pairs = from.iter().flat_map(|a| to.iter().map(move |b| (a, b)));
-    pairs
-        .filter(|(a, b)| a != b)
-        .map(|(a, b)| (fleet.id(a).0, fleet.id(b).0))
-        .collect()
+    let mut directions = BTreeSet::new();
+    for (a, b) in pairs.filter(|(a, b)| a != b) {
+        for near in fleet.ids(a) {
+            directions.extend(fleet.ids(b).map(|far| (near.0, far.0)));
+        }
+    }
+    directions
 }
 
 fn others(fleet: &SimFleet, than: &[String]) -> Vec<String> {
@@ -74,7 +77,7 @@ pub fn ring(fleet: &SimFleet, members: &[String]) -> BTreeSet<Direction> {
 pub fn draw(number: u64, fleet: &SimFleet, random: &mut Stream) -> Box<dyn Fault> {
     let clusters = fleet.clusters();
     let cluster = pick(random, &clusters);
-    let validators = fleet.validator_names();
+    let validators = fleet.validators_left();
     let members = if random.between(0, 3) == 0 {
         validators.clone()
     } else {

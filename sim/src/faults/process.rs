@@ -68,7 +68,7 @@ pub fn draw(number: u64, fleet: &SimFleet, random: &mut Stream) -> Box<dyn Fault
             })
         }
         4 => {
-            let who = down(fleet.validator_names(), random, 6_000_000);
+            let who = down(fleet.validator_machines(), random, 6_000_000);
             Box::new(Crash {
                 what: "crash of all validators",
                 who,

@@ -1,38 +1,71 @@
-//! Faults that overlap on one machine.
+//! What faults do to a machine, alone and when they overlap.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use common::validator_set::ValidatorSet;
+use bytes::Bytes;
+use common::{
+    codec::{decode, encode},
+    validator_set::ValidatorSet,
+    wire::{
+        frame::FrameKind,
+        op::{OpAnswer, OpRequest, ValidatorStatus},
+    },
+};
 use futures::FutureExt;
+use transport::ports::Transport;
 
 use super::{
-    Fault,
+    Family, Fault, Strike,
+    clock::Clock,
     disk::{Disk, Lost},
-    process::{CrashInApply, CrashInSnapshot, Pause},
+    draw,
+    partition::{Partition, between},
+    process::{Crash, CrashInApply, CrashInSnapshot, Pause},
 };
-use crate::{fleet::SimFleet, ports::DiskTrouble, run::Plan, trace::Trace, witness::Witness};
+use crate::{
+    byzantine::{ActorKind, Enemies, Enemy, Post},
+    fleet::SimFleet,
+    ports::DiskTrouble,
+    random::Stream,
+    run::Plan,
+    trace::Trace,
+    witness::Witness,
+};
 
 const WHO: &str = "c1-1";
 
-/// A fleet that runs, and faults that begin and end on [`WHO`].
-fn on_a_fleet(test: impl FnOnce(&mut SimFleet)) {
+fn in_virtual_time(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .unwrap();
-    runtime.block_on(async {
-        let plan = Plan::small(1);
-        let trace = Trace::begin();
-        let make = |fleet: &common::testing::Fleet| {
-            let set = ValidatorSet::from_genesis(&Arc::new(fleet.genesis.clone()));
-            Witness::new(trace.clone(), set, Vec::new())
-        };
-        let mut fleet = SimFleet::new(plan.seed, plan.population, plan.conditions, trace.clone(), make);
-        fleet.supervise().await;
-        assert!(fleet.is_running(WHO));
-        test(&mut fleet);
-    });
+    runtime.block_on(test);
+}
+
+/// A fleet that runs.
+async fn fleet_that_runs() -> SimFleet {
+    hacked_fleet_that_runs(&[]).await
+}
+
+/// The same, some of it in enemies' hands.
+async fn hacked_fleet_that_runs(enemies: &[Enemy]) -> SimFleet {
+    let plan = Plan::small(1);
+    let trace = Trace::begin();
+    let make = |fleet: &common::testing::Fleet| {
+        let set = ValidatorSet::from_genesis(&Arc::new(fleet.genesis.clone()));
+        Witness::new(trace.clone(), set, Vec::new())
+    };
+    let mut fleet = SimFleet::new(plan.seed, plan.population, plan.conditions, trace.clone(), make);
+    fleet.hack(Enemies::of(enemies));
+    fleet.supervise().await;
+    assert!(fleet.is_running(WHO));
+    fleet
+}
+
+/// Faults that begin and end on [`WHO`].
+fn on_a_fleet(test: impl FnOnce(&mut SimFleet)) {
+    in_virtual_time(async { test(&mut fleet_that_runs().await) });
 }
 
 fn who() -> Vec<String> {
@@ -108,5 +141,120 @@ fn one_validator_of_four_is_lost_for_good_and_no_second_one() {
         assert!(!fleet.is_running("v2"));
         assert_eq!(fleet.honest_validators(), ["v1", "v3", "v4"]);
         assert_eq!(fleet.validators_with_a_disk_to_lose(), Vec::<String>::new());
+    });
+}
+
+/// Lets the fleet live for so long.
+async fn live(fleet: &mut SimFleet, ms: u64) {
+    for _ in 0..ms / 20 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        fleet.supervise().await;
+    }
+}
+
+/// What a validator says of itself.
+async fn status(fleet: &SimFleet, name: &str) -> ValidatorStatus {
+    let operator = fleet.network.transport(fleet.fleet.id("op1"));
+    for _ in 0..20 {
+        let body: Bytes = encode(&OpRequest::Status).into();
+        let asked = operator.call(fleet.fleet.id(name), FrameKind::Operate, body, Duration::from_secs(1));
+        let answer = asked.await.ok().and_then(|bytes| decode(&bytes).ok());
+        if let Some(OpAnswer::Validator(status)) = answer {
+            return status;
+        }
+    }
+    panic!("{name} does not answer");
+}
+
+/// How far block time of `v1` is from the newest block before a fault, in it and after it, in seconds; and how many
+/// blocks became final in it.
+async fn clock_of_v1(mut fault: Clock) -> ([i64; 3], u64) {
+    let mut fleet = fleet_that_runs().await;
+    let mut off_s = [0; 3];
+    live(&mut fleet, 3_000).await;
+    let before = status(&fleet, "v1").await;
+    off_s[0] = before.clock_offset_us / 1_000_000;
+    fault.begin(&mut fleet, 3_000_000);
+    live(&mut fleet, 10_000).await;
+    let wrong = status(&fleet, "v1").await;
+    off_s[1] = wrong.clock_offset_us / 1_000_000;
+    fault.end(&mut fleet, 13_000_000);
+    live(&mut fleet, 5_000).await;
+    off_s[2] = status(&fleet, "v1").await.clock_offset_us / 1_000_000;
+    (off_s, wrong.height.0 - before.height.0)
+}
+
+#[test]
+fn clock_that_is_wrong_at_the_start_is_block_time_until_the_next_one_and_a_jump_is_not() {
+    in_virtual_time(async {
+        let who = || vec!["v1".to_owned()];
+        let (off_s, _) = clock_of_v1(Clock::in_1970(who())).await;
+        assert!(
+            off_s[0].abs() < 10 && off_s[1] < -1_000_000_000 && off_s[2].abs() < 10,
+            "{off_s:?}"
+        );
+        let (off_s, _) = clock_of_v1(Clock::booted(who(), 3_600_000_000)).await;
+        assert!(
+            off_s[0].abs() < 10 && off_s[1].abs_diff(3_600) < 10 && off_s[2].abs() < 10,
+            "{off_s:?}"
+        );
+        let (off_s, _) = clock_of_v1(Clock::jumped(who(), 3_600_000_000)).await;
+        assert!(off_s.iter().all(|off_s| off_s.abs() < 10), "{off_s:?}");
+    });
+}
+
+/// What is said of many drawn faults of these families.
+fn drawn(fleet: &SimFleet, families: &[Family]) -> Vec<String> {
+    let mut random = Stream::new(1);
+    let strike = |family| Strike {
+        number: 1,
+        family,
+        at_us: 0,
+        lasts_us: 0,
+        chance: 0,
+        what: String::new(),
+    };
+    let strikes = families.iter().cycle().take(2_000);
+    strikes
+        .map(|family| draw(&strike(*family), fleet, &mut random).describe())
+        .collect()
+}
+
+#[test]
+fn nothing_is_drawn_for_a_validator_that_is_lost() {
+    on_a_fleet(|fleet| {
+        let is_of = |who: &'static str| move |what: &String| what.contains(who);
+        assert!(drawn(fleet, &Family::ALL).iter().any(is_of("v2")));
+        Lost::new(vec!["v2".to_owned()], 1_000).begin(fleet, 0);
+        let after = drawn(fleet, &Family::ALL);
+        assert!(after.iter().any(is_of("v1")));
+        assert_eq!(after.into_iter().find(is_of("v2")), None);
+    });
+}
+
+#[test]
+fn cuts_of_an_identity_are_of_both_its_hosts_and_each_host_may_crash_or_have_a_bad_disk() {
+    in_virtual_time(async {
+        let twins = Enemy {
+            post: Post::Validator(4),
+            actor: ActorKind::Twins,
+        };
+        let mut fleet = hacked_fleet_that_runs(&[twins]).await;
+        let is_open = |fleet: &SimFleet, a, b| fleet.network.is_open(fleet.id(a), fleet.id(b));
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let directions = between(&fleet, &names(&["v1"]), &names(&["v4"]));
+        let mut cut = Partition::new(1, "split", &names(&["v1"]), directions, 0);
+        cut.begin(&mut fleet, 0);
+        assert!(!is_open(&fleet, "v1", "v4") && !is_open(&fleet, "v1", "v4-twin"));
+        assert!(is_open(&fleet, "v2", "v4") && is_open(&fleet, "v2", "v4-twin"));
+        cut.end(&mut fleet, 0);
+        assert!(is_open(&fleet, "v1", "v4-twin"));
+        for family in [Family::Disk, Family::Process] {
+            let drawn = drawn(&fleet, &[family]);
+            assert!(drawn.iter().any(|what| what.contains("v4-twin")), "{family:?}");
+        }
+        let who = vec![("v4-twin".to_owned(), 1_000)];
+        Crash { what: "crash", who }.begin(&mut fleet, 0);
+        assert!(fleet.is_running("v4") && !fleet.is_running("v4-twin"));
     });
 }

@@ -82,6 +82,7 @@ impl SimFleet {
             disk: SimDisk::new(id.0, seed, self.conditions.disks, self.trace.clone()),
             clock: SimClock::new(self.trace.clone(), 30_000_000, 0),
             process: None,
+            started_off_us: 0,
             crash_at_apply: CrashSwitch::default(),
             crash_wanted_by: BTreeSet::new(),
             down_until_us: 0,

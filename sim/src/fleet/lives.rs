@@ -212,6 +212,7 @@ impl SimFleet {
         let seed = self.seeds.next_u64();
         let machine = self.machine_mut(name);
         machine.troubles.begin_life();
+        machine.started_off_us = machine.clock.wall_offset_us();
         Process::new(machine.id, seed)
     }
 

@@ -122,8 +122,8 @@ struct Ends {
     to_idx: NodeIdx,
     direction: Direction,
     host: Host,
-    /// Also to this host.
-    also: Option<Host>,
+    /// Also to this host, in this direction.
+    also: Option<(Host, Direction)>,
     /// False between twins' sides.
     is_reached: bool,
     /// Whether a connection between the two can still be up.
@@ -151,8 +151,8 @@ struct State {
 
 impl State {
     /// Whether a connection can still be up: it was not silent for too long.
-    fn is_connected(&self, near: &Known, far: &Place, now_us: u64) -> bool {
-        let silent = self.links.silent_since_us(near.first.id.0, far.id.0);
+    fn is_connected(&self, near: &Place, far: &Place, now_us: u64) -> bool {
+        let silent = self.links.silent_since_us(near.id.0, far.id.0);
         let is_started = far.running.is_some() || far.down_since_us.is_some();
         let silent_us = silent.into_iter().chain(far.down_since_us).min();
         is_started && silent_us.is_none_or(|since_us| now_us.saturating_sub(since_us) < IDLE_US)
@@ -297,17 +297,18 @@ impl SimNetwork {
         let state = self.lock();
         let (near, far) = (state.known.get(from)?, state.known.get(to)?);
         let (far_host, also) = far.hosts(near.idx, now_us);
+        let direction_to = |far_host| (near.place(host).id.0, far.place(far_host).id.0);
         let sides = near.twin.as_ref();
         Some(Ends {
             from: *from,
             from_idx: near.idx,
             to: *to,
             to_idx: far.idx,
-            direction: (near.place(host).id.0, far.place(far_host).id.0),
+            direction: direction_to(far_host),
             host: far_host,
-            also,
+            also: also.map(|also| (also, direction_to(also))),
             is_reached: sides.is_none_or(|(sides, _)| sides.reaches(host, far.idx, now_us)),
-            is_connected: state.is_connected(near, far.place(far_host), now_us),
+            is_connected: state.is_connected(near.place(host), far.place(far_host), now_us),
         })
     }
 
@@ -377,7 +378,7 @@ impl SimNetwork {
         let (network, from) = (self.clone(), *device);
         drop(process.spawn(async move {
             tokio::time::sleep(Duration::from_micros(sending.after_us)).await;
-            if network.has_connection(&from, &to)
+            if network.has_connection(&from, host, &to)
                 && let Some(ends) = network.ends(&from, host, &to)
             {
                 let exchange = SimTransport::exchange(network, ends, sending.kind, sending.body);
@@ -453,14 +454,14 @@ impl SimNetwork {
     }
 
     /// Whether a connection between the two can still be up.
-    fn has_connection(&self, a: &DeviceId, b: &DeviceId) -> bool {
+    fn has_connection(&self, a: &DeviceId, host: Host, b: &DeviceId) -> bool {
         let now_us = self.trace.now_us();
         let state = self.lock();
         let (Some(near), Some(far)) = (state.known.get(a), state.known.get(b)) else {
             return false;
         };
-        let (host, _) = far.hosts(near.idx, now_us);
-        state.is_connected(near, far.place(host), now_us)
+        let (far_host, _) = far.hosts(near.idx, now_us);
+        state.is_connected(near.place(host), far.place(far_host), now_us)
     }
 
     /// Time until a caller without a connection knows that none comes up.

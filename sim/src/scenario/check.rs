@@ -50,6 +50,7 @@ impl Scenario {
         self.check_effects()?;
         self.check_overlaps()?;
         self.check_losses()?;
+        self.check_clocks()?;
         self.check_expectation()
     }
 
@@ -143,6 +144,23 @@ impl Scenario {
                 ));
             }
             ends_ms.insert(what, fault.at_ms + fault.lasts_ms);
+        }
+        Ok(())
+    }
+
+    /// Validators with wrong wall clocks are at most as many as the fleet withstands: the others' clocks are the time.
+    fn check_clocks(&self) -> Result<(), String> {
+        let all = u64::from(self.validators);
+        for fault in self.faults.iter().filter(|fault| fault.kind == Kind::ClockIn1970) {
+            // All of them are validators: others were refused.
+            let wrong = fault.meant(self.population()).map_or(0, |who| who.len() as u64);
+            if !is_bft_quorum(all.saturating_sub(wrong), all) {
+                return Err(format!(
+                    "clock_in1970 at {} ms is of {wrong} of {all} validators, and the others are no quorum that knows \
+                     the time: name fewer",
+                    fault.at_ms
+                ));
+            }
         }
         Ok(())
     }
@@ -371,6 +389,8 @@ mod tests {
         let clock = "[[fault]]\nat_ms = 500\nlasts_ms = 501\nkind = \"clock_in1970\"\nwho = [\"v1\"]\n";
         let clocks = format!("{clock}{}[[fault]]", clock.replace("500", "1000"));
         assert!(with("[[fault]]", &clocks).contains("clocks"));
+        let two = clock.replace("501", "500").replace("\"v1\"", "\"v1\", \"v3\"");
+        assert!(with("[[fault]]", &format!("{two}[[fault]]")).contains("2 of 4"));
         let apart = GOOD.replace("[[fault]]", &format!("{}{thin}", lossy.replace("501", "500")));
         assert!(Scenario::from_toml(&apart).is_ok());
     }

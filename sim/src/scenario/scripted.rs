@@ -58,7 +58,8 @@ pub enum Kind {
     DiskRots,
     /// The disks of `who` are lost. Drones come back on empty ones, as new members, when the fault ends; validators do not.
     DiskLost,
-    /// The wall clocks of the validators `who` show 1970. Drones do not read theirs.
+    /// The validators `who` start again under wall clocks that show 1970, and once more when the fault ends. Drones do not
+    /// read theirs.
     ClockIn1970,
     /// A fifth of all frames is lost, of whomever.
     Lossy,
@@ -132,9 +133,9 @@ impl Scripted {
         let mut names = BTreeSet::new();
         for word in &self.who {
             match word.as_str() {
-                "validators" => names.extend(fleet.validator_names()),
+                "validators" => names.extend(fleet.validator_machines()),
                 "agents" => names.extend(fleet.agent_names()),
-                "all" => names.extend(fleet.agent_names().into_iter().chain(fleet.validator_names())),
+                "all" => names.extend(fleet.agent_names().into_iter().chain(fleet.validator_machines())),
                 word => names.extend(named(fleet, word)),
             }
         }

@@ -16,7 +16,7 @@ use super::{Ends, Frame, SimNetwork, unbundled};
 use crate::{
     ports::{
         lane::{self, Way},
-        links::IDLE_US,
+        links::{Direction, IDLE_US},
         tap::{Leaves, Tap},
         twins::Host,
     },
@@ -117,8 +117,11 @@ fn has_empty_answer(kind: FrameKind) -> bool {
 }
 
 impl SimNetwork {
-    /// Hands a request to the other twin as well; what that one answers goes to nobody.
-    fn deliver_also(&self, ends: &Ends, host: Host, kind: FrameKind, request: &Frame) {
+    /// Hands a request to the other twin as well, unless a cut is between; what that one answers goes to nobody.
+    fn deliver_also(&self, ends: &Ends, (host, direction): (Host, Direction), kind: FrameKind, request: &Frame) {
+        if self.is_cut(direction) {
+            return self.record(Event::Dropped, direction, request);
+        }
         let Some((peer, process, service)) = self.receiver(ends, host, kind.protocol()) else {
             return;
         };
@@ -255,7 +258,7 @@ impl Transport for SimTransport {
     }
 
     fn is_connected(&self, to: &DeviceId, _protocol: Protocol) -> bool {
-        self.network.has_connection(&self.device, to)
+        self.network.has_connection(&self.device, self.host, to)
     }
 
     fn rtt(&self, to: &DeviceId) -> Option<Duration> {
