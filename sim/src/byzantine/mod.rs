@@ -12,6 +12,7 @@
 //! * They never heal. Checkers judge honest processes only.
 
 pub mod amnesiac;
+pub mod copyist;
 pub mod double_voter;
 pub mod equivocator;
 pub mod forger;
@@ -56,6 +57,8 @@ pub enum ActorKind {
     Withholder,
     /// Invents batches, rows and references.
     Forger,
+    /// Hands out other copies of certified batches, with the digest of the good one.
+    Copyist,
     /// Sends again what was sent before, by anybody.
     Replayer,
     /// Speaks to some and not to others.
@@ -74,11 +77,12 @@ pub enum ActorKind {
 
 impl ActorKind {
     /// In the order of the variants.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Equivocator,
         Self::DoubleVoter,
         Self::Withholder,
         Self::Forger,
+        Self::Copyist,
         Self::Replayer,
         Self::Selective,
         Self::Amnesiac,
@@ -96,6 +100,7 @@ impl ActorKind {
             Self::DoubleVoter => "double_voter",
             Self::Withholder => "withholder",
             Self::Forger => "forger",
+            Self::Copyist => "copyist",
             Self::Replayer => "replayer",
             Self::Selective => "selective",
             Self::Amnesiac => "amnesiac",
@@ -119,6 +124,7 @@ impl ActorKind {
             self,
             Self::Withholder
                 | Self::Forger
+                | Self::Copyist
                 | Self::Replayer
                 | Self::Selective
                 | Self::LyingLeader
@@ -133,6 +139,7 @@ impl ActorKind {
             Self::DoubleVoter => Box::<double_voter::DoubleVoter>::default(),
             Self::Withholder => Box::<withholder::Withholder>::default(),
             Self::Forger => Box::<forger::Forger>::default(),
+            Self::Copyist => Box::<copyist::Copyist>::default(),
             Self::Replayer => Box::<replayer::Replayer>::default(),
             Self::Selective => Box::<selective::Selective>::default(),
             Self::Amnesiac => Box::<amnesiac::Amnesiac>::default(),
