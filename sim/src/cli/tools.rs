@@ -8,7 +8,7 @@ use std::{
 use super::{COMMIT, Output, Shape, read_scenario, run_one};
 use crate::{
     page::page,
-    run::{Staging, run, run_schedule, run_staged, run_story},
+    run::{Staging, run, run_schedule, run_staged},
     schedule::{Schedule, shrink as shrunk},
     witness::Violation,
 };
@@ -122,7 +122,7 @@ pub(super) fn report(
                 Err(problem) => return invalid(&path, problem),
             };
             let again = format!("sim run --scenario {} --seed {seed}", path.display());
-            (run_story(&scenario, seed, staging), again)
+            (scenario.run(seed, staging), again)
         }
         (None, Some(path)) => {
             let schedule = match read_schedule(&path) {
