@@ -62,7 +62,7 @@ enum Command {
     },
     /// Shows that the checkers see: breaks one rule after the other; exit 1 when one is not noticed.
     Mutants {
-        /// So many rows of the table only, spread evenly.
+        /// So many rows of the table only, spread evenly; which ones follows from the commit.
         #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
         sample: Option<u16>,
         /// Only rows of this bug.
@@ -306,11 +306,12 @@ fn run_one(output: Output, again: &str, run: impl FnOnce() -> Report) -> bool {
 }
 
 fn judge_checkers(sample: Option<u16>, bug: Option<&str>, seeds_max: u64, jobs: u8, output: Output) -> ExitCode {
-    let rows = mutants::rows(sample.map(usize::from), bug);
+    let rows = mutants::rows(sample.map(usize::from), bug, COMMIT);
     if rows.is_empty() {
         eprintln!("sim: \"{}\" is no seeded bug", bug.unwrap_or_default());
         return ExitCode::from(6);
     }
+    eprintln!("sim: rows {} of commit {COMMIT}", mutants::places(&rows));
     let judged = mutants::build().and_then(|binary| mutants::judge(&binary, &rows, seeds_max, jobs));
     let outcomes = match judged {
         Ok(outcomes) => outcomes,

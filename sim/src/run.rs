@@ -123,20 +123,7 @@ pub fn run(plan: Plan) -> Report {
 /// As [`run`].
 #[must_use]
 pub fn run_scenario(scenario: &Scenario, seed: u64) -> Report {
-    run_story(scenario, seed, Staging::default())
-}
-
-/// The same, staged.
-pub(crate) fn run_story<'a>(scenario: &'a Scenario, seed: u64, staging: Staging<'a>) -> Report {
-    let mut report = run_staged(
-        scenario.plan(seed),
-        Staging {
-            script: &scenario.faults,
-            ..staging
-        },
-    );
-    scenario.expect.judge(&mut report);
-    report
+    scenario.run(seed, Staging::default())
 }
 
 /// Runs `plan` with the faults of `script` beside those it draws.

@@ -9,13 +9,15 @@
 
 mod check;
 mod expectation;
+mod islands;
 mod scripted;
 
-use std::{num::NonZeroU64, time::Duration};
+use std::{num::NonZeroU64, sync::PoisonError, time::Duration};
 
 use cluster_agent::raft::LinkProfile;
 use serde::{Deserialize, Serialize};
 
+use self::islands::Lookout;
 pub use self::{
     expectation::Expectation,
     scripted::{Kind, Scripted},
@@ -23,7 +25,7 @@ pub use self::{
 use crate::{
     byzantine::{ActorKind, Enemies, Enemy, Post},
     fleet::Population,
-    run::{KEEPS_ALL, Plan},
+    run::{KEEPS_ALL, Plan, Report, Staging, run_staged},
 };
 
 /// One process in an enemy's hands.
@@ -149,6 +151,25 @@ impl Scenario {
         plan.load.write_every = Duration::from_millis(self.write_every_ms);
         plan.weather.every_us = 0;
         plan
+    }
+
+    /// Runs the story with the chance of `seed`, and judges whether it came about.
+    pub(crate) fn run<'a>(&'a self, seed: u64, staging: Staging<'a>) -> Report {
+        let lookout = Lookout::default();
+        let islands = lookout.shown();
+        let mut checkers = staging.checkers;
+        checkers.push(Box::new(lookout));
+        let mut report = run_staged(
+            self.plan(seed),
+            Staging {
+                script: &self.faults,
+                checkers,
+                ..staging
+            },
+        );
+        let islands = *islands.lock().unwrap_or_else(PoisonError::into_inner);
+        self.expect.judge(&mut report, islands);
+        report
     }
 }
 

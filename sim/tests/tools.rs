@@ -1,6 +1,9 @@
-//! What `sim shrink`, `replay` and `report` rest on, over real runs.
+//! What `sim shrink`, `replay` and `report` rest on, over real runs; and what the binary says.
 
-use std::time::Duration;
+use std::{
+    process::{Command, Output},
+    time::Duration,
+};
 
 use sim::{
     checkers::{Checker, Observation},
@@ -121,4 +124,68 @@ fn page_of_a_run_shows_it_and_needs_no_network() {
     }
     assert_eq!(html.matches("<svg").count(), html.matches("</svg>").count());
     assert!(html.len() < 1_000_000, "{}", html.len());
+}
+
+/// Runs the binary in a folder of its own, with this story in it as `story.toml`.
+fn sim(name: &str, story: &str, arguments: &[&str]) -> Output {
+    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("story.toml"), story).unwrap();
+    let mut sim = Command::new(env!("CARGO_BIN_EXE_sim"));
+    sim.current_dir(folder).args(arguments).output().unwrap()
+}
+
+/// Nobody dies in it, and it says that somebody does.
+const BROKEN: &str = r#"
+    title = "t"
+    story = "s"
+    clusters = 1
+    agents = 3
+    validators = 4
+    secs = 1
+    [expect]
+    killed_min = 1
+    [[fault]]
+    at_ms = 500
+    lasts_ms = 500
+    kind = "isolate"
+    who = ["c1-2"]
+"#;
+
+#[test]
+fn every_way_to_run_a_story_says_with_which_seed_and_command_it_broke() {
+    for command in ["run", "report"] {
+        let ran = sim("broken", BROKEN, &[command, "--scenario", "story.toml", "--seed", "9"]);
+        let (printed, said) = (
+            String::from_utf8_lossy(&ran.stdout),
+            String::from_utf8_lossy(&ran.stderr),
+        );
+        assert_eq!(ran.status.code(), Some(1), "{said}");
+        assert!(said.contains("sim: seed 9 of commit "), "{command}: {said}");
+        assert!(said.contains("processes killed: 0"), "{command}: {said}");
+        let again = "again with: sim run --scenario story.toml --seed 9";
+        assert!(said.contains(again), "{command}: {said}");
+        assert!(
+            printed.contains("seed") && printed.contains("commit"),
+            "{command}: {printed}"
+        );
+    }
+}
+
+#[test]
+fn mistake_in_a_story_is_said_in_words_with_exit_code_6() {
+    for (right, wrong) in [
+        ("\"c1-2\"", "\"c1-+2\""),
+        ("agents = 3", "agents = 2"),
+        ("at_ms = 500", "at_ms = 9000000000000000000"),
+    ] {
+        let ran = sim(
+            "mistaken",
+            &BROKEN.replace(right, wrong),
+            &["run", "--scenario", "story.toml"],
+        );
+        let said = String::from_utf8_lossy(&ran.stderr);
+        assert_eq!(ran.status.code(), Some(6), "{wrong}: {said}");
+        assert!(said.starts_with("sim: story.toml: scenario: "), "{wrong}: {said}");
+    }
 }

@@ -5,10 +5,10 @@ use std::{
     process::ExitCode,
 };
 
-use super::{COMMIT, Output, Shape, read_scenario, run_one};
+use super::{COMMIT, Output, Shape, complain, read_scenario, run_one};
 use crate::{
     page::page,
-    run::{Staging, run, run_schedule, run_staged, run_story},
+    run::{Staging, run, run_schedule, run_staged},
     schedule::{Schedule, shrink as shrunk},
     witness::Violation,
 };
@@ -30,7 +30,7 @@ fn read_schedule(path: &Path) -> Result<Schedule, String> {
 pub(super) fn shrink(shape: Shape, seed: u64, tries_max: u32, out: Option<PathBuf>) -> ExitCode {
     let report = run(shape.plan(seed));
     let Some(Violation { checker, .. }) = report.violation else {
-        println!("seed {seed} breaks nothing: there is nothing to shrink");
+        println!("seed {seed} of commit {COMMIT} breaks nothing: there is nothing to shrink");
         return ExitCode::SUCCESS;
     };
     let first = Schedule::of(shape.population, &report);
@@ -122,7 +122,7 @@ pub(super) fn report(
                 Err(problem) => return invalid(&path, problem),
             };
             let again = format!("sim run --scenario {} --seed {seed}", path.display());
-            (run_story(&scenario, seed, staging), again)
+            (scenario.run(seed, staging), again)
         }
         (None, Some(path)) => {
             let schedule = match read_schedule(&path) {
@@ -138,12 +138,11 @@ pub(super) fn report(
     if let Err(error) = std::fs::write(out, page(&report, COMMIT, &again)) {
         return invalid(out, error);
     }
-    println!("{}", out.display());
-    match &report.violation {
-        Some(violation) => {
-            eprintln!("sim: {violation}");
-            ExitCode::FAILURE
-        }
-        None => ExitCode::SUCCESS,
+    println!("{} (seed {} of commit {COMMIT})", out.display(), report.plan.seed);
+    complain(&report, &again);
+    if report.violation.is_none() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
     }
 }

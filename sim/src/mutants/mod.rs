@@ -72,13 +72,27 @@ fn arguments(stage: Stage, seed: u64, bug: Option<Bug>, checker: Option<&str>) -
     arguments
 }
 
-/// Rows of the table: all, those of one bug, or `sample` of them, spread evenly.
+/// Rows of the table: all, those of one bug, or `sample` of them. A sample is spread evenly, and begins at a row that
+/// follows from the `commit` (hexadecimal digits), so that in time every row is met.
 #[must_use]
-pub fn rows(sample: Option<usize>, bug: Option<&str>) -> Vec<Row> {
+pub fn rows(sample: Option<usize>, bug: Option<&str>, commit: &str) -> Vec<Row> {
     let rows = TABLE.iter().filter(|row| bug.is_none_or(|bug| bug == row.bug.word()));
     let rows: Vec<Row> = rows.copied().collect();
-    let wanted = sample.unwrap_or(rows.len()).min(rows.len());
-    (0..wanted).map(|at| rows[at * rows.len() / wanted]).collect()
+    let Some(wanted) = sample.filter(|wanted| *wanted < rows.len()) else {
+        return rows;
+    };
+    // A build from outside of a checkout knows no commit.
+    let first = u64::from_str_radix(commit, 16).unwrap_or(0) % rows.len() as u64;
+    let spread = (0..wanted).map(|at| first as usize + at * rows.len() / wanted);
+    spread.map(|at| rows[at % rows.len()]).collect()
+}
+
+/// Places of `rows` in the table, from 1, for people.
+#[must_use]
+pub fn places(rows: &[Row]) -> String {
+    let places = rows.iter().filter_map(|row| TABLE.iter().position(|each| each == row));
+    let places: Vec<String> = places.map(|at| (at + 1).to_string()).collect();
+    format!("{} of {}", places.join(", "), TABLE.len())
 }
 
 /// Builds the binary with the bugs in it, and says where it is.
@@ -284,12 +298,38 @@ mod tests {
 
     #[test]
     fn sample_is_spread_over_the_table() {
-        let sample = rows(Some(4), None);
+        let sample = rows(Some(4), None, "unknown");
         assert_eq!(sample.len(), 4);
         assert_eq!(sample[0], TABLE[0]);
         assert!(sample[3].bug > sample[0].bug);
-        assert_eq!(rows(None, None).len(), TABLE.len());
-        assert!(rows(Some(10_000), Some("dedup-off")).len() < 3);
+        assert_eq!(rows(None, None, "3"), TABLE);
+        assert!(rows(Some(10_000), Some("dedup-off"), "3").len() < 3);
+    }
+
+    #[test]
+    fn sample_moves_with_the_commit_and_meets_every_row() {
+        let samples = |commit: u64| rows(Some(8), None, &format!("{commit:012x}"));
+        let (first, next) = (samples(0xfdad_8fee_0000), samples(0xfdad_8fee_0001));
+        assert_eq!(first, samples(0xfdad_8fee_0000));
+        assert!(first.iter().all(|row| !next.contains(row)), "{first:?}, {next:?}");
+        let commits = 0..TABLE.len() as u64;
+        let met: Vec<Row> = commits.flat_map(samples).collect();
+        for row in TABLE {
+            let times = met.iter().filter(|each| *each == row).count();
+            assert_eq!(times, 8, "each row is met as often as others: {row:?}");
+        }
+    }
+
+    #[test]
+    fn places_are_those_of_the_table() {
+        let sample = rows(Some(4), None, &format!("{:x}", TABLE.len() - 1));
+        let (last, second) = (TABLE.len(), TABLE.len() / 4);
+        assert!(
+            places(&sample).starts_with(&format!("{last}, {second}, ")),
+            "{}",
+            places(&sample)
+        );
+        assert!(places(&sample).ends_with(&format!(" of {last}")));
     }
 
     #[test]

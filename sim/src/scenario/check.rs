@@ -193,6 +193,9 @@ impl Scenario {
         if self.expect.deeds_min > 0 && self.enemies.is_empty() {
             return Err("deeds_min expects deeds of enemies, and the story has no [[enemy]]".into());
         }
+        if self.expect.island_ms_min.max(self.expect.island_tasks_min) > 0 && self.clusters == 1 {
+            return Err("island_ms_min and island_tasks_min compare clusters, and there is one".into());
+        }
         Ok(())
     }
 }
@@ -379,6 +382,16 @@ mod tests {
     #[test]
     fn expectation_that_nothing_could_meet_is_refused() {
         assert!(with("[[fault]]", "[expect]\ndeeds_min = 1\n[[fault]]").contains("no [[enemy]]"));
+        let alone = |key: &str| {
+            let text = GOOD
+                .replace("clusters = 2", "clusters = 1")
+                .replace("leader c2", "c1-1");
+            Scenario::from_toml(&text.replace("[[fault]]", &format!("[expect]\n{key} = 1\n[[fault]]")))
+        };
+        assert!(alone("killed_min").is_ok());
+        for key in ["island_ms_min", "island_tasks_min"] {
+            assert!(alone(key).unwrap_err().to_string().contains(key));
+        }
     }
 
     #[test]

@@ -2,9 +2,10 @@
 
 use serde::Deserialize;
 
+use super::islands::Shown;
 use crate::{run::Report, trace::Event, witness::Violation};
 
-/// Least figures of a run; none is asked for unless the story says so.
+/// Least figures of a run; none of these is asked for unless the story says so.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Expectation {
@@ -20,12 +21,19 @@ pub struct Expectation {
     /// What each enemy did of its own.
     #[serde(default)]
     pub deeds_min: u64,
+    /// How long a cluster was an island, virtual milliseconds: behind another by ten seconds in what it knows of the
+    /// common history.
+    #[serde(default)]
+    pub island_ms_min: u64,
+    /// Tasks that clusters acknowledged meanwhile.
+    #[serde(default)]
+    pub island_tasks_min: u64,
 }
 
 impl Expectation {
     /// Makes a story that did not come about a violation, unless another broke the run. Whatever it expects, each of
     /// its enemies must have got hold of a process.
-    pub(crate) fn judge(&self, report: &mut Report) {
+    pub(super) fn judge(&self, report: &mut Report, islands: Shown) {
         let deeds = |enemy: &crate::byzantine::EnemyReport| enemy.deeds.values().sum();
         let placed = report.enemies.len() as u64;
         let shown = [
@@ -42,6 +50,12 @@ impl Expectation {
                 self.deeds_min,
                 report.enemies.iter().map(deeds).min().unwrap_or(0),
             ),
+            (
+                "milliseconds as an island",
+                self.island_ms_min,
+                islands.longest_us / 1_000,
+            ),
+            ("tasks acknowledged by islands", self.island_tasks_min, islands.tasks),
         ];
         let missing = shown.into_iter().find(|(_, least, got)| got < least);
         if let (Some((what, least, got)), None) = (missing, &report.violation) {
