@@ -48,6 +48,12 @@ fn deeds_of(actor: ActorKind, is_member: bool) -> &'static [&'static str] {
             "answered with a forged batch",
         ],
         (ActorKind::Forger, true) => &["attestation of another batch", "forged batch"],
+        (ActorKind::RootForger, _) => &[
+            "proposal with a wrong state root",
+            "proposal with a wrong outcome root",
+            "proposal with older roots",
+            "vote for wrong roots",
+        ],
         (ActorKind::Replayer, _) => &["sent again"],
         (ActorKind::Selective, _) => &["not sent to this one", "sent late to this one"],
         (ActorKind::Amnesiac, _) => &["lives on a backup", "vote against a forgotten one"],

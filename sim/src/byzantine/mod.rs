@@ -20,6 +20,7 @@ pub mod lying_leader;
 pub mod mask;
 pub mod poisoner;
 pub mod replayer;
+pub mod root_forger;
 pub mod selective;
 pub mod spammer;
 pub mod suspects;
@@ -56,6 +57,8 @@ pub enum ActorKind {
     Withholder,
     /// Invents batches, rows and references.
     Forger,
+    /// Proposes blocks with roots that nobody computed.
+    RootForger,
     /// Sends again what was sent before, by anybody.
     Replayer,
     /// Speaks to some and not to others.
@@ -74,11 +77,12 @@ pub enum ActorKind {
 
 impl ActorKind {
     /// In the order of the variants.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Equivocator,
         Self::DoubleVoter,
         Self::Withholder,
         Self::Forger,
+        Self::RootForger,
         Self::Replayer,
         Self::Selective,
         Self::Amnesiac,
@@ -96,6 +100,7 @@ impl ActorKind {
             Self::DoubleVoter => "double_voter",
             Self::Withholder => "withholder",
             Self::Forger => "forger",
+            Self::RootForger => "root_forger",
             Self::Replayer => "replayer",
             Self::Selective => "selective",
             Self::Amnesiac => "amnesiac",
@@ -133,6 +138,7 @@ impl ActorKind {
             Self::DoubleVoter => Box::<double_voter::DoubleVoter>::default(),
             Self::Withholder => Box::<withholder::Withholder>::default(),
             Self::Forger => Box::<forger::Forger>::default(),
+            Self::RootForger => Box::<root_forger::RootForger>::default(),
             Self::Replayer => Box::<replayer::Replayer>::default(),
             Self::Selective => Box::<selective::Selective>::default(),
             Self::Amnesiac => Box::<amnesiac::Amnesiac>::default(),
