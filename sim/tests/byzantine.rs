@@ -66,6 +66,13 @@ fn deeds_of(actor: ActorKind, is_member: bool) -> &'static [&'static str] {
         // A member is asked for nothing that a poisoner damages, unless its snapshot is wanted.
         (ActorKind::Poisoner, true) => &[],
         (ActorKind::Spammer, _) => &["unasked request"],
+        (ActorKind::Packer, _) => &[
+            "bundle of rubbish",
+            "bundle of one message again and again",
+            "bundle of bundles",
+            "bundle of too many",
+            "bundle of nothing",
+        ],
         (ActorKind::Twins, _) => &["vote", "proposal"],
     }
 }

@@ -18,6 +18,7 @@ pub mod forger;
 mod hand;
 pub mod lying_leader;
 pub mod mask;
+pub mod packer;
 pub mod poisoner;
 pub mod replayer;
 pub mod root_forger;
@@ -71,13 +72,15 @@ pub enum ActorKind {
     Poisoner,
     /// Sends more than anybody asked for.
     Spammer,
+    /// Packs bundles that nobody should send.
+    Packer,
     /// Runs twice, on two hosts with one key.
     Twins,
 }
 
 impl ActorKind {
     /// In the order of the variants.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Equivocator,
         Self::DoubleVoter,
         Self::Withholder,
@@ -89,6 +92,7 @@ impl ActorKind {
         Self::LyingLeader,
         Self::Poisoner,
         Self::Spammer,
+        Self::Packer,
         Self::Twins,
     ];
 
@@ -107,6 +111,7 @@ impl ActorKind {
             Self::LyingLeader => "lying_leader",
             Self::Poisoner => "poisoner",
             Self::Spammer => "spammer",
+            Self::Packer => "packer",
             Self::Twins => "twins",
         }
     }
@@ -145,6 +150,7 @@ impl ActorKind {
             Self::LyingLeader => Box::<lying_leader::LyingLeader>::default(),
             Self::Poisoner => Box::<poisoner::Poisoner>::default(),
             Self::Spammer => Box::<spammer::Spammer>::default(),
+            Self::Packer => Box::<packer::Packer>::default(),
             Self::Twins => Box::<twins::Twin>::default(),
         }
     }
