@@ -44,7 +44,7 @@ impl Equivocator {
             other.block.refs = Vec::new().try_into().ok()?;
             header.refs_root = refs_root(&[]);
         }
-        other.signature = hand.consensus.as_ref()?.sign_proposal(&hand.chain, &header.ballot());
+        hand.sign_again(&mut other)?;
         Some(other)
     }
 

@@ -74,9 +74,8 @@ impl Forger {
             }),
         }
         header.refs_root = refs_root(&refs);
-        let ballot = header.ballot();
         proposal.block.refs = refs.try_into().ok()?;
-        proposal.signature = hand.consensus.as_ref()?.sign_proposal(&hand.chain, &ballot);
+        hand.sign_again(&mut proposal)?;
         hand.did("proposal that refers to nothing");
         Some(encode(&proposal).into())
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use common::{
+    block::Proposal,
     certificate::{SignedVote, Vote},
     codec::{Wire, encode},
     crypto::{ConsensusKey, DeviceKey},
@@ -118,6 +119,13 @@ impl Hand {
             voter: self.me,
             signature,
         })
+    }
+
+    /// Signs a proposal that was changed; `None` if it has no vote.
+    pub fn sign_again(&self, proposal: &mut Proposal) -> Option<()> {
+        let ballot = proposal.block.header.ballot();
+        proposal.signature = self.consensus.as_ref()?.sign_proposal(&self.chain, &ballot);
+        Some(())
     }
 
     /// Sends a request besides.

@@ -19,7 +19,7 @@ use common::{
     ids::NodeIdx,
     validator_set::ValidatorSet,
     wire::{
-        bft::{Certificate, SyncAnswer},
+        bft::{Bundle, Certificate, SyncAnswer},
         frame::FrameKind,
     },
 };
@@ -117,6 +117,10 @@ impl Mask {
                 decode::<Certificate>(body).is_ok_and(|certificate| self.is_secret_certificate(&certificate))
             }
             FrameKind::Proposal => decode::<Proposal>(body).is_ok_and(|proposal| self.is_secret_proposal(&proposal)),
+            FrameKind::Bundle => decode::<Bundle>(body).is_ok_and(|bundle| {
+                let mut messages = bundle.messages.iter();
+                messages.any(|message| self.hides(message.kind.frame_kind(), &message.body))
+            }),
             _ => false,
         }
     }

@@ -19,8 +19,10 @@ pub mod forger;
 mod hand;
 pub mod lying_leader;
 pub mod mask;
+pub mod packer;
 pub mod poisoner;
 pub mod replayer;
+pub mod root_forger;
 pub mod selective;
 pub mod spammer;
 pub mod suspects;
@@ -59,6 +61,8 @@ pub enum ActorKind {
     Forger,
     /// Hands out other copies of certified batches, with the digest of the good one.
     Copyist,
+    /// Proposes blocks with roots that nobody computed.
+    RootForger,
     /// Sends again what was sent before, by anybody.
     Replayer,
     /// Speaks to some and not to others.
@@ -71,24 +75,28 @@ pub enum ActorKind {
     Poisoner,
     /// Sends more than anybody asked for.
     Spammer,
+    /// Packs bundles that nobody should send.
+    Packer,
     /// Runs twice, on two hosts with one key.
     Twins,
 }
 
 impl ActorKind {
     /// In the order of the variants.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Equivocator,
         Self::DoubleVoter,
         Self::Withholder,
         Self::Forger,
         Self::Copyist,
+        Self::RootForger,
         Self::Replayer,
         Self::Selective,
         Self::Amnesiac,
         Self::LyingLeader,
         Self::Poisoner,
         Self::Spammer,
+        Self::Packer,
         Self::Twins,
     ];
 
@@ -101,12 +109,14 @@ impl ActorKind {
             Self::Withholder => "withholder",
             Self::Forger => "forger",
             Self::Copyist => "copyist",
+            Self::RootForger => "root_forger",
             Self::Replayer => "replayer",
             Self::Selective => "selective",
             Self::Amnesiac => "amnesiac",
             Self::LyingLeader => "lying_leader",
             Self::Poisoner => "poisoner",
             Self::Spammer => "spammer",
+            Self::Packer => "packer",
             Self::Twins => "twins",
         }
     }
@@ -140,12 +150,14 @@ impl ActorKind {
             Self::Withholder => Box::<withholder::Withholder>::default(),
             Self::Forger => Box::<forger::Forger>::default(),
             Self::Copyist => Box::<copyist::Copyist>::default(),
+            Self::RootForger => Box::<root_forger::RootForger>::default(),
             Self::Replayer => Box::<replayer::Replayer>::default(),
             Self::Selective => Box::<selective::Selective>::default(),
             Self::Amnesiac => Box::<amnesiac::Amnesiac>::default(),
             Self::LyingLeader => Box::<lying_leader::LyingLeader>::default(),
             Self::Poisoner => Box::<poisoner::Poisoner>::default(),
             Self::Spammer => Box::<spammer::Spammer>::default(),
+            Self::Packer => Box::<packer::Packer>::default(),
             Self::Twins => Box::<twins::Twin>::default(),
         }
     }
