@@ -6,6 +6,7 @@
 //! * [`quic`]: the messages port over QUIC. [`machine`]: the other ports on Linux.
 //! * [`memory`]: the ports inside of one process, for tests and as the simulator's base.
 //! * `relay` (feature `relay`): cuts and impairs links between processes of dev fleets and tests.
+//! * [`log_limit`]: how many log lines a peer may cause.
 //! * [`watch`]: a value that tasks can wait on, woken in order of waiting.
 #![forbid(unsafe_code)]
 
@@ -13,7 +14,7 @@ pub mod base32;
 pub mod certificate;
 pub mod identity;
 pub mod local;
-mod log_limit;
+pub mod log_limit;
 pub mod machine;
 pub mod memory;
 pub mod ports;
