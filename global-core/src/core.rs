@@ -275,6 +275,18 @@ impl<E: Execution> GlobalCore<E> {
         Some(self.pool.admission(batch, cursors.get(&batch.cluster)?))
     }
 
+    /// Whether the block that [`Effect::FetchBlock`] asked for is still missed. If not, the request may be given up.
+    #[must_use]
+    pub fn misses_block(&self, digest: &Digest) -> bool {
+        self.block_fetches.contains_key(digest)
+    }
+
+    /// Whether the batch that [`Effect::FetchBatch`] asked for is still missed. If not, the request may be given up.
+    #[must_use]
+    pub fn misses_batch(&self, batch: &BatchRef) -> bool {
+        self.batch_fetches.contains_key(batch)
+    }
+
     /// Asserts what must hold after every step. For tests and simulations.
     ///
     /// # Panics

@@ -309,7 +309,6 @@ impl Parts {
     fn run(self, guard: SigningGuard, stores: Stores, door: &Door) -> Validator {
         let (sender, events) = mpsc::channel(EVENTS_WAITING_MAX);
         let rooms = self.rooms(stores, sender);
-        self.spawn_senders(&rooms);
         let shutdown = Watch::new(false);
         door.open(self.doors(&rooms));
         let validator = Validator {
@@ -319,20 +318,15 @@ impl Parts {
             halt: self.halt.clone(),
             shutdown: shutdown.clone(),
         };
-        let chain = *self.registry.chain();
+        let fetcher = self.fetcher(&rooms);
+        self.spawn_peers(&rooms, &fetcher);
         let driver = Driver {
-            fetcher: Fetcher::new(
-                rooms.peers.clone(),
-                self.ports.transport.clone(),
-                chain,
-                self.config.set.clone(),
-            ),
+            fetcher,
             config: self.config,
             clone_watch: self.clone_watch,
             guard,
             ledger: rooms.stores.ledger,
             peers: rooms.peers,
-            intake: rooms.intake,
             blocks: rooms.stores.blocks,
             batches: rooms.stores.batches,
             verified: rooms.stores.verified,
@@ -386,7 +380,19 @@ impl Parts {
         }
     }
 
-    fn spawn_senders(&self, rooms: &Rooms) {
+    fn fetcher(&self, rooms: &Rooms) -> Fetcher {
+        Fetcher::new(
+            rooms.peers.clone(),
+            self.ports.transport.clone(),
+            *self.registry.chain(),
+            self.config.set.clone(),
+            rooms.intake.clone(),
+            rooms.events.clone(),
+        )
+    }
+
+    /// What talks to each of the other validators.
+    fn spawn_peers(&self, rooms: &Rooms, fetcher: &Fetcher) {
         for link in rooms.peers.iter() {
             let (incoming, idx) = (rooms.incoming.clone(), link.idx);
             let came_back = move || {
@@ -398,6 +404,8 @@ impl Parts {
                 .clone()
                 .run(link.device, self.ports.transport.clone(), came_back);
             self.ports.spawner.spawn("peer", Box::pin(sending));
+            let asking = fetcher.clone().run(link.clone());
+            self.ports.spawner.spawn("fetch", Box::pin(asking));
         }
     }
 

@@ -4,13 +4,13 @@ use common::{
     block::{Block, FinalizedBlock, Proposal},
     bug::{self, Bug},
     certificate::Vote,
-    ids::{Digest, Height, NodeIdx},
+    ids::{Height, NodeIdx},
     wire::bft::BftMessage,
 };
 use global_core::{Effect, GuardRecord, Input, Recipient, Record, batch_pool::WantedBatch};
 
 use super::{Driver, Event, Running};
-use crate::{execution::Gathered, exit::Stop};
+use crate::{execution::Gathered, exit::Stop, peers::wants::Wanted};
 
 /// What waits until everything before it is durable.
 enum After {
@@ -24,6 +24,14 @@ struct Round {
     after: Vec<After>,
     finalized: Vec<FinalizedBlock>,
     execute: Vec<Block>,
+}
+
+/// Whether the core still waits for it.
+fn is_missed(running: &Running, wanted: &Wanted) -> bool {
+    match wanted {
+        Wanted::Block(digest) => running.core.misses_block(digest),
+        Wanted::Batch(batch) => running.core.misses_batch(batch),
+    }
 }
 
 impl Driver {
@@ -48,6 +56,7 @@ impl Driver {
                 self.guard.compact((header.epoch, header.view)).await?;
             }
         }
+        self.fetcher.keep_only(|wanted| is_missed(running, wanted));
         Ok(())
     }
 
@@ -73,8 +82,8 @@ impl Driver {
             }
             Effect::Send { to, message } => round.after.push(After::Send { to, message }),
             Effect::SetTimer(at) => running.timer = at,
-            Effect::FetchBlock { digest, from } => self.fetch_block(digest, from),
-            Effect::FetchBatch(WantedBatch { batch, from }) => self.fetch_batch(batch.digest, from),
+            Effect::FetchBlock { digest, from } => self.fetch(running, Wanted::Block(digest), &from),
+            Effect::FetchBatch(WantedBatch { batch, from }) => self.fetch(running, Wanted::Batch(batch), &from),
             Effect::RequestSync { to, from } => self.request_sync(to, from),
             Effect::Execute(block) => round.execute.push(*block),
             Effect::Finalized(blocks) => round.finalized.extend(blocks),
@@ -128,21 +137,11 @@ impl Driver {
         })
     }
 
-    fn fetch_block(&self, digest: Digest, likely: Vec<NodeIdx>) {
-        let (fetcher, events) = (self.fetcher.clone(), self.sender.clone());
-        let fetch = async move {
-            if let Some(block) = fetcher.block(digest, &likely).await {
-                // The driver may have ended.
-                let _ = events.send(Event::BlockFetched(Box::new(block))).await;
-            }
-        };
-        self.ports.spawner.spawn("fetch-block", Box::pin(fetch));
-    }
-
-    fn fetch_batch(&self, digest: Digest, likely: Vec<NodeIdx>) {
-        let (fetcher, intake) = (self.fetcher.clone(), self.intake.clone());
-        let fetch = async move { fetcher.batch(digest, &likely, &intake).await };
-        self.ports.spawner.spawn("fetch-batch", Box::pin(fetch));
+    /// A later step of the same round may have given up what an earlier one asked for.
+    fn fetch(&self, running: &Running, wanted: Wanted, likely: &[NodeIdx]) {
+        if is_missed(running, &wanted) {
+            self.fetcher.want(wanted, likely);
+        }
     }
 
     /// Looks at what `peer` holds above this validator's tip, for signatures of its own.

@@ -1,22 +1,25 @@
-//! Asks other validators for blocks, batches and finalized blocks, one peer after the other.
+//! Asks other validators for blocks, batches and finalized blocks.
+//! In: what the core wants. Out: blocks and finalized blocks to the driver, batches to the intake. Called by: the driver.
 //!
 //! # Rules
-//! * Upon a wanted digest: those who likely hold it first, then all others, each with a deadline,
-//!   until one delivers what the digest names. A digest that is being fetched is not fetched twice.
-//! * What arrives is checked before anybody sees it: digest, signatures, certificates.
+//! * Upon a wanted block or batch: one validator after the other, each with a deadline, until one delivers what can be
+//!   taken. Who is asked when, and how many at once: [`super::wants`].
+//! * What arrives is checked before anybody sees it: digest, signatures, certificates. A copy of a batch whose certificate
+//!   is not good is no answer: the digest names the header alone, and another may hold a good one.
 //! * Upon failure: nothing. The core asks again.
 
 use std::{
-    collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError},
+    collections::BTreeMap,
+    fmt::Display,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use bytes::Bytes;
 use common::{
-    batch::CertifiedBatch,
+    batch::{BatchError, CertifiedBatch},
     block::{Block, FinalizedBlock},
-    codec::{Wire, decode, encode},
+    codec::{decode, encode},
     ids::{ChainId, Digest, Height, NodeIdx},
     validator_set::ValidatorSet,
     wire::{
@@ -25,151 +28,210 @@ use common::{
         frame::FrameKind,
     },
 };
+use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 use global_core::{Checked, Verifier};
-use tokio::sync::Semaphore;
-use transport::ports::Transport;
+use tokio::sync::Notify;
+use transport::{
+    log_limit::LogLimits,
+    ports::{CallError, Transport},
+};
 
-use super::Peers;
-use crate::intake::{Intake, Origin};
+use super::{
+    PeerLink, Peers,
+    wants::{Ending, Wanted, Wants},
+};
+use crate::{
+    driver::{Event, EventSender},
+    intake::{Intake, IntakeError, Origin},
+};
 
 /// How long one peer has to deliver.
 const FETCH_DEADLINE: Duration = Duration::from_secs(2);
-/// Fetches under way.
-const FETCHES_MAX: usize = 16;
 
 /// The client side of block and batch exchange; clones share it.
 #[derive(Clone)]
-pub struct Fetcher {
+pub struct Fetcher(Arc<Shared>);
+
+struct Shared {
     peers: Peers,
     transport: Arc<dyn Transport>,
     chain: ChainId,
-    verifier: Arc<Verifier>,
-    under_way: Arc<Mutex<BTreeSet<Digest>>>,
-    slots: Arc<Semaphore>,
-}
-
-/// A digest that is being fetched; forgotten when dropped.
-struct UnderWay {
-    fetcher: Fetcher,
-    digest: Digest,
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        let mut under_way = self.fetcher.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        under_way.remove(&self.digest);
-    }
+    verifier: Verifier,
+    intake: Intake,
+    events: EventSender,
+    wants: Mutex<Wants>,
+    /// Of each peer, when there is something to ask it.
+    news: BTreeMap<NodeIdx, Notify>,
+    complaints: LogLimits<NodeIdx>,
 }
 
 impl Fetcher {
-    /// Fetches from `peers`.
+    /// Fetches from `peers` once [`Fetcher::run`] runs for each: batches for `intake`, blocks for `events`.
     #[must_use]
-    pub fn new(peers: Peers, transport: Arc<dyn Transport>, chain: ChainId, set: ValidatorSet) -> Self {
-        Self {
+    pub fn new(
+        peers: Peers,
+        transport: Arc<dyn Transport>,
+        chain: ChainId,
+        set: ValidatorSet,
+        intake: Intake,
+        events: EventSender,
+    ) -> Self {
+        Self(Arc::new(Shared {
+            wants: Mutex::new(Wants::new(peers.iter().map(|link| link.idx))),
+            news: peers.iter().map(|link| (link.idx, Notify::new())).collect(),
             peers,
             transport,
             chain,
-            verifier: Arc::new(Verifier::new(chain, set)),
-            under_way: Arc::default(),
-            slots: Arc::new(Semaphore::new(FETCHES_MAX)),
+            verifier: Verifier::new(chain, set),
+            intake,
+            events,
+            complaints: LogLimits::default(),
+        }))
+    }
+
+    fn wants(&self) -> MutexGuard<'_, Wants> {
+        // Guarded sections only look up, insert and remove.
+        self.0.wants.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self, peers: impl IntoIterator<Item = NodeIdx>) {
+        for news in peers.into_iter().filter_map(|idx| self.0.news.get(&idx)) {
+            news.notify_one();
         }
     }
 
-    fn begin(&self, digest: Digest) -> Option<UnderWay> {
-        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        under_way.insert(digest).then(|| UnderWay {
-            fetcher: self.clone(),
-            digest,
-        })
+    /// The core wants something, or wants it still; `likely` hold it, best first.
+    pub fn want(&self, wanted: Wanted, likely: &[NodeIdx]) {
+        let asked = self.wants().want(wanted, likely);
+        self.wake(asked);
     }
 
-    /// The likely ones first, then the others in order of their numbers.
-    fn candidates(&self, likely: &[NodeIdx]) -> Vec<NodeIdx> {
-        let mut candidates = likely.to_vec();
-        candidates.extend(self.peers.iter().map(|link| link.idx));
-        let mut seen = BTreeSet::new();
-        candidates.retain(|idx| seen.insert(*idx));
-        candidates
+    /// Gives up what the core no longer wants, apart from questions under way.
+    pub fn keep_only(&self, is_wanted: impl Fn(&Wanted) -> bool) {
+        self.wants().keep_only(is_wanted);
     }
 
-    async fn ask(&self, idx: NodeIdx, kind: FrameKind, body: Bytes) -> Option<Bytes> {
-        let link = self.peers.get(idx)?;
-        match self.transport.call(link.device, kind, body, FETCH_DEADLINE).await {
-            Ok(answer) => Some(answer),
-            Err(error) => {
-                tracing::debug!(peer = %idx, ?kind, "{error}");
-                None
+    /// Asks `peer` what it is to be asked, for ever. One task for each.
+    pub async fn run(self, peer: PeerLink) {
+        let Some(news) = self.0.news.get(&peer.idx) else { return };
+        let next = || self.wants().next_for(peer.idx);
+        let mut under_way = FuturesUnordered::new();
+        loop {
+            while let Some(wanted) = next() {
+                under_way.push(self.question(&peer, wanted));
+            }
+            futures::select_biased! {
+                () = under_way.select_next_some() => {}
+                () = news.notified().fuse() => {}
             }
         }
     }
 
-    /// Asks for what `digest` names until `check` accepts an answer.
-    async fn fetch<T: Wire>(
-        &self,
-        digest: Digest,
-        likely: &[NodeIdx],
-        kind: FrameKind,
-        check: impl Fn(&T) -> bool,
-    ) -> Option<T> {
-        let _permit = self.slots.acquire().await.ok()?;
-        let body: Bytes = encode(&FetchByDigest { digest }).into();
-        for idx in self.candidates(likely) {
-            let Some(answer) = self.ask(idx, kind, body.clone()).await else {
-                continue;
-            };
-            match decode::<T>(&answer) {
-                Ok(found) if check(&found) => return Some(found),
-                Ok(_) => tracing::warn!(peer = %idx, %digest, "answered with something else than was asked for"),
-                Err(error) => tracing::warn!(peer = %idx, %digest, "answer: {error}"),
-            }
-        }
-        None
+    async fn question(&self, peer: &PeerLink, wanted: Wanted) {
+        let ending = self.ask(peer, wanted).await;
+        let asked = self.wants().ended(peer.idx, wanted, ending);
+        self.wake(asked.into_iter().flatten());
     }
 
-    /// Gets a block by its digest. Who signed it does not matter: a quorum named the digest.
-    pub async fn block(&self, digest: Digest, likely: &[NodeIdx]) -> Option<Block> {
-        let _under_way = self.begin(digest)?;
-        self.fetch(digest, likely, FrameKind::FetchBlock, |block: &Block| {
-            block.digest() == digest
-        })
-        .await
-    }
-
-    /// Gets a batch by the digest of its header and hands it to `intake`, which checks and stores it.
-    pub async fn batch(&self, digest: Digest, likely: &[NodeIdx], intake: &Intake) {
-        let Some(_under_way) = self.begin(digest) else { return };
-        let is_named =
-            |batch: &CertifiedBatch| batch.digest(&self.chain) == digest && batch.check_content(&self.chain).is_ok();
-        let Some(batch) = self.fetch(digest, likely, FrameKind::FetchBatch, is_named).await else {
-            return;
+    async fn ask(&self, peer: &PeerLink, wanted: Wanted) -> Ending {
+        let kind = match wanted {
+            Wanted::Block(_) => FrameKind::FetchBlock,
+            Wanted::Batch(_) => FrameKind::FetchBatch,
         };
-        if let Err(error) = intake.take(batch, Origin::Validator).await {
-            tracing::warn!(%digest, "fetched batch: {error}");
+        let digest = wanted.digest();
+        let body: Bytes = encode(&FetchByDigest { digest }).into();
+        let answer = match self.call(peer, kind, body).await {
+            Ok(answer) => answer,
+            Err(CallError::Refused(_)) => return Ending::NotThere,
+            Err(_) => return Ending::Failed,
+        };
+        let taken = match wanted {
+            Wanted::Block(digest) => self.take_block(digest, &answer).await,
+            Wanted::Batch(batch) => self.take_batch(batch.digest, &answer).await,
+        };
+        taken.unwrap_or_else(|why| {
+            self.complain(peer.idx, &format_args!("{digest}: {why}"));
+            Ending::Failed
+        })
+    }
+
+    async fn call(&self, peer: &PeerLink, kind: FrameKind, body: Bytes) -> Result<Bytes, CallError> {
+        let answer = self.0.transport.call(peer.device, kind, body, FETCH_DEADLINE).await;
+        answer.inspect_err(|error| tracing::debug!(peer = %peer.idx, ?kind, "{error}"))
+    }
+
+    fn complain(&self, peer: NodeIdx, why: &dyn Display) {
+        if let Some(not_logged) = self.0.complaints.admit(peer) {
+            tracing::warn!(%peer, not_logged, "an answer is worth nothing: {why}");
+        }
+    }
+
+    /// Hands the block in `answer` to the driver. Who signed it does not matter: a quorum named the digest.
+    async fn take_block(&self, digest: Digest, answer: &[u8]) -> Result<Ending, String> {
+        let block: Block = decode(answer).map_err(|error| error.to_string())?;
+        if block.digest() != digest {
+            return Err("another block".into());
+        }
+        // The driver may have ended.
+        let _ = self.0.events.send(Event::BlockFetched(Box::new(block))).await;
+        Ok(Ending::Found)
+    }
+
+    /// Hands the batch in `answer` to the intake, which checks and stores it.
+    async fn take_batch(&self, digest: Digest, answer: &[u8]) -> Result<Ending, String> {
+        let batch: CertifiedBatch = decode(answer).map_err(|error| error.to_string())?;
+        if batch.digest(&self.0.chain) != digest {
+            return Err("another batch".into());
+        }
+        match self.0.intake.take(batch, Origin::Validator).await {
+            Ok(_) => Ok(Ending::Found),
+            // Read from the header, which is the same in every copy: it is for the state here to move on.
+            Err(
+                error @ (IntakeError::Batch(BatchError::WrongRoster { .. })
+                | IntakeError::WrongFounding { .. }
+                | IntakeError::OtherWasFinalized(_)
+                | IntakeError::ForeignCluster(_)
+                | IntakeError::TooManyWait { .. }
+                | IntakeError::Stopped(_)),
+            ) => {
+                tracing::debug!(%digest, "a fetched batch is not taken now: {error}");
+                Ok(Ending::NotNow)
+            }
+            Err(IntakeError::Batch(error)) => Err(error.to_string()),
         }
     }
 
     /// Gets finalized blocks from `from` on, verified, ascending without a gap; empty if the peer did
     /// not deliver.
     pub async fn finalized(&self, peer: NodeIdx, from: Height) -> Vec<Checked<FinalizedBlock>> {
-        let body: Bytes = encode(&SyncRequest { from }).into();
-        let Some(answer) = self.ask(peer, FrameKind::Sync, body).await else {
+        let Some(link) = self.0.peers.get(peer) else {
             return Vec::new();
         };
-        let Ok(answer) = decode::<SyncAnswer>(&answer) else {
-            tracing::warn!(%peer, "malformed finalized blocks");
+        let body: Bytes = encode(&SyncRequest { from }).into();
+        let Ok(answer) = self.call(link, FrameKind::Sync, body).await else {
             return Vec::new();
+        };
+        let answer: SyncAnswer = match decode(&answer) {
+            Ok(answer) => answer,
+            Err(error) => {
+                self.complain(peer, &error);
+                return Vec::new();
+            }
         };
         let mut blocks = Vec::new();
         let mut want = from;
         for block in answer.blocks.into_inner() {
             if block.block.header.height != want {
-                tracing::warn!(%peer, got = %block.block.header.height, %want, "a height was left out");
+                self.complain(
+                    peer,
+                    &format_args!("a height before {} was left out", block.block.header.height),
+                );
                 break;
             }
-            match self.verifier.finalized(block) {
+            match self.0.verifier.finalized(block) {
                 Ok(block) => blocks.push(block),
                 Err(error) => {
-                    tracing::warn!(%peer, height = %want, "not final: {error}");
+                    self.complain(peer, &format_args!("height {want} is not final: {error}"));
                     break;
                 }
             }

@@ -1,7 +1,7 @@
 //! The other validators (`muster-bft/1`): what is pushed to them, asked of them, and answered to them.
 //!
 //! * [`outgoing`]: a bounded queue and a sender per peer; what waits together travels together.
-//! * [`fetch`]: blocks and batches by digest, finalized blocks by height.
+//! * [`fetch`]: blocks and batches by digest, finalized blocks by height. [`wants`]: who is asked for which.
 //! * [`round_trip`]: how long that takes.
 //! * [`door`]: what comes in; signatures are checked here, off the driver's task.
 
@@ -9,6 +9,7 @@ pub mod door;
 pub mod fetch;
 pub mod outgoing;
 pub mod round_trip;
+pub mod wants;
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -3,3 +3,4 @@
 mod chain;
 mod hostile;
 mod support;
+mod withheld;

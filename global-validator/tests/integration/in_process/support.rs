@@ -23,7 +23,7 @@ use tokio::task::AbortHandle;
 use transport::{
     machine::MachineEntropy,
     memory::{MemoryDisk, MemoryNetwork, MemoryTransport},
-    ports::{BoxFuture, CallError, Clock, Instant, Spawner, Transport},
+    ports::{BoxFuture, CallError, Clock, Instant, Service, Spawner, Transport},
     quic::{RefuseAll, hello_of},
 };
 
@@ -45,7 +45,7 @@ impl Clock for TokioClock {
     }
 }
 
-/// Tasks of one process, which can be killed together.
+/// Tasks of one process, which can be counted and killed together.
 #[derive(Clone, Default)]
 pub struct Process(Arc<Mutex<Vec<AbortHandle>>>);
 
@@ -57,6 +57,11 @@ impl Spawner for Process {
 }
 
 impl Process {
+    /// Tasks that have not ended.
+    pub fn living(&self) -> usize {
+        self.0.lock().unwrap().iter().filter(|task| !task.is_finished()).count()
+    }
+
     fn kill(&self) {
         for task in self.0.lock().unwrap().drain(..) {
             task.abort();
@@ -66,7 +71,7 @@ impl Process {
 
 /// A validator's process.
 pub struct Running {
-    process: Process,
+    pub process: Process,
     transport: Arc<MemoryTransport>,
     pub validator: Validator,
 }
@@ -112,13 +117,24 @@ impl Net {
     }
 
     pub async fn try_start(&mut self, label: &str) -> Result<(), Stop> {
+        self.try_start_as(label, |door| Arc::new(door), |transport| transport)
+            .await
+    }
+
+    /// Starts a validator whose answers go through `answers`, and whose questions and messages through `sends`.
+    pub async fn try_start_as(
+        &mut self,
+        label: &str,
+        answers: impl FnOnce(Door) -> Arc<dyn Service>,
+        sends: impl FnOnce(Arc<MemoryTransport>) -> Arc<dyn Transport>,
+    ) -> Result<(), Stop> {
         let process = Process::default();
         let door = Door::new();
         let device = self.fleet.id(label);
         let hello = hello_of(self.fleet.chain, device);
-        let transport = self.network.join(self.fleet.idx(label), hello, Arc::new(door.clone()));
+        let transport = self.network.join(self.fleet.idx(label), hello, answers(door.clone()));
         let ports = Ports {
-            transport: transport.clone(),
+            transport: sends(transport.clone()),
             clock: self.clock.clone(),
             spawner: Arc::new(process.clone()),
             entropy: Arc::new(MachineEntropy::new()),
