@@ -42,6 +42,7 @@ use common::{
 use futures::FutureExt;
 use transport::{
     local::{Answer, Request},
+    log_limit::LogLimits,
     watch::Watch,
 };
 
@@ -208,6 +209,7 @@ impl Agent {
             buffer,
             unreleased: Mutex::default(),
             alarms: Mutex::default(),
+            complaints: LogLimits::default(),
             ending: Watch::new(None),
             ports,
             me,

@@ -21,7 +21,7 @@ use futures::{
     FutureExt,
     future::{Either, select},
 };
-use transport::watch::Watch;
+use transport::{log_limit::LogLimits, watch::Watch};
 
 use crate::{
     api::read_round::ReadRounds,
@@ -106,6 +106,8 @@ pub struct Shell {
     pub(crate) unreleased: Mutex<Unreleased>,
     /// What is warned of now.
     pub(crate) alarms: Mutex<Vec<Alarm>>,
+    /// About which member how many lines were written.
+    pub(crate) complaints: LogLimits<NodeIdx>,
     pub(crate) ending: Watch<Option<Ending>>,
     pub(crate) started: Instant,
 }

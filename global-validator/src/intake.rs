@@ -29,7 +29,7 @@ use common::{
 };
 
 use global_core::batch_pool::{HELD_PER_CLUSTER_MAX, PARKED_PER_CLUSTER_MAX, RIVALS_MAX, StoredBatch};
-use transport::ports::BoxFuture;
+use transport::{log_limit::LogLimits, ports::BoxFuture};
 
 use crate::{
     batch_store::{BatchStore, SharedBatch},
@@ -71,6 +71,8 @@ pub struct Intake {
     verified: VerifiedEntries,
     announce: Arc<dyn Announce>,
     halt: Halt,
+    /// About whom how many lines were written.
+    complaints: Arc<LogLimits<NodeIdx>>,
 }
 
 /// Why a batch is not taken. The submitter is told; nothing changed.
@@ -138,6 +140,7 @@ impl Intake {
             verified,
             announce,
             halt,
+            complaints: Arc::default(),
         }
     }
 
@@ -151,7 +154,9 @@ impl Intake {
             FrameKind::SubmitBatch => {
                 let batch: CertifiedBatch = decode(&body).map_err(invalid)?;
                 let receipt = self.submit(from, batch).await.map_err(|error| {
-                    tracing::warn!(device = %from, "batch refused: {error}");
+                    if let Some(not_logged) = self.complaints.admit(from) {
+                        tracing::warn!(device = %from, not_logged, "batch refused: {error}");
+                    }
                     error.refusal()
                 })?;
                 Ok(encode(&receipt).into())

@@ -336,7 +336,9 @@ impl Shell {
             }
             Err(AttestError::Past(_) | AttestError::TooEarly(_)) => Ok(()),
             Err(error) => {
-                tracing::warn!(%from, %seq, %error, "an attestation does not count");
+                if let Some(not_logged) = self.complaints.admit(from.idx()) {
+                    tracing::warn!(%from, %seq, %error, not_logged, "an attestation does not count");
+                }
                 Err(Refusal::new(RefusalCode::Invalid, "the attestation does not count"))
             }
         }

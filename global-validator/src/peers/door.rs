@@ -4,6 +4,7 @@
 //! * Upon a proposal, vote or certificate: check every signature, then queue it for the core, in the sender's
 //!   own inbox. A full one refuses, before any signature: the sender's core sends again what still matters.
 //! * Upon a notice of a batch: check its certificate under the roster in force, then tell the core.
+//! * Upon messages that do not verify: refuse them, with one line in the log for all of a bundle, and few for a peer.
 //! * Upon a question: answer from the disk, or from what the core holds.
 //!
 //! # Why
@@ -25,13 +26,14 @@ use common::{
     ids::NodeIdx,
     quorum::attestation_quorum,
     wire::{
-        bft::{BatchNotice, BftMessage, Bundle, Bundled, SyncAnswer, SyncRequest},
+        bft::{BatchNotice, BftMessage, Bundle, SyncAnswer, SyncRequest},
         feed::FetchByDigest,
         frame::{FrameKind, Refusal, RefusalCode},
     },
 };
 use global_core::{CheckedMessage, Verifier, VerifyError};
 use tokio::sync::oneshot;
+use transport::log_limit::LogLimits;
 
 use crate::{
     block_store::BlockStore,
@@ -57,6 +59,8 @@ pub struct PeerDoor {
     intake: Intake,
     blocks: BlockStore,
     halt: Halt,
+    /// About whom how many lines were written.
+    complaints: Arc<LogLimits<NodeIdx>>,
 }
 
 fn invalid(error: impl std::fmt::Display) -> Refusal {
@@ -89,6 +93,7 @@ impl PeerDoor {
             intake,
             blocks,
             halt,
+            complaints: Arc::default(),
         }
     }
 
@@ -99,9 +104,17 @@ impl PeerDoor {
     pub async fn handle(&self, from: NodeIdx, kind: FrameKind, body: Bytes) -> Result<Bytes, Refusal> {
         match kind {
             FrameKind::Proposal | FrameKind::Vote | FrameKind::Certificate | FrameKind::BatchNotice => {
-                self.told(from, kind, &body)
+                self.all_told(from, &[(kind, &body)])
             }
-            FrameKind::Bundle => self.bundle(from, &decode(&body).map_err(invalid)?),
+            FrameKind::Bundle => {
+                let bundle: Bundle = decode(&body).map_err(invalid)?;
+                let messages: Vec<_> = bundle
+                    .messages
+                    .iter()
+                    .map(|message| (message.kind.frame_kind(), &message.body[..]))
+                    .collect();
+                self.all_told(from, &messages)
+            }
             FrameKind::FetchBlock => self.block(from, decode(&body).map_err(invalid)?).await,
             FrameKind::FetchBatch => {
                 let wanted: FetchByDigest = decode(&body).map_err(invalid)?;
@@ -112,12 +125,27 @@ impl PeerDoor {
         }
     }
 
-    /// Every message of a bundle is taken that would be taken alone; the first refusal is the answer.
-    fn bundle(&self, from: NodeIdx, bundle: &Bundle) -> Result<Bytes, Refusal> {
-        let told = |message: &Bundled| self.told(from, message.kind.frame_kind(), &message.body);
-        let mut answers: Vec<_> = bundle.messages.iter().map(told).collect();
-        let refused = answers.iter().position(Result::is_err);
-        refused.map_or(Ok(Bytes::new()), |first| answers.swap_remove(first))
+    /// Every message is taken that would be taken alone; the first refusal is the answer.
+    fn all_told(&self, from: NodeIdx, messages: &[(FrameKind, &[u8])]) -> Result<Bytes, Refusal> {
+        let told =
+            |(kind, body): &(FrameKind, &[u8])| self.told(from, *kind, body).err().map(|refusal| (*kind, refusal));
+        let refused: Vec<(FrameKind, Refusal)> = messages.iter().filter_map(told).collect();
+        // A full inbox is logged by nobody, and a notice may come too late or too early without anybody's fault.
+        let is_bad = |(kind, refusal): &&(FrameKind, Refusal)| {
+            refusal.code == RefusalCode::Invalid && *kind != FrameKind::BatchNotice
+        };
+        let mut bad = refused.iter().filter(is_bad);
+        if let Some((kind, first)) = bad.next()
+            && let Some(not_logged) = self.complaints.admit(from)
+        {
+            let (count, of) = (1 + bad.count(), messages.len());
+            let why = first.text.as_str();
+            tracing::warn!(peer = %from, ?kind, why, count, of, not_logged, "messages refused");
+        }
+        refused
+            .into_iter()
+            .next()
+            .map_or(Ok(Bytes::new()), |(_, first)| Err(first))
     }
 
     fn told(&self, from: NodeIdx, kind: FrameKind, body: &[u8]) -> Result<Bytes, Refusal> {
@@ -155,10 +183,7 @@ impl PeerDoor {
             let mut verifier = self.verifier.lock().unwrap_or_else(PoisonError::into_inner);
             check(&mut verifier)
         };
-        let message = checked.map_err(|error| {
-            tracing::warn!(peer = %from, "message refused: {error}");
-            invalid(error)
-        })?;
+        let message = checked.map_err(invalid)?;
         self.queue(from, Event::Message { from, message }, bytes)
     }
 

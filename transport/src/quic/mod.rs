@@ -56,7 +56,7 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use self::{code::CloseCode, limits::Limits, score::Scores, table::Table, tls::Shown};
 use crate::{
     identity::Identity,
-    log_limit::LogLimit,
+    log_limit::{LogLimit, LogLimits},
     ports::{BoxFuture, CallError, Clock, Entropy, Lane, Peer, Service, Spawner, Transport},
     verifier::{FleetVerifier, NotAdmitted, SharedRegistry, Trust, certified_key},
 };
@@ -173,6 +173,7 @@ pub(crate) struct Shared {
     entropy: Arc<dyn Entropy>,
     has_closed: AtomicBool,
     refusals: LogLimit,
+    faults: LogLimits<DeviceId>,
 }
 
 impl Shared {
@@ -191,10 +192,12 @@ impl Shared {
         addresses.get(device).copied()
     }
 
-    /// Counts a fault against an authenticated device and logs it.
+    /// Counts a fault against an authenticated device and logs it, unless many were logged.
     fn blame(&self, device: DeviceId, points: u32, what: &str) {
         let score = self.scores.add(device, points);
-        tracing::warn!(%device, points, score, "{what}");
+        if let Some(not_logged) = self.faults.admit(device) {
+            tracing::warn!(%device, points, score, not_logged, "{what}");
+        }
     }
 
     /// Gives an accepted peer its streams and window.
@@ -275,6 +278,7 @@ impl QuicTransport {
             entropy,
             has_closed: AtomicBool::new(false),
             refusals: LogLimit::new(),
+            faults: LogLimits::default(),
         });
         if config.role != Role::Client {
             shared

@@ -5,6 +5,7 @@ mod buffer;
 mod cluster;
 mod finality;
 mod island;
+mod log_lines;
 mod lost_disks;
 mod modes;
 pub mod support;

@@ -2,5 +2,6 @@
 
 mod chain;
 mod hostile;
+mod log_lines;
 mod support;
 mod withheld;

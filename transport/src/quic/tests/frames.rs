@@ -1,6 +1,12 @@
 //! What a peer may send, and what malformed bytes cost it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use common::{
@@ -65,6 +71,51 @@ async fn malformed_frames_are_refused_and_counted_and_the_connection_goes_on() {
     }
     let answer = send_raw(&connection, &framed(vote, 2, b"ok")).await.unwrap();
     assert_eq!(answer[5..], echo_of(1, FrameKind::RaftVote, b"ok"));
+}
+
+/// Counts events, whatever they say.
+#[derive(Clone, Default)]
+struct Lines(Arc<AtomicUsize>);
+
+impl tracing::Subscriber for Lines {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() <= tracing::Level::WARN
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+// On one thread, whose log lines are counted.
+#[tokio::test]
+async fn flood_of_malformed_frames_is_counted_and_writes_a_few_lines() {
+    let lines = Lines::default();
+    let _guard = tracing::subscriber::set_default(lines.clone());
+    let fleet = Fleet::new();
+    let server = fleet.start("c1-1");
+    let attacker = Attacker::new();
+    let connection = attacker.join(&fleet, "c1-2", server.local_addr(), Protocol::Raft).await;
+    for _ in 0..300 {
+        let answer = send_raw(&connection, &framed(0x7f, 1, b"a")).await.unwrap();
+        assert_eq!(refusal_in(&answer).code, RefusalCode::Invalid);
+    }
+    assert_eq!(server.score(&fleet.id("c1-2")), 300 * 10);
+    let lines = lines.0.load(Ordering::Relaxed);
+    // Ten in ten seconds; a slow machine may see more than one such time.
+    assert!((1..=50).contains(&lines), "{lines} lines");
 }
 
 #[tokio::test(flavor = "multi_thread")]
