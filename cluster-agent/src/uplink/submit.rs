@@ -110,6 +110,12 @@ impl Shell {
         lock(&self.validators.usual).learn(took_us);
     }
 
+    /// Whether `validator` is likely to answer at once.
+    pub(crate) fn is_alive(&self, validator: &DeviceId) -> bool {
+        let is_connected = self.ports.transport.is_connected(validator, Protocol::Feed);
+        is_connected && !self.validators.is_resting(validator, self.now_us())
+    }
+
     /// Validators in the order in which they are asked: those that answer, nearest first.
     pub(crate) fn validators_by_distance(&self) -> Vec<DeviceId> {
         let now_us = self.now_us();

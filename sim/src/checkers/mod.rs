@@ -109,12 +109,9 @@ pub fn all(genesis: &Arc<Genesis>) -> Vec<Box<dyn Checker>> {
 }
 
 #[cfg(test)]
-use {
-    bytes::Bytes,
-    common::{
-        ids::{BatchSeq, ClusterId, Digest, EntryId, Height, LogIndex, LogPosition, NodeIdx, RaftNodeId, TaskId, Term},
-        task::Scope,
-    },
+use common::{
+    ids::{BatchSeq, ClusterId, Digest, EntryId, Height, LogIndex, LogPosition, NodeIdx, RaftNodeId, TaskId, Term},
+    task::Scope,
 };
 
 /// For tests of checkers: a history, each step with its time.

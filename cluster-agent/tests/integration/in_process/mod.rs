@@ -3,6 +3,7 @@
 mod bad_submissions;
 mod buffer;
 mod cluster;
+mod downlink;
 mod finality;
 mod island;
 mod log_lines;

@@ -118,12 +118,22 @@ impl Ground {
         }
     }
 
-    fn add_empty_block(&self) {
+    /// Makes a block of `batches` of other clusters.
+    pub fn add_block(&self, batches: Vec<CertifiedBatch>) {
         let mut state = self.state.lock().unwrap();
-        let added = state.execute(Vec::new(), &self.clock);
-        added.expect("an empty block is valid");
+        let added = state.execute(batches, &self.clock);
+        added.expect("the block is valid");
         drop(state);
         self.grown.notify_waiters();
+    }
+
+    fn add_empty_block(&self) {
+        self.add_block(Vec::new());
+    }
+
+    /// A batch of one of the blocks.
+    pub fn batch(&self, digest: &Digest) -> CertifiedBatch {
+        self.state.lock().unwrap().batches[digest].clone()
     }
 
     fn submit(&self, batch: CertifiedBatch) -> Result<BatchReceipt, String> {
@@ -147,7 +157,7 @@ impl Ground {
         Ok(BatchReceipt::Stored)
     }
 
-    async fn follow(&self, question: Follow) -> Followed {
+    pub async fn follow(&self, question: Follow) -> Followed {
         let until = tokio::time::Instant::now() + Duration::from_millis(u64::from(question.wait_ms).min(1_000));
         loop {
             let grown = self.grown.notified();

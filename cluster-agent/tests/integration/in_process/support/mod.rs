@@ -1,6 +1,7 @@
 //! One cluster and its ground in one process, in virtual time, with disks that survive crashes.
 
 pub mod ground;
+pub mod liar;
 
 use std::{
     collections::BTreeMap,

@@ -1,0 +1,291 @@
+//! Which validator is followed, and which ones are doubted.
+//!
+//! # Rules
+//! * The nearest one is followed, those that are doubted last.
+//! * Upon an answer without blocks: the next one.
+//! * Upon an answer that cannot be right, or does not come in time: that one is doubted, for a pause that grows each time. Only good conduct for as
+//!   long as the longest pause makes up for it: one right answer costs a validator that lies nothing.
+//! * Now and then another one is asked, without a wait, for what comes next. Upon blocks there that are newer than the
+//!   followed one's by more than can have been made since: the followed one holds blocks back, and is doubted. (Unless a
+//!   cluster that was away catches up with it, and fast.) What counts is the block time of blocks with proofs, never
+//!   what somebody claims.
+
+use std::collections::BTreeMap;
+
+use common::ids::{BlockTime, DeviceId};
+
+/// Pauses for a validator that is doubted.
+const DOUBT_US_MIN: u64 = 10_000_000;
+const DOUBT_US_MAX: u64 = 300_000_000;
+/// Who brings so much block time in a unit of time is not left for being behind: a cluster catches up with it.
+const CATCHES_UP: u64 = 2;
+
+/// A validator, and why it is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Turn {
+    pub device: DeviceId,
+    /// Not the one that is followed: it is asked what the other may have held back.
+    pub is_comparison: bool,
+}
+
+/// See the module.
+pub(super) struct Sources {
+    /// Time between two comparisons, microseconds of both clocks.
+    compare_us: u64,
+    doubts: BTreeMap<DeviceId, Doubt>,
+    /// Validators before the followed one in the order.
+    skipped: usize,
+    followed: Option<Followed>,
+    comparisons: usize,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Doubt {
+    times: u32,
+    until_us: u64,
+}
+
+/// What the validator that is followed showed.
+#[derive(Clone, Copy)]
+struct Followed {
+    device: DeviceId,
+    /// Its newest block, in an answer that came then.
+    newest: BlockTime,
+    at_us: u64,
+    /// The newest block when it was compared last, or was followed first.
+    newest_before: BlockTime,
+    before_us: u64,
+    compare_at_us: u64,
+}
+
+impl Sources {
+    /// Nobody is doubted. `contact_us`: how long a cluster may be unheard of without harm.
+    pub fn new(contact_us: u64) -> Self {
+        Self {
+            compare_us: contact_us.max(2),
+            doubts: BTreeMap::new(),
+            skipped: 0,
+            followed: None,
+            comparisons: 0,
+        }
+    }
+
+    /// Whom to ask, of `order`, nearest first. `is_alive`: whether it is likely to answer at once.
+    pub fn turn(
+        &mut self,
+        mut order: Vec<DeviceId>,
+        is_alive: impl Fn(&DeviceId) -> bool,
+        now_us: u64,
+    ) -> Option<Turn> {
+        // Of those that are doubted the one that has been for longest.
+        order.sort_by_key(|device| self.doubted_until_us(device, now_us));
+        let device = *order.get(self.skipped % order.len().max(1))?;
+        let compare_us = self.compare_us;
+        let followed = self.followed.as_mut();
+        let due = followed.filter(|followed| followed.device == device && followed.compare_at_us <= now_us);
+        if let Some(followed) = due {
+            followed.compare_at_us = now_us.saturating_add(compare_us);
+            let is_other = |other: &DeviceId| *other != device && is_alive(other);
+            order.retain(|other| is_other(other) && self.doubted_until_us(other, now_us) == 0);
+            self.comparisons = self.comparisons.wrapping_add(1);
+            if let Some(other) = order.get(self.comparisons % order.len().max(1)) {
+                return Some(Turn {
+                    device: *other,
+                    is_comparison: true,
+                });
+            }
+        }
+        Some(Turn {
+            device,
+            is_comparison: false,
+        })
+    }
+
+    /// The blocks of an answer that came at `at_us` have entered, up to one of time `newest`; `None`: there were none.
+    /// Returns the validator that turns out to hold blocks back.
+    pub fn gave(&mut self, turn: Turn, newest: Option<BlockTime>, at_us: u64) -> Option<DeviceId> {
+        if turn.is_comparison {
+            return self.compare(newest, at_us);
+        }
+        let Some(newest) = newest else {
+            self.skipped = self.skipped.wrapping_add(1);
+            return None;
+        };
+        // Who was doubted before is on trial.
+        let is_new = !self.doubts.contains_key(&turn.device);
+        let begun = Followed {
+            device: turn.device,
+            newest,
+            at_us,
+            newest_before: newest,
+            before_us: at_us,
+            compare_at_us: at_us.saturating_add(if is_new { self.compare_us } else { 0 }),
+        };
+        let followed = self.followed.filter(|followed| followed.device == turn.device);
+        self.followed = Some(Followed {
+            newest,
+            at_us,
+            ..followed.unwrap_or(begun)
+        });
+        None
+    }
+
+    fn compare(&mut self, newest: Option<BlockTime>, at_us: u64) -> Option<DeviceId> {
+        let followed = self.followed.as_mut()?;
+        // Made since its answer, by clocks that are off by much less than this.
+        let made_us = at_us.saturating_sub(followed.at_us).saturating_add(self.compare_us / 2);
+        let is_behind = newest.is_some_and(|newest| newest.0 > followed.newest.0.saturating_add(made_us));
+        let brought_us = followed.newest.0.saturating_sub(followed.newest_before.0);
+        let catches_up = brought_us > CATCHES_UP.saturating_mul(followed.at_us.saturating_sub(followed.before_us));
+        followed.newest_before = followed.newest.max(newest.unwrap_or_default());
+        followed.before_us = at_us;
+        let device = (is_behind && !catches_up).then_some(followed.device)?;
+        self.followed = None;
+        Some(device)
+    }
+
+    /// Leaves `device` alone for a while. `jitter_us`: any number.
+    pub fn doubt(&mut self, device: DeviceId, now_us: u64, jitter_us: u64) {
+        self.begin_again();
+        let doubt = self.doubts.entry(device).or_default();
+        if now_us >= doubt.until_us.saturating_add(DOUBT_US_MAX) {
+            doubt.times = 0;
+        }
+        let pause_us = (DOUBT_US_MIN << doubt.times.min(16)).min(DOUBT_US_MAX);
+        doubt.times = doubt.times.saturating_add(1);
+        doubt.until_us = now_us.saturating_add(pause_us + jitter_us % (pause_us / 4));
+    }
+
+    /// The order has changed: the first one is next.
+    pub fn begin_again(&mut self) {
+        self.skipped = 0;
+    }
+
+    /// 0: it is not doubted.
+    fn doubted_until_us(&self, device: &DeviceId, now_us: u64) -> u64 {
+        let until_us = self.doubts.get(device).map_or(0, |doubt| doubt.until_us);
+        if until_us > now_us { until_us } else { 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: u64 = 1_000_000;
+    const A: DeviceId = DeviceId([1; 32]);
+    const B: DeviceId = DeviceId([2; 32]);
+    const C: DeviceId = DeviceId([3; 32]);
+
+    fn turn(sources: &mut Sources, now_us: u64) -> Turn {
+        sources.turn(vec![A, B, C], |_| true, now_us).unwrap()
+    }
+
+    fn follow(device: DeviceId) -> Turn {
+        Turn {
+            device,
+            is_comparison: false,
+        }
+    }
+
+    const CONTACT_S: u64 = 8;
+
+    /// A has been followed since second 0.
+    fn followed() -> Sources {
+        let mut sources = Sources::new(CONTACT_S * S);
+        sources.gave(follow(A), Some(BlockTime(0)), 0);
+        sources
+    }
+
+    /// At second `now_s` A gives a block of time `newest_s`, and another one gives one of time `other_s` when it has entered,
+    /// `took_s` later.
+    fn compared(sources: &mut Sources, now_s: u64, newest_s: u64, other_s: u64, took_s: u64) -> Option<DeviceId> {
+        assert_eq!(sources.gave(follow(A), Some(BlockTime(newest_s * S)), now_s * S), None);
+        let now_us = (now_s + took_s) * S;
+        let asked = turn(sources, now_us);
+        assert!(asked.is_comparison && asked.device != A, "{asked:?}");
+        assert_eq!(turn(sources, now_us), follow(A), "one comparison at a time");
+        sources.gave(asked, Some(BlockTime(other_s * S)), now_us)
+    }
+
+    #[test]
+    fn nearest_validator_is_followed_and_after_an_answer_without_blocks_the_next() {
+        let mut sources = Sources::new(CONTACT_S * S);
+        for device in [A, B, C, A] {
+            assert_eq!(turn(&mut sources, 0), follow(device));
+            sources.gave(follow(device), None, 0);
+        }
+        assert_eq!(sources.turn(Vec::new(), |_| true, 0), None);
+    }
+
+    #[test]
+    fn validator_that_keeps_up_with_others_stays() {
+        let mut sources = followed();
+        for now_s in (8..800).step_by(8) {
+            assert_eq!(compared(&mut sources, now_s, now_s - 4, now_s, 0), None);
+        }
+    }
+
+    #[test]
+    fn validator_whose_blocks_are_older_than_those_of_others_holds_them_back() {
+        let mut sources = followed();
+        assert_eq!(compared(&mut sources, 8, 7, 8, 0), None);
+        assert_eq!(compared(&mut sources, 16, 11, 16, 0), Some(A));
+    }
+
+    #[test]
+    fn blocks_made_while_those_before_them_entered_show_nothing() {
+        let mut sources = followed();
+        for now_s in (100..800).step_by(50) {
+            assert_eq!(compared(&mut sources, now_s, now_s, now_s + 40, 40), None);
+        }
+    }
+
+    #[test]
+    fn validator_with_which_a_cluster_catches_up_stays_and_one_that_lets_others_do_it_does_not() {
+        let hour = 3_600;
+        let mut sources = followed();
+        assert_eq!(compared(&mut sources, 8, 100, 200, 0), None);
+        assert_eq!(compared(&mut sources, 16, 300, 400, 0), None);
+        // From here on only the comparisons bring much.
+        assert_eq!(compared(&mut sources, 24, 401, hour, 0), Some(A));
+    }
+
+    #[test]
+    fn validator_that_was_doubted_is_compared_after_its_first_answer() {
+        let mut sources = followed();
+        sources.doubt(A, 0, 0);
+        sources.gave(follow(B), Some(BlockTime(9 * S)), 9 * S);
+        assert_eq!(compared(&mut sources, 10, 5, 10, 0), Some(A));
+    }
+
+    #[test]
+    fn all_others_that_answer_take_part_in_comparisons() {
+        let mut sources = followed();
+        let asked = [8, 16].map(|now_s| turn(&mut sources, now_s * S).device);
+        assert!(asked.contains(&B) && asked.contains(&C), "{asked:?}");
+        let alone = sources.turn(vec![A, B, C], |device| *device == A, 24 * S).unwrap();
+        assert_eq!(alone, follow(A), "nobody else would answer at once");
+    }
+
+    #[test]
+    fn doubted_validator_is_left_for_growing_pauses_and_the_oldest_doubt_is_asked_first_where_all_are() {
+        let mut sources = Sources::new(8 * S);
+        sources.doubt(A, 0, 0);
+        assert_eq!(turn(&mut sources, 0), follow(B));
+        assert_eq!(turn(&mut sources, DOUBT_US_MIN), follow(A));
+        sources.doubt(A, DOUBT_US_MIN, 0);
+        assert_eq!(turn(&mut sources, 3 * DOUBT_US_MIN - 1), follow(B));
+        assert_eq!(turn(&mut sources, 3 * DOUBT_US_MIN), follow(A));
+        let now_us = 3 * DOUBT_US_MIN;
+        for device in [C, A, B, C] {
+            sources.doubt(device, now_us, 0);
+        }
+        // The first time for B, the second for C, the third for A.
+        assert_eq!(turn(&mut sources, now_us), follow(B));
+        for _ in 0..100 {
+            sources.doubt(A, now_us, u64::MAX);
+        }
+        assert_eq!(turn(&mut sources, now_us + 2 * DOUBT_US_MAX), follow(A));
+    }
+}
