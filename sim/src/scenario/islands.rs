@@ -120,8 +120,7 @@ mod tests {
         for (now_us, seen) in history {
             lookout.observe(*now_us, seen).unwrap();
         }
-        let shown = *lookout.shown().lock().unwrap();
-        shown
+        *lookout.shown().lock().unwrap()
     }
 
     #[test]
