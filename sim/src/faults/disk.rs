@@ -2,7 +2,11 @@
 //! acknowledged, and go on when the disk is well again.
 
 use super::{Fault, all_names, pick};
-use crate::{fleet::SimFleet, ports::DiskTrouble, random::Stream};
+use crate::{
+    fleet::SimFleet,
+    ports::{DiskTrouble, Rotten},
+    random::Stream,
+};
 
 /// The same trouble of the disks of some processes.
 pub struct Disk {
@@ -11,28 +15,65 @@ pub struct Disk {
     trouble: DiskTrouble,
 }
 
-/// A sector under the journals and the log of a process changed. The process loses power, finds out when it reads
-/// them again, and refuses to start until the sector is mended from a copy: what stands there is never taken for less
-/// than it was.
+/// A sector of a disk changed, and is mended from a copy in the end. What stands there is never taken for less than it
+/// was: a process that reads it stops, or refuses to start, and a snapshot is not taken by those whom it is sent to.
 pub struct Rot {
     number: u64,
     who: Vec<String>,
+    what: Rotten,
     at: u16,
+    /// The process loses power, and reads everything again; or it goes on, and may read what is rotten.
+    loses_power: bool,
     /// Down when the sector was mended.
     refused: usize,
 }
 
 impl Rot {
-    /// At `at` thousandths of the length of everything that the disks of `who` hold, as the fault `number`.
+    /// A record at `at` thousandths of the length of everything that the disks of `who` hold, as the fault `number`.
+    /// `who` lose power.
     #[must_use]
     pub fn new(number: u64, who: Vec<String>, at: u16) -> Self {
         Self {
             number,
             who,
+            what: Rotten::Records,
             at,
+            loses_power: true,
             refused: 0,
         }
     }
+
+    /// The same of something else than records.
+    #[must_use]
+    pub fn of(self, what: Rotten) -> Self {
+        Self { what, ..self }
+    }
+
+    /// The same under processes that go on.
+    #[must_use]
+    pub fn under_running(self) -> Self {
+        Self {
+            loses_power: false,
+            ..self
+        }
+    }
+}
+
+/// Draws what of one disk is rotten. An agent's only small file, its counters, has no digest that would tell; and what a
+/// running validator reads, the checkers read with it.
+fn draw_rot(number: u64, who: String, fleet: &SimFleet, random: &mut Stream) -> Rot {
+    let rot = Rot::new(number, vec![who.clone()], random.between(0, 999) as u16);
+    let (is_agent, is_other, goes_on) = (
+        fleet.log(&who).is_some(),
+        random.between(0, 1) == 1,
+        random.between(0, 1) == 1,
+    );
+    let rot = match (is_agent, is_other) {
+        (_, false) => rot,
+        (true, true) => rot.of(Rotten::Snapshots),
+        (false, true) => rot.of(Rotten::Files),
+    };
+    if is_agent && goes_on { rot.under_running() } else { rot }
 }
 
 /// Disks are lost with all that they hold. Agents come back on empty ones, under new Raft ids; validators do not.
@@ -69,7 +110,7 @@ pub fn draw(number: u64, fleet: &SimFleet, random: &mut Stream) -> Box<dyn Fault
                 return Box::new(Lost::new(vec![who], random.between(200_000, 8_000_000)));
             }
         }
-        3 => return Box::new(Rot::new(number, vec![who], random.between(0, 999) as u16)),
+        3 => return Box::new(draw_rot(number, who, fleet, random)),
         _ => DiskTrouble::Full,
     };
     Box::new(Disk::new(number, vec![who], trouble))
@@ -85,14 +126,18 @@ impl Disk {
 
 impl Fault for Rot {
     fn describe(&self) -> String {
-        let (at, who, refused) = (self.at, self.who.join(","), self.refused);
-        format!("bit rot at {at} of 1000 on the disk of {who} ({refused} refused to start)")
+        let (what, at, who, refused) = (self.what, self.at, self.who.join(","), self.refused);
+        let how = if self.loses_power { "" } else { ", which runs on" };
+        format!("bit rot of {what:?} at {at} of 1000 on the disk of {who}{how} ({refused} refused to start)")
     }
 
     fn begin(&mut self, fleet: &mut SimFleet, now_us: u64) {
         for name in &self.who {
-            fleet.set_trouble(self.number, name, DiskTrouble::Rotten { at: self.at });
-            fleet.kill(name, now_us);
+            let (what, at) = (self.what, self.at);
+            fleet.set_trouble(self.number, name, DiskTrouble::Rotten { what, at });
+            if self.loses_power {
+                fleet.kill(name, now_us);
+            }
         }
     }
 

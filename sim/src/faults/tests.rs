@@ -17,7 +17,7 @@ use transport::ports::Transport;
 use super::{
     Family, Fault, Strike,
     clock::Clock,
-    disk::{Disk, Lost},
+    disk::{Disk, Lost, Rot},
     draw,
     partition::{Partition, between},
     process::{Crash, CrashInApply, CrashInSnapshot, Pause},
@@ -25,7 +25,7 @@ use super::{
 use crate::{
     byzantine::{ActorKind, Enemies, Enemy, Post},
     fleet::SimFleet,
-    ports::DiskTrouble,
+    ports::{DiskTrouble, Rotten},
     random::Stream,
     run::Plan,
     trace::Trace,
@@ -50,7 +50,8 @@ async fn fleet_that_runs() -> SimFleet {
 
 /// The same, some of it in enemies' hands.
 async fn hacked_fleet_that_runs(enemies: &[Enemy]) -> SimFleet {
-    let plan = Plan::small(1);
+    let mut plan = Plan::small(1);
+    plan.conditions.snapshot_entries = (20, 10);
     let trace = Trace::begin();
     let make = |fleet: &common::testing::Fleet| {
         let set = ValidatorSet::from_genesis(&Arc::new(fleet.genesis.clone()));
@@ -243,6 +244,9 @@ fn cuts_of_an_identity_are_of_both_its_hosts_and_each_host_may_crash_or_have_a_b
         let is_open = |fleet: &SimFleet, a, b| fleet.network.is_open(fleet.id(a), fleet.id(b));
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         let directions = between(&fleet, &names(&["v1"]), &names(&["v4"]));
+        let [near, far, twin] = ["v1", "v4", "v4-twin"].map(|name| fleet.id(name).0);
+        let want = [(near, far), (near, twin), (far, near), (twin, near)];
+        assert_eq!(directions, want.into());
         let mut cut = Partition::new(1, "split", &names(&["v1"]), directions, 0);
         cut.begin(&mut fleet, 0);
         assert!(!is_open(&fleet, "v1", "v4") && !is_open(&fleet, "v1", "v4-twin"));
@@ -256,5 +260,34 @@ fn cuts_of_an_identity_are_of_both_its_hosts_and_each_host_may_crash_or_have_a_b
         let who = vec![("v4-twin".to_owned(), 1_000)];
         Crash { what: "crash", who }.begin(&mut fleet, 0);
         assert!(fleet.is_running("v4") && !fleet.is_running("v4-twin"));
+    });
+}
+
+/// Whether a process runs with a rotten disk, and how the fault describes itself; it runs when the disk is mended.
+async fn on_a_rotten_disk(fleet: &mut SimFleet, who: &str, mut rot: Rot) -> (bool, String) {
+    rot.begin(fleet, 0);
+    live(fleet, 3_000).await;
+    let runs = fleet.is_running(who);
+    rot.end(fleet, 0);
+    live(fleet, 3_000).await;
+    assert!(fleet.is_running(who));
+    assert_eq!(fleet.witness.violation(), None);
+    (runs, rot.describe())
+}
+
+#[test]
+fn start_on_a_rotten_marker_or_snapshot_is_refused_and_a_running_process_does_not_read_them() {
+    in_virtual_time(async {
+        let mut fleet = fleet_that_runs().await;
+        // Each block is an entry of every cluster.
+        live(&mut fleet, 40_000).await;
+        assert!(fleet.snapshots(WHO).is_some_and(|snapshots| snapshots.begun() > 0));
+        let rot = |who: &str, what| Rot::new(1, vec![who.to_owned()], 700).of(what);
+        for (who, what) in [("v1", Rotten::Files), (WHO, Rotten::Snapshots)] {
+            let (runs, told) = on_a_rotten_disk(&mut fleet, who, rot(who, what)).await;
+            assert!(!runs && told.contains("(1 refused to start)"), "{told}");
+            let (runs, told) = on_a_rotten_disk(&mut fleet, who, rot(who, what).under_running()).await;
+            assert!(runs && told.contains("(0 refused to start)"), "{told}");
+        }
     });
 }

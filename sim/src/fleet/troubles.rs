@@ -86,6 +86,7 @@ impl Troubles {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ports::Rotten;
 
     #[test]
     fn end_of_one_trouble_leaves_the_others_and_the_worst_counts() {
@@ -118,7 +119,8 @@ mod tests {
         assert!(troubles.excuse(74, 110_000_000));
         assert!(!troubles.excuse(74, 110_000_001));
         assert!(!troubles.excuse_some(110_000_001));
-        troubles.set(2, DiskTrouble::Rotten { at: 1 }, 200_000_000);
+        let what = Rotten::Records;
+        troubles.set(2, DiskTrouble::Rotten { what, at: 1 }, 200_000_000);
         troubles.set(3, DiskTrouble::Failing, 200_000_000);
         troubles.set(2, DiskTrouble::Healthy, 201_000_000);
         assert!(troubles.excuse(78, 202_000_000), "the older one is not forgotten");

@@ -45,19 +45,47 @@ pub enum DiskTrouble {
     Failing,
     /// There is no space left.
     Full,
-    /// What stands at a drawn place of each journal and log does not fit its checksum.
+    /// What stands at a drawn place is not what was written there.
     Rotten {
+        /// What is rotten.
+        what: Rotten,
         /// The place, in thousandths of the length.
         at: u16,
     },
 }
 
+/// What stands on a sector that changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rotten {
+    /// A record of each journal and log: it does not fit its checksum, and the disk's own code says so.
+    Records,
+    /// Each small file: one bit of it is another, and nothing below the shell knows.
+    Files,
+    /// Each snapshot, likewise.
+    Snapshots,
+}
+
 impl DiskTrouble {
     /// Which of `count` records cannot be read.
     pub(super) fn rotten(self, count: usize) -> Option<usize> {
+        self.place(Rotten::Records, count as u64).map(|place| place as usize)
+    }
+
+    /// Which of `count` records or bytes is rotten.
+    fn place(self, of: Rotten, count: u64) -> Option<u64> {
         match self {
-            Self::Rotten { at } => Some((count * usize::from(at)) / 1_000).filter(|place| *place < count),
+            Self::Rotten { what, at } if what == of => {
+                Some(count * u64::from(at) / 1_000).filter(|place| *place < count)
+            }
             _ => None,
+        }
+    }
+
+    /// Changes one bit of `read`, which stands from `offset` on in `len` bytes, if the rotten one is in it.
+    pub(super) fn flip(self, of: Rotten, read: &mut [u8], offset: u64, len: u64) {
+        let place = self.place(of, len).and_then(|place| place.checked_sub(offset));
+        if let Some(byte) = place.and_then(|place| read.get_mut(usize::try_from(place).ok()?)) {
+            *byte ^= 1 << (len % 8);
         }
     }
 }
@@ -258,7 +286,13 @@ impl SimDisk {
 
 impl Disk for SimDisk {
     fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
-        Ok(self.files().small.get(name).cloned())
+        let files = self.files();
+        let mut bytes = files.small.get(name).cloned();
+        if let Some(bytes) = &mut bytes {
+            let len = bytes.len() as u64;
+            files.trouble.flip(Rotten::Files, bytes, 0, len);
+        }
+        Ok(bytes)
     }
 
     fn replace(&self, name: &str, bytes: Vec<u8>) -> BoxFuture<io::Result<()>> {
@@ -412,6 +446,10 @@ mod tests {
         runtime.block_on(test)
     }
 
+    fn rotten(what: Rotten, at: u16) -> DiskTrouble {
+        DiskTrouble::Rotten { what, at }
+    }
+
     /// Records left of `written`, all unsynced when the process was killed.
     async fn left_after_a_crash(seed: u64) -> usize {
         let disk = SimDisk::new(0, seed, TIMING, Trace::begin());
@@ -460,13 +498,30 @@ mod tests {
             let disk = SimDisk::new(0, 1, TIMING, Trace::begin());
             let (mut journal, _) = disk.open_journal("j").unwrap();
             let at = journal.append(vec![vec![1], vec![2], vec![3]]).await.unwrap();
-            disk.set_trouble(DiskTrouble::Rotten { at: 500 });
+            disk.set_trouble(rotten(Rotten::Records, 500));
             assert_eq!(journal.read(at[0]).unwrap(), [1]);
             assert_eq!(journal.read(at[1]).unwrap_err().kind(), io::ErrorKind::InvalidData);
             assert_eq!(disk.open_journal("j").err().unwrap().kind(), io::ErrorKind::InvalidData);
             assert!(disk.open_journal("empty").is_ok());
             disk.set_trouble(DiskTrouble::Healthy);
             assert_eq!(disk.open_journal("j").unwrap().1.len(), 3);
+        });
+    }
+
+    #[test]
+    fn rotten_small_file_has_one_other_bit_until_it_is_mended() {
+        in_virtual_time(async {
+            let disk = SimDisk::new(0, 1, TIMING, Trace::begin());
+            disk.replace("f", vec![7; 10]).await.unwrap();
+            disk.set_trouble(rotten(Rotten::Snapshots, 999));
+            assert_eq!(disk.read("f").unwrap(), Some(vec![7; 10]));
+            disk.set_trouble(rotten(Rotten::Files, 999));
+            let read = disk.read("f").unwrap().unwrap();
+            assert_eq!(read[..9], [7; 9]);
+            assert_eq!((read[9] ^ 7).count_ones(), 1);
+            assert_eq!(disk.read("g").unwrap(), None);
+            disk.set_trouble(DiskTrouble::Healthy);
+            assert_eq!(disk.read("f").unwrap(), Some(vec![7; 10]));
         });
     }
 
@@ -479,7 +534,7 @@ mod tests {
             assert_eq!(error.kind(), io::ErrorKind::StorageFull);
             disk.set_trouble(DiskTrouble::Failing);
             assert!(disk.replace("f", vec![1]).await.is_err());
-            disk.set_trouble(DiskTrouble::Rotten { at: 0 });
+            disk.set_trouble(rotten(Rotten::Records, 0));
             assert!(
                 disk.replace("f", vec![2]).await.is_ok(),
                 "only what was written is rotten"

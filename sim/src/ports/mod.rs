@@ -10,7 +10,7 @@ mod tap;
 mod twins;
 
 pub use clock::{EPOCH, SimClock};
-pub use disk::{DiskTiming, DiskTrouble, SimDisk};
+pub use disk::{DiskTiming, DiskTrouble, Rotten, SimDisk};
 pub use links::{Direction, Fate, LinkConditions, Links};
 pub use network::{Listener, Sender, SharedTap, SimNetwork, SimTransport};
 pub use raft_log::{Kept, RecordPool, SimLog, SimSnapshots};
