@@ -60,6 +60,7 @@ pub struct Validator {
     executed: ExecutedWatch,
     blocks: BlockStore,
     batches: BatchStore,
+    fetcher: Fetcher,
     halt: Halt,
     shutdown: Watch<bool>,
 }
@@ -259,6 +260,12 @@ impl Validator {
         &self.batches
     }
 
+    /// Blocks and batches that are wanted from other validators, or being asked for.
+    #[must_use]
+    pub fn wanted(&self) -> usize {
+        self.fetcher.wanted()
+    }
+
     /// Waits until the validator stops by itself; for ever if it does not.
     pub async fn stopped(&self) -> Arc<Stop> {
         self.halt.stopped().await
@@ -309,17 +316,18 @@ impl Parts {
     fn run(self, guard: SigningGuard, stores: Stores, door: &Door) -> Validator {
         let (sender, events) = mpsc::channel(EVENTS_WAITING_MAX);
         let rooms = self.rooms(stores, sender);
+        let fetcher = self.fetcher(&rooms);
+        self.spawn_peers(&rooms, &fetcher);
         let shutdown = Watch::new(false);
         door.open(self.doors(&rooms));
         let validator = Validator {
             executed: rooms.executed.clone(),
             blocks: rooms.stores.blocks.clone(),
             batches: rooms.stores.batches.clone(),
+            fetcher: fetcher.clone(),
             halt: self.halt.clone(),
             shutdown: shutdown.clone(),
         };
-        let fetcher = self.fetcher(&rooms);
-        self.spawn_peers(&rooms, &fetcher);
         let driver = Driver {
             fetcher,
             config: self.config,

@@ -111,6 +111,12 @@ impl Fetcher {
         self.wants().keep_only(is_wanted);
     }
 
+    /// How much is wanted, questions under way included.
+    #[must_use]
+    pub fn wanted(&self) -> usize {
+        self.wants().count()
+    }
+
     /// Asks `peer` what it is to be asked, for ever. One task for each.
     pub async fn run(self, peer: PeerLink) {
         let Some(news) = self.0.news.get(&peer.idx) else { return };

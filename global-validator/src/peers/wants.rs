@@ -171,6 +171,12 @@ impl Wants {
         });
     }
 
+    /// How much is wanted, questions under way included.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.wants.len()
+    }
+
     /// Gives `wanted` to the best candidate with a free slot, if it is asked of nobody.
     fn ask_somebody(&mut self, wanted: Wanted) -> Option<NodeIdx> {
         let want = self.wants.get(&wanted).filter(|want| want.asked.is_none())?;

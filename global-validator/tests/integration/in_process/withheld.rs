@@ -24,7 +24,7 @@ use common::{
     },
 };
 use futures::future::{join, join_all};
-use global_validator::{Door, executed::ExecutedWatch};
+use global_validator::{Door, executed::ExecutedWatch, peers::wants::SLOTS_PER_PEER};
 use transport::{
     memory::MemoryTransport,
     ports::{BoxFuture, CallError, Lane, Peer, Service, Transport},
@@ -246,10 +246,11 @@ async fn leader_that_refers_to_nothing_and_is_silent_when_asked_costs_others_nei
     let living = |net: &Net| net.running["v1"].process.living();
     let before = living(&net);
     *executed.lock().unwrap() = Some(net.validator(HACKED).executed().clone());
-    let mut most = 0;
+    let (mut most, mut most_wanted) = (0, 0);
     for _ in 0..300 {
         tokio::time::sleep(Duration::from_millis(100)).await;
         most = most.max(living(&net));
+        most_wanted = most_wanted.max(net.validator("v1").wanted());
     }
     let per_peer = *proposed.lock().unwrap() / 3;
     assert!(per_peer >= 5, "it led {per_peer} views");
@@ -269,6 +270,11 @@ async fn leader_that_refers_to_nothing_and_is_silent_when_asked_costs_others_nei
         );
     }
     assert!(most <= before + 8, "{before} tasks have become {most}");
+    let under_way = 3 * SLOTS_PER_PEER;
+    assert!(
+        most_wanted <= REFS_PER_BLOCK_MAX + under_way,
+        "{most_wanted} are wanted"
+    );
     net.assert_no_fork();
     let unknown = encode(&FetchByDigest {
         digest: Digest([7; 32]),
