@@ -10,7 +10,8 @@
 //! * A task that is assigned to this cluster gets a row.
 //! * A fleet-scope `Submit` that was rejected ends its row.
 //! * Waiting tasks of cluster scope that the global state has marked end here: deadline below a block's
-//!   time, or a linked task elsewhere that ended otherwise than completed.
+//!   time, or a linked task elsewhere that ended otherwise than completed. A task that an entry of this log queued
+//!   again is judged by its links anew when the global state has executed the entry.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -281,6 +282,8 @@ impl ClusterQueue {
             terms: self.genesis.timing.lease,
             finality,
             changed_at: LogIndex(0),
+            // Of this cluster's own tasks only closed rows are made here; an entry that queues one again writes it.
+            queued_at: Height(0),
         };
         if row.scope == Scope::Fleet {
             place(&mut row, global);
@@ -291,12 +294,12 @@ impl ClusterQueue {
     }
 
     /// Waiting tasks of cluster scope end if the global state has marked them by now: their deadline
-    /// passed, or a linked task elsewhere ended otherwise than completed.
+    /// passed, or a linked task elsewhere ended otherwise than completed since they were queued last.
     ///
     /// The global state ends them just before the first batch that stood at this height, so both tiers
     /// judge every entry about them from one state.
     fn end_marked(&mut self, index: LogIndex, events: &mut Vec<QueueEvent>) {
-        let (time, height) = (self.global.time(), self.global.height());
+        let time = self.global.time();
         let overdue = self
             .derived
             .deadlines
@@ -307,16 +310,15 @@ impl ClusterQueue {
             .chain(self.derived.linked.iter().copied())
             .collect();
         for task in candidates {
-            let marked = self.global.task(&task).and_then(|global| global.standing.ends_at);
-            let Some((_, what)) = marked.filter(|(from, _)| *from <= height) else {
+            let (Some(row), Some(global)) = (self.state.rows.get(&task), self.global.task(&task)) else {
+                continue;
+            };
+            let Some(what) = global.standing.ends_above(row.queued_at) else {
                 continue;
             };
             let event = match what {
                 MachineEvent::LinkedTaskEnded => Event::LinkedTaskEnded,
                 MachineEvent::Expired | MachineEvent::Assigned { .. } => Event::DeadlinePassed,
-            };
-            let Some(row) = self.state.rows.get(&task) else {
-                continue;
             };
             let mut row = TaskRow::clone(row);
             if row.life.happen(event).is_ok() {

@@ -42,6 +42,8 @@ mod view;
 #[cfg(test)]
 mod random;
 #[cfg(test)]
+mod random_links;
+#[cfg(test)]
 mod tests;
 
 use std::sync::Arc;

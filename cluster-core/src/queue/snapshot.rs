@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// Version of the snapshot format that this build reads and writes.
-const SNAPSHOT_VERSION: u16 = 6;
+const SNAPSHOT_VERSION: u16 = 7;
 
 /// Everything of the state but its rows: the first record of a snapshot.
 #[derive(Serialize, Deserialize)]
