@@ -142,12 +142,20 @@ impl State {
                         }
                     }
                 }
+                QueueEvent::Quarantined(_) => self.distrust(),
                 _ => {}
             }
         }
         if self.own_order.len() > self.own_entries.len() {
             let known = &self.own_entries;
             self.own_order.retain(|id| known.contains_key(id));
+        }
+    }
+
+    /// Ages follow what the queue says of its global view.
+    fn distrust(&mut self) {
+        if self.queue.is_global_refuted() {
+            self.freshness.global_refuted();
         }
     }
 
@@ -345,6 +353,7 @@ impl Machine {
         state.leases.forget();
         let State { queue, lease_watch, .. } = &mut *state;
         lease_watch.refresh(queue, now_us);
+        state.distrust();
         state.moved_to(position, now_us);
         let pulse = state.pulse();
         drop(state);

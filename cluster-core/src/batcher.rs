@@ -64,7 +64,7 @@ pub struct Cursor {
 /// A final batch that is not the one this log built: this log was forked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("batch {seq} is final with digest {final_digest}, this log built {held:?}")]
-pub struct Conflict {
+pub struct BatchConflict {
     /// Which batch.
     pub seq: BatchSeq,
     /// What this log built; `None` if it built no such batch.
@@ -277,12 +277,12 @@ impl Batcher {
     /// Whether a finalized block may name `digest` as batch `seq`, the next one to become final.
     ///
     /// # Errors
-    /// [`Conflict`]: this log was forked; the member stops as voter and says so.
-    pub fn check_next_final(&self, seq: BatchSeq, digest: Digest) -> Result<&Shared<OutboxBatch>, Conflict> {
+    /// [`BatchConflict`]: this log was forked; the member stops as voter and says so.
+    pub fn check_next_final(&self, seq: BatchSeq, digest: Digest) -> Result<&Shared<OutboxBatch>, BatchConflict> {
         let held = self.batch(seq);
         match held {
             Some(batch) if batch.digest == digest => Ok(batch),
-            _ => Err(Conflict {
+            _ => Err(BatchConflict {
                 seq,
                 held: held.map(|batch| batch.digest),
                 final_digest: digest,

@@ -8,6 +8,7 @@ use common::{
     codec::encode,
     crypto::sha256,
     entry::{Action, Fence, LogEntry, Progress, SignedEntry},
+    global_queue::{GlobalQueue, OrderedBatch},
     ids::{Assignment, BatchSeq, ClusterId, Digest, HolderCounter, LogPosition, RaftNodeId, TaskId, Term},
     task::{Scope, Task, TaskState},
     testing::{BlockChain, Fleet},
@@ -26,6 +27,8 @@ pub(crate) struct TestCluster {
     pub fleet: Fleet,
     pub queue: ClusterQueue,
     pub blocks: BlockChain,
+    /// What validators compute of the same blocks.
+    pub validators: GlobalQueue,
     pub term: Term,
     pub leader: RaftNodeId,
     pub oracle: VerifiedCache,
@@ -47,6 +50,7 @@ impl TestCluster {
         Self {
             leader: RaftNodeId::new(fleet.idx("c1-1"), 1),
             blocks,
+            validators: GlobalQueue::genesis(&fleet.genesis),
             queue,
             fleet,
             term: Term(1),
@@ -101,6 +105,7 @@ impl TestCluster {
     /// The same, and the global queue drops them after other bounds too.
     pub fn retain_globally(&mut self, retention: Retention, global: common::global_queue::Retention) {
         self.global_retention = global;
+        self.validators = GlobalQueue::genesis(&self.fleet.genesis).with_retention(global);
         self.retain(retention);
     }
 
@@ -231,6 +236,35 @@ impl TestCluster {
     /// The parts of the next finalized block over `batches`, own ones as digests.
     pub fn parts(&mut self, batches: &[CertifiedBatch], step_ms: u64) -> (Block, Vec<AdvancePart>) {
         let block = self.blocks.block(&self.fleet, batches, step_ms);
+        self.execute(&block, batches);
+        self.parts_of(block, batches)
+    }
+
+    /// The blocks that were made and not applied are no more: the chain begins anew.
+    pub fn restart_chain(&mut self) {
+        self.validators = GlobalQueue::genesis(&self.fleet.genesis).with_retention(self.global_retention);
+        self.blocks = BlockChain::new(&self.fleet, self.validators.state_root());
+    }
+
+    /// What validators do with a block before its roots stand in a header.
+    fn execute(&mut self, block: &Block, batches: &[CertifiedBatch]) {
+        let finalized = self.fleet.finalize(block.clone());
+        let finalized = finalized
+            .verify(&self.fleet.chain, &self.fleet.set)
+            .expect("a quorum signed");
+        let batches: Vec<_> = batches
+            .iter()
+            .enumerate()
+            .map(|(at, batch)| OrderedBatch::finalized(&finalized, at, &batch.header, &batch.entries))
+            .collect();
+        let outcome = self.validators.apply(block, &batches, &mut self.oracle);
+        let outcome = outcome.expect("the test's block follows the chain");
+        let roots = (outcome.state_root, outcome.outcome_root);
+        self.blocks.roots.insert(outcome.height, roots);
+    }
+
+    /// The parts of a finalized block over `batches`, own ones as digests.
+    pub fn parts_of(&self, block: Block, batches: &[CertifiedBatch]) -> (Block, Vec<AdvancePart>) {
         let batches: Vec<AdvanceBatch> = batches
             .iter()
             .map(|batch| {

@@ -1,5 +1,7 @@
 //! Blocks: ordered references to certified batches, and what proves that a block is final.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -98,6 +100,32 @@ impl BlockHeader {
             height: self.height,
             digest: self.digest(),
         }
+    }
+}
+
+/// Digests of the global state and of what the last block did to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Roots {
+    /// Of the whole state.
+    pub state: Digest,
+    /// Of the outcomes of the last block.
+    pub outcomes: Digest,
+}
+
+impl Roots {
+    /// The roots that `header` carries: those of the block [`ROOT_LAG`](limits::ROOT_LAG) below.
+    #[must_use]
+    pub fn carried_by(header: &BlockHeader) -> Self {
+        Self {
+            state: header.state_root,
+            outcomes: header.outcome_root,
+        }
+    }
+}
+
+impl fmt::Display for Roots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.state, self.outcomes)
     }
 }
 

@@ -159,7 +159,7 @@ impl Shell {
                 let view = state
                     .queue
                     .task_view(&task)
-                    .or_else(|| state.queue.global().view(&task));
+                    .or_else(|| state.queue.global_task_view(&task));
                 let view = view.ok_or_else(|| error(ErrorCode::NotFound, format!("no task {} here", task.to_hex())))?;
                 Ok(self.rows(state, vec![view], false))
             }),

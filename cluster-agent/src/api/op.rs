@@ -5,15 +5,15 @@
 //! * A read needs the role `op.read`.
 //! * What changes this process and is in no log needs the role of its verb: `op.admin` for a change of
 //!   leader. It is logged with who asked.
-//! * What only validators can answer is refused by name.
+//! * What only validators can answer is refused by name, and so is what rests on a global state that they refuted.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
+use cluster_core::queue::ClusterQueue;
 use common::{
     codec::{BoundedVec, Label, decode},
     genesis::RoleSet,
-    global_queue::GlobalQueue,
     ids::TaskId,
     task::TaskState,
     wire::{
@@ -105,12 +105,12 @@ impl Shell {
                     Consistency::Linearizable | Consistency::Final => None,
                 };
                 let look = move |state: &State, context| {
-                    let global = state.queue.global();
+                    let global = || state.queue.global_task_view(&task);
                     let found = match consistency {
-                        Consistency::Final => global.view(&task),
-                        _ => state.queue.task_view(&task).or_else(|| global.view(&task)).or(kept),
+                        Consistency::Final => global(),
+                        _ => state.queue.task_view(&task).or_else(global).or(kept),
                     };
-                    match (found, no_longer_kept(global, &task)) {
+                    match (found, no_longer_kept(&state.queue, &task)) {
                         (None, Some(left)) => left,
                         (task, _) => OpAnswer::Task { task, context },
                     }
@@ -141,7 +141,7 @@ impl Shell {
                 let look = move |state: &State, context| {
                     let mut events = state.queue.history(&task);
                     if events.is_empty() {
-                        return no_longer_kept(state.queue.global(), &task).unwrap_or(OpAnswer::NotFound);
+                        return no_longer_kept(&state.queue, &task).unwrap_or(OpAnswer::NotFound);
                     }
                     events.truncate(1_024);
                     let events = BoundedVec::try_from(events).expect("it was cut at the bound");
@@ -199,6 +199,9 @@ impl Shell {
         let status = self.raft.status();
         self.machine.with(|state| {
             let context = self.context(state, &status, consistency);
+            if consistency == Consistency::Final && state.queue.is_global_refuted() {
+                return refuted();
+            }
             let is_too_stale = staleness_ms_max.is_some_and(|max| context.staleness_ms.is_none_or(|age| age > max));
             if is_too_stale {
                 return OpAnswer::TooStale {
@@ -211,12 +214,21 @@ impl Shell {
     }
 }
 
+/// The answer to who asks for what is final where the global state is none that validators have.
+fn refuted() -> OpAnswer {
+    OpAnswer::Unsupported(Label::new("its global state is refuted: ask another agent").expect("a short text"))
+}
+
 /// The answer about a task that ended and left.
-fn no_longer_kept(global: &GlobalQueue, task: &TaskId) -> Option<OpAnswer> {
-    global.retired(task).map(|line| OpAnswer::NoLongerKept {
-        state: line.state,
-        ended: line.ended,
-        height: global.height(),
+fn no_longer_kept(queue: &ClusterQueue, task: &TaskId) -> Option<OpAnswer> {
+    let global = queue.global();
+    global.retired(task).map(|line| match queue.is_global_refuted() {
+        true => refuted(),
+        false => OpAnswer::NoLongerKept {
+            state: line.state,
+            ended: line.ended,
+            height: global.height(),
+        },
     })
 }
 
@@ -263,7 +275,7 @@ pub(super) fn tasks_of(
             (page, from) = (page + 1, Some(row.id));
             let is_wanted = states.is_empty() || states.contains(&row.state());
             if is_wanted && !is_own(&row.id) {
-                tasks.push(global.view_of(row));
+                tasks.push(state.queue.global_view_of(row));
                 found += 1;
             }
             // Whatever follows has a higher id than one that does not go out already.

@@ -10,6 +10,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use cluster_core::queue::Conflict;
 use common::{
     bug::{self, Bug},
     codec::{BoundedVec, decode},
@@ -17,7 +18,7 @@ use common::{
     wire::{
         cluster::{Confirmation, Linearize, Linearized},
         frame::FrameKind,
-        op::{AgentStatus, Consistency, ReadContext},
+        op::{AgentStatus, Alarm, Consistency, ReadContext},
     },
 };
 
@@ -44,6 +45,14 @@ pub(crate) enum NoPosition {
     Denied,
     /// No leader is known, or it did not answer in time.
     NoAnswer,
+}
+
+/// What a member with a conflict warns of.
+fn alarm_of(conflict: &Conflict) -> Alarm {
+    match conflict {
+        Conflict::Batch(conflict) => Alarm::OtherBatch { seq: conflict.seq },
+        Conflict::State { height, .. } => Alarm::OtherState { height: *height },
+    }
 }
 
 impl Shell {
@@ -175,10 +184,11 @@ impl Shell {
     #[must_use]
     pub fn status(&self) -> AgentStatus {
         let raft = self.raft.status();
-        let alarms = lock(&self.alarms).clone();
+        let mut alarms = lock(&self.alarms).clone();
         let (buffer_entries, buffer_bytes) = self.buffer.with(crate::buffer::Buffer::waiting);
         self.machine.with(|state| {
             let batcher = state.queue.batcher();
+            alarms.extend(state.queue.conflict().map(alarm_of));
             let mut voters = raft.voters.clone();
             voters.truncate(64);
             AgentStatus {
@@ -200,7 +210,7 @@ impl Shell {
                 queue_digest: state.queue.digest(),
                 global_digest: state.queue.global().state_root(),
                 tasks: state.queue.counts(),
-                alarms: BoundedVec::try_from(alarms).expect("there are three"),
+                alarms: BoundedVec::try_from(alarms).expect("there are four"),
                 uptime_us: self.ports.clock.now().us_since(self.started),
             }
         })

@@ -191,6 +191,11 @@ impl Shell {
     fn quarantine_for_conflict(&self) {
         let conflict = self.machine.with(|state| state.queue.conflict().copied());
         if let Some(conflict) = conflict {
+            tracing::error!(
+                event = "conflict",
+                %conflict,
+                "it follows no more blocks; what to do: docs/operating/real-fleet.md, \"An agent contradicts the validators\""
+            );
             self.raft.quarantine(&conflict.to_string());
         }
     }

@@ -11,6 +11,7 @@
 //! * Ages grow with the own clock divided by `1 - rho`. After a start everything is unknown.
 //! * Upon word that the quorum is lost: `read_only` at once, and until a position that was asked for
 //!   afterwards comes (`catching_up`) and is applied. Ages do not change with it.
+//! * Upon proof that the global view is none that validators have: it is as old as nobody knows.
 //! * The mode also changes when evidence merely ages; the instant of the next such change is known.
 //!
 //! # Invariants
@@ -113,6 +114,12 @@ impl Freshness {
     /// A block was applied that holds an entry this agent began to sign at `t0_us`.
     pub fn own_entry_final(&mut self, t0_us: u64) {
         self.global_fresh_as_of_us = self.global_fresh_as_of_us.max(Some(t0_us));
+    }
+
+    /// The global view here is one that no quorum has: its age means nothing, whatever blocks said before.
+    pub fn global_refuted(&mut self) {
+        self.unconfirmed.clear();
+        self.global_fresh_as_of_us = None;
     }
 
     /// What the slowest clock shows of a second, in microseconds.

@@ -63,6 +63,20 @@ fn global_view_is_fresh_only_through_a_batch_closed_above_the_position() {
 }
 
 #[test]
+fn refuted_global_view_has_no_age_and_the_clusters_own_state_keeps_its() {
+    let mut f = freshness();
+    f.answered(1_000_000, LogIndex(1));
+    f.applied(LogIndex(2));
+    f.own_batch_final(LogIndex(2));
+    assert_eq!(f.mode(1_100_000), Mode::Normal);
+    f.answered(1_200_000, LogIndex(2));
+    f.global_refuted();
+    f.own_batch_final(LogIndex(3));
+    assert_eq!((f.global_age_us(1_300_000), f.mode(1_300_000)), (None, Mode::Island));
+    assert!(f.staleness_us(1_300_000).is_some());
+}
+
+#[test]
 fn lost_quorum_is_read_only_at_once_and_until_a_later_position_is_applied() {
     let mut f = freshness();
     f.answered(1_000_000, LogIndex(7));

@@ -99,7 +99,7 @@ fn part_1_of_the_next_height_discards_what_was_collected() {
     let (_, large_parts) = c.parts(&batches, 20);
     advance(&mut c, &large_parts[0]);
     // The chain that was finalized has another block at this height.
-    c.blocks = common::testing::BlockChain::new(&c.fleet, c.queue.global().state_root());
+    c.restart_chain();
     let (_, small) = c.parts(&[], 20);
     assert_eq!(advance(&mut c, &small[0]), Height(1));
     assert_eq!(advance(&mut c, &large_parts[1]), Height(1));

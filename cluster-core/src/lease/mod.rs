@@ -9,6 +9,7 @@
 //!   as granted, and for a fleet-scope task (2) once it applied a block that executed a batch of its
 //!   cluster closed at or above r. The lease runs while `now < t0(newest r with 1) + L`, and for
 //!   fleet scope also `now < t0(newest r with 2) + G`.
+//! * Upon a conflict with the validators: no block counts any more, and none that counted before.
 //! * A claim is ended in memory before `Release`, `Fail` or `Complete` is signed, and never counted
 //!   on again. It is ended only when the vehicle has stopped, or `t_stop` after the last deadline given.
 //! * `t0` lives in memory only: after a restart no lease is held. A `Renew` signed afterwards may win
@@ -93,6 +94,12 @@ impl Lease {
             self.unconfirmed.pop_front();
         }
         self.unconfirmed.push_back((index, t0_us));
+    }
+
+    /// What blocks said counts no more: custody may be another cluster's.
+    fn refute(&mut self) {
+        self.unconfirmed.clear();
+        self.final_t0_us = None;
     }
 
     fn confirm(&mut self, cut: LogIndex) {
@@ -194,6 +201,7 @@ impl Leases {
                     }
                 }
                 QueueEvent::HoldEnded { .. } => is_changed = true,
+                QueueEvent::Quarantined(_) => self.leases.values_mut().for_each(Lease::refute),
                 _ => {}
             }
         }

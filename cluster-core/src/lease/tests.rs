@@ -1,5 +1,6 @@
 use common::{
     entry::{LogEntry, SignedEntry},
+    ids::Digest,
     task::{Scope, Task, TaskState},
     testing::task,
     verdict::Verdict,
@@ -103,6 +104,31 @@ fn fleet_lease_needs_a_block_with_a_batch_closed_at_or_above_the_claim() {
     leases.after_apply(&c.queue, &applied);
     finalize(&mut c, &mut leases);
     assert_eq!(leases.may_run(&id, 11 * SECOND), Some(11 * SECOND + L));
+}
+
+#[test]
+fn fleet_leases_end_with_a_conflict_and_those_of_the_clusters_own_tasks_go_on() {
+    let mut c = TestCluster::new();
+    let fleet = c.assigned("op1", &task("fleet"));
+    let own = c.submit("op1", Scope::Cluster, &task("own"));
+    let mut leases = leases(&c, "c1-2");
+    for id in [fleet, own] {
+        claim(&mut c, &mut leases, id, SECOND);
+    }
+    finalize(&mut c, &mut leases);
+    assert_eq!(leases.may_run(&fleet, 2 * SECOND), Some(SECOND + L));
+    // Validators certified another state of this height.
+    c.blocks.roots.get_mut(&c.queue.global_height()).unwrap().0 = Digest([9; 32]);
+    finalize(&mut c, &mut leases);
+    assert_eq!(leases.may_run(&fleet, 2 * SECOND), Some(SECOND + L));
+    finalize(&mut c, &mut leases);
+    assert!(c.queue.conflict().is_some());
+    assert_eq!(leases.may_run(&fleet, 2 * SECOND), None);
+    assert_eq!(leases.may_run(&own, 2 * SECOND), Some(SECOND + L));
+    renew(&mut c, &mut leases, 3 * SECOND);
+    finalize(&mut c, &mut leases);
+    assert_eq!(leases.may_run(&fleet, 4 * SECOND), None);
+    assert_eq!(leases.may_run(&own, 4 * SECOND), Some(3 * SECOND + L));
 }
 
 #[test]

@@ -1,16 +1,17 @@
 //! What a finalized block does to the cluster's state.
 //!
 //! # Rules
-//! * Upon the last part of the next block: own batches are compared with the outbox; one unlike it
-//!   changes nothing but the recorded conflict. Otherwise the block is executed, a non-empty open
-//!   batch closes at the height before it, and own batches in it leave the outbox.
+//! * Upon the last part of the next block: the roots that it carries are compared with those computed here, and
+//!   own batches with the outbox; a difference changes nothing but the recorded conflict. Otherwise the block
+//!   is executed, a non-empty open batch closes at the height before it, and own batches in it leave the outbox.
 //! * A fleet-scope row follows the global state for what is decided there: always when its assignment
 //!   changed, when custody ended, and when no entry of this log about it waits to become final.
 //!   While one waits, this log knows more of the holder than the global state does.
 //! * A task that is assigned to this cluster gets a row.
 //! * A fleet-scope `Submit` that was rejected ends its row.
 //! * Waiting tasks of cluster scope that the global state has marked end here: deadline below a block's
-//!   time, or a linked task elsewhere that ended otherwise than completed.
+//!   time, or a linked task elsewhere that ended otherwise than completed. A task that an entry of this log queued
+//!   again is judged by its links anew when the global state has executed the entry.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,10 +26,10 @@ use common::{
     wire::op::Finality,
 };
 
-use super::{Applied, ClusterQueue, QueueEvent, TaskRow};
+use super::{Applied, ClusterQueue, Conflict, QueueEvent, TaskRow};
 use crate::{
     Shared,
-    batcher::{Conflict, OutboxBatch},
+    batcher::{BatchConflict, OutboxBatch},
     global_view::{CheckedAdvance, Taken, check_joined},
 };
 
@@ -61,13 +62,12 @@ impl ClusterQueue {
         events: &mut Vec<QueueEvent>,
     ) {
         let block = &advance.finalized.block;
+        if let Some(conflict) = self.other_roots(block) {
+            return self.quarantine(conflict, events);
+        }
         let own = match self.own_batches(advance) {
             Ok(own) => own,
-            Err(conflict) => {
-                self.state.conflict = Some(conflict);
-                events.push(QueueEvent::Quarantined(conflict));
-                return;
-            }
+            Err(conflict) => return self.quarantine(Conflict::Batch(conflict), events),
         };
         let batches: Vec<Option<OrderedBatch<'_>>> = (0..block.refs.len())
             .map(|at| match (&advance.batches[at], own.get(&at)) {
@@ -77,8 +77,9 @@ impl ClusterQueue {
             })
             .collect();
         let before = self.global_height();
-        // A block that a quorum finalized and that does not follow ours shows a broken assumption
-        // elsewhere; here it changes nothing, and the view stays at its height and says so.
+        // Refused before anything changes: what the leader brought beside the header is bent, and another leader
+        // may bring it whole; or a quorum finalized a block that does not follow ours, which shows a broken
+        // assumption elsewhere. The view stays at its height and says so.
         let Ok(outcome) = self.global.apply(block, &batches, oracle) else {
             return;
         };
@@ -86,6 +87,7 @@ impl ClusterQueue {
             .state
             .batcher
             .close_before_block(position, before, &self.state.chain_id);
+        self.state.roots.push(&outcome);
         events.extend(closed.map(QueueEvent::BatchClosed));
         let own_cut = self.take_final(outcome.height, events);
         self.follow(&outcome, &own, events);
@@ -100,7 +102,7 @@ impl ClusterQueue {
     }
 
     /// The own batches that a block refers to and that are next, by position of the reference.
-    fn own_batches(&self, advance: &CheckedAdvance) -> Result<BTreeMap<usize, Shared<OutboxBatch>>, Conflict> {
+    fn own_batches(&self, advance: &CheckedAdvance) -> Result<BTreeMap<usize, Shared<OutboxBatch>>, BatchConflict> {
         let mut own = BTreeMap::new();
         let mut next = self.state.batcher.last_final().seq.next();
         for (at, named) in advance.finalized.block.refs.iter().enumerate() {
@@ -280,6 +282,8 @@ impl ClusterQueue {
             terms: self.genesis.timing.lease,
             finality,
             changed_at: LogIndex(0),
+            // Of this cluster's own tasks only closed rows are made here; an entry that queues one again writes it.
+            queued_at: Height(0),
         };
         if row.scope == Scope::Fleet {
             place(&mut row, global);
@@ -290,12 +294,12 @@ impl ClusterQueue {
     }
 
     /// Waiting tasks of cluster scope end if the global state has marked them by now: their deadline
-    /// passed, or a linked task elsewhere ended otherwise than completed.
+    /// passed, or a linked task elsewhere ended otherwise than completed since they were queued last.
     ///
     /// The global state ends them just before the first batch that stood at this height, so both tiers
     /// judge every entry about them from one state.
     fn end_marked(&mut self, index: LogIndex, events: &mut Vec<QueueEvent>) {
-        let (time, height) = (self.global.time(), self.global.height());
+        let time = self.global.time();
         let overdue = self
             .derived
             .deadlines
@@ -306,16 +310,15 @@ impl ClusterQueue {
             .chain(self.derived.linked.iter().copied())
             .collect();
         for task in candidates {
-            let marked = self.global.task(&task).and_then(|global| global.standing.ends_at);
-            let Some((_, what)) = marked.filter(|(from, _)| *from <= height) else {
+            let (Some(row), Some(global)) = (self.state.rows.get(&task), self.global.task(&task)) else {
+                continue;
+            };
+            let Some(what) = global.standing.ends_above(row.queued_at) else {
                 continue;
             };
             let event = match what {
                 MachineEvent::LinkedTaskEnded => Event::LinkedTaskEnded,
                 MachineEvent::Expired | MachineEvent::Assigned { .. } => Event::DeadlinePassed,
-            };
-            let Some(row) = self.state.rows.get(&task) else {
-                continue;
             };
             let mut row = TaskRow::clone(row);
             if row.life.happen(event).is_ok() {

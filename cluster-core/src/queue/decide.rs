@@ -195,6 +195,7 @@ impl ClusterQueue {
             terms: self.genesis.timing.lease,
             finality: COMMITTED,
             changed_at: index,
+            queued_at: self.global_height(),
         };
         Ok((Verdict::Granted, Change::row(row)))
     }
@@ -268,6 +269,9 @@ impl ClusterQueue {
             .grant(&entry.header.action, author.id, at, row.assignment, rules)?;
         row.finality = COMMITTED;
         row.changed_at = index;
+        if row.state() == TaskState::Queued {
+            row.queued_at = self.global_height();
+        }
         Ok(())
     }
 

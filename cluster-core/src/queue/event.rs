@@ -8,10 +8,8 @@ use common::{
     verdict::{Answer, Verdict},
 };
 
-use crate::{
-    Shared,
-    batcher::{Conflict, OutboxBatch},
-};
+use super::Conflict;
+use crate::{Shared, batcher::OutboxBatch};
 
 /// What one log entry did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -90,6 +88,7 @@ pub enum QueueEvent {
     },
     /// The roster in force after this entry.
     RosterChanged(Roster),
-    /// A finalized block names another batch than this log built: stop as voter, with this proof.
+    /// A finalized block names another batch than this log built, or carries another state than was computed
+    /// here: stop as voter, with this proof.
     Quarantined(Conflict),
 }

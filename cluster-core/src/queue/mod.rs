@@ -18,6 +18,7 @@
 //!   `ForceRequeue`.
 //!
 //! # Invariants
+//! * agreement: the roots of each height are those that validators certified, or the conflict is recorded.
 //! * linearizable: every member that applied the same log has the same state, digest included.
 //! * exactly-once: each entry that used up a number is in exactly one batch.
 //! * one-holder: a task has at most one holder, and a holder's claims are the rows that name it.
@@ -29,6 +30,7 @@
 
 mod advance;
 mod change;
+mod conflict;
 mod decide;
 mod derived;
 mod event;
@@ -39,6 +41,8 @@ mod view;
 
 #[cfg(test)]
 mod random;
+#[cfg(test)]
+mod random_links;
 #[cfg(test)]
 mod tests;
 
@@ -62,17 +66,15 @@ use common::{
     verdict::{Answer, Reason, Verdict},
     wire::op::{EventView, Finality},
 };
+pub use conflict::Conflict;
+use conflict::RecentRoots;
 pub use event::{Applied, QueueEvent};
 pub use retention::{RETENTION, Retention};
 use row::KeyRow;
 pub use row::{Held, HolderRow, TaskRow};
 pub use snapshot::{QueueRestoring, QueueView, SECTIONS_MAX, SnapshotError};
 
-use crate::{
-    Shared, SharedMap,
-    batcher::{Batcher, Conflict},
-    global_view::Collected,
-};
+use crate::{Shared, SharedMap, batcher::Batcher, global_view::Collected};
 use decide::Change;
 use derived::Derived;
 
@@ -102,6 +104,8 @@ struct State {
     gone: [u64; 10],
     batcher: Batcher,
     collected: Collected,
+    /// Of the global queue.
+    roots: RecentRoots,
     conflict: Option<Conflict>,
 }
 
@@ -127,9 +131,9 @@ impl ClusterQueue {
             .founding_roster(cluster)
             .expect("the cluster is in the genesis file");
         let founding = Founding(0);
+        let global = GlobalQueue::genesis(&genesis);
         Self {
             set: Arc::new(ValidatorSet::from_genesis(&genesis)),
-            global: GlobalQueue::genesis(&genesis),
             state: State {
                 chain_id: genesis.chain_id(),
                 cluster,
@@ -145,8 +149,10 @@ impl ClusterQueue {
                 gone: [0; 10],
                 batcher: Batcher::new(cluster, founding, roster),
                 collected: Collected::default(),
+                roots: RecentRoots::genesis(&global),
                 conflict: None,
             },
+            global,
             derived: Derived::new(cluster),
             retention: Retention::in_force(),
             genesis,
@@ -229,12 +235,6 @@ impl ClusterQueue {
     #[must_use]
     pub fn roster(&self) -> &Roster {
         self.state.batcher.roster()
-    }
-
-    /// The proof that this log was forked, if a finalized block gave one.
-    #[must_use]
-    pub fn conflict(&self) -> Option<&Conflict> {
-        self.state.conflict.as_ref()
     }
 
     /// Passes an entry of Raft's own (a new term, a membership): only the position moves.

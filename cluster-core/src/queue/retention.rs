@@ -222,7 +222,8 @@ impl ClusterQueue {
 
     fn gives_back(&self, global: &Row, row: &TaskRow) -> bool {
         let mut given = self.row_from(global, row.finality);
-        given.changed_at = row.changed_at;
+        // Of no weight in a closed row; an entry that opens it again writes both.
+        (given.changed_at, given.queued_at) = (row.changed_at, row.queued_at);
         given == *row && matches!(row.finality, Finality::Final { .. })
     }
 }

@@ -41,6 +41,9 @@ pub struct TaskRow {
     pub finality: Finality,
     /// Index of the newest entry of this log that this row's state rests on.
     pub changed_at: LogIndex,
+    /// Cluster scope: global height of this log at the entry that queued the task last. An ended link that was marked
+    /// up to there does not end it.
+    pub queued_at: Height,
 }
 
 impl TaskRow {

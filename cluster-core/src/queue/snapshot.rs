@@ -3,7 +3,7 @@
 //! # Rules
 //! * Pieces are bounded and come section by section, so neither side holds the encoded whole in memory.
 //! * A snapshot holds rows, the states of those that have left, number streams, holders, open batch, outbox, cursors, rosters, collected
-//!   parts, the chain at its last index, and the global queue. Attestations travel beside it.
+//!   parts, the chain at its last index, the global queue and its roots of the last heights. Attestations travel beside it.
 //! * Decoding is bounded and canonical, and a snapshot that breaks an invariant is refused: it comes
 //!   from another member.
 
@@ -26,15 +26,18 @@ use common::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{CLAIMS_PER_DEVICE_MAX, ClusterQueue, Derived, HolderRow, KeyRow, Retention, State, TaskRow, derived::Sum};
+use super::{
+    CLAIMS_PER_DEVICE_MAX, ClusterQueue, Conflict, Derived, HolderRow, KeyRow, RecentRoots, Retention, State, TaskRow,
+    derived::Sum,
+};
 use crate::{
     Shared, SharedMap,
-    batcher::{Batcher, Conflict, Cursor, OutboxBatch},
+    batcher::{Batcher, Cursor, OutboxBatch},
     global_view::Collected,
 };
 
 /// Version of the snapshot format that this build reads and writes.
-const SNAPSHOT_VERSION: u16 = 5;
+const SNAPSHOT_VERSION: u16 = 7;
 
 /// Everything of the state but its rows: the first record of a snapshot.
 #[derive(Serialize, Deserialize)]
@@ -47,6 +50,7 @@ struct Small {
     chain: Digest,
     batcher: Batcher,
     collected: Collected,
+    roots: RecentRoots,
     conflict: Option<Conflict>,
     gone: [u64; 10],
     /// Records of each section, the global queue's apart.
@@ -132,6 +136,7 @@ struct Summary {
     roster: Digest,
     collected: (Height, u16),
     conflict: Option<Conflict>,
+    roots: RecentRoots,
     global: Digest,
 }
 
@@ -331,6 +336,7 @@ impl QueueRestoring {
             retired: self.retired,
             batcher: small.batcher,
             collected: small.collected,
+            roots: small.roots,
             conflict: small.conflict,
             gone: small.gone,
         };
@@ -395,6 +401,7 @@ impl QueueView {
             chain: state.chain,
             batcher: state.batcher.clone(),
             collected: state.collected.clone(),
+            roots: state.roots,
             conflict: state.conflict,
             gone: state.gone,
             counts: state.section_counts(),
@@ -440,6 +447,7 @@ fn digest_of(state: &State, global: &GlobalQueue, parts: Sum) -> Digest {
         roster: state.batcher.roster().digest(),
         collected: state.collected.progress(),
         conflict: state.conflict,
+        roots: state.roots,
         global: global.state_root(),
     };
     sha256(&[b"muster/v1/cluster-queue", &encode(&summary)])
@@ -510,6 +518,10 @@ impl ClusterQueue {
         let state = &self.state;
         state.batcher.check_invariants(&state.chain_id)?;
         self.check_cursors()?;
+        check(
+            state.roots.newest() == self.global.state_root(),
+            "the newest root is not that of the global queue",
+        )?;
         check(
             self.derived == Derived::of(state),
             "what is derived from the rows differs from them",

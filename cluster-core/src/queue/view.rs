@@ -2,6 +2,7 @@
 
 use common::{
     entry::{SignedEntry, life::Holder},
+    global_queue::Row,
     ids::{DeviceId, EntryId, TaskId},
     task::{Scope, TaskState},
     verdict::{Answer, Verdict},
@@ -40,6 +41,20 @@ impl ClusterQueue {
         self.task_row(task).map(|row| self.view_of(task, row))
     }
 
+    /// One task as the global queue says.
+    #[must_use]
+    pub fn global_task_view(&self, task: &TaskId) -> Option<TaskView> {
+        self.global.task(task).map(|row| self.global_view_of(row))
+    }
+
+    /// The view of a row of the global queue.
+    #[must_use]
+    pub fn global_view_of(&self, row: &Row) -> TaskView {
+        let mut view = self.global.view_of(row);
+        view.finality = self.stated(view.finality);
+        view
+    }
+
     fn view_of(&self, task: &TaskId, row: &TaskRow) -> TaskView {
         let custody_until = match row.scope {
             Scope::Cluster => None,
@@ -63,7 +78,7 @@ impl ClusterQueue {
             }),
             attempts: row.life.attempts,
             percent: row.life.percent,
-            finality: row.finality,
+            finality: self.stated(row.finality),
         }
     }
 
@@ -103,10 +118,13 @@ impl ClusterQueue {
     }
 
     /// All remembered events of a task: the final ones in the global order, then those of this log
-    /// that are not final yet.
+    /// that are not final yet. Without heights if the global queue here is refuted.
     #[must_use]
     pub fn history(&self, task: &TaskId) -> Vec<EventView> {
         let mut events = self.global.history(task);
+        if self.is_global_refuted() {
+            events.iter_mut().for_each(|event| event.height = None);
+        }
         let pending = self.state.pending.get(task);
         events.extend(pending.iter().flat_map(|events| events.iter().cloned()));
         events

@@ -122,6 +122,10 @@ impl Execution<'_> {
                 row.standing.assignment = row.standing.assignment.next();
             }
             row.drop_ended_custody();
+            if row.is_waiting() && row.standing.ends_above(at.global_height).is_none() {
+                // Queued again: `follow` marks it anew if a link has ended now.
+                row.standing.ends_at = None;
+            }
             Ok(())
         })
     }

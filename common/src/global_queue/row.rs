@@ -185,12 +185,25 @@ pub struct Standing {
     /// Height since which a closed task's cluster takes no entry that opens it again: it leaves once a
     /// batch that stood there was executed.
     pub leaving: Option<Height>,
-    /// Cluster scope: the height whose `GlobalAdvance` ends the task in its cluster's log, and why.
+    /// Cluster scope: the height whose `GlobalAdvance` ends the task in its cluster's log, and why; read with
+    /// [`ends_above`](Self::ends_above).
     pub ends_at: Option<(Height, MachineEvent)>,
     /// In order; at most [`EVENTS_PER_TASK_MAX`].
     pub events: Vec<HistoryEvent>,
     /// Events that were dropped beyond that.
     pub events_dropped: u32,
+}
+
+impl Standing {
+    /// Why a waiting task ends in its cluster's log, if an entry queued it last where that log stood at height `queued_at`.
+    ///
+    /// An ended link that was marked up to there speaks of the task as it was: since then the link may be open again, or
+    /// completed. A deadline that has passed stays so.
+    #[must_use]
+    pub fn ends_above(&self, queued_at: Height) -> Option<MachineEvent> {
+        let (height, what) = self.ends_at?;
+        (what != MachineEvent::LinkedTaskEnded || height > queued_at).then_some(what)
+    }
 }
 
 /// A task in the global queue.

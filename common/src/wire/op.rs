@@ -301,6 +301,16 @@ pub enum Alarm {
     },
     /// It leads, and no majority has acknowledged it for three election timeouts.
     LeaderWithoutQuorum,
+    /// A finalized block names another batch than its log built: it has stopped as voter.
+    OtherBatch {
+        /// Which batch.
+        seq: BatchSeq,
+    },
+    /// The global state that it computed is not the one that validators certified: it has stopped as voter.
+    OtherState {
+        /// The first height whose state differs.
+        height: Height,
+    },
 }
 
 impl Alarm {
@@ -310,6 +320,8 @@ impl Alarm {
         match self {
             Self::ProfileDoesNotFit { .. } => "profile_does_not_fit",
             Self::LeaderWithoutQuorum => "leader_without_quorum",
+            Self::OtherBatch { .. } => "other_batch",
+            Self::OtherState { .. } => "other_state",
         }
     }
 }
@@ -328,6 +340,16 @@ impl core::fmt::Display for Alarm {
                 key.as_str()
             ),
             Self::LeaderWithoutQuorum => f.write_str(self.word()),
+            Self::OtherBatch { seq } => write!(
+                f,
+                "{}: final is another batch {seq} than its log built; it has stopped as voter",
+                self.word()
+            ),
+            Self::OtherState { height } => write!(
+                f,
+                "{}: validators certified another state at height {height} than it computed; it has stopped as voter",
+                self.word()
+            ),
         }
     }
 }

@@ -1,37 +1,11 @@
 //! What the ledger needs of the state that blocks are executed on.
 
-use std::{collections::BTreeMap, fmt};
+use std::collections::BTreeMap;
 
 use common::{
-    block::{BatchRef, Block, BlockHeader},
+    block::{BatchRef, Block, Roots},
     ids::{BatchSeq, ClusterId, Digest, Founding},
 };
-
-/// Digests of a state and of what the last block did to it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Roots {
-    /// Of the whole state.
-    pub state: Digest,
-    /// Of the outcomes of the last block.
-    pub outcomes: Digest,
-}
-
-impl Roots {
-    /// The roots that `header` carries: those of the block two below.
-    #[must_use]
-    pub fn carried_by(header: &BlockHeader) -> Self {
-        Self {
-            state: header.state_root,
-            outcomes: header.outcome_root,
-        }
-    }
-}
-
-impl fmt::Display for Roots {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.state, self.outcomes)
-    }
-}
 
 /// Which batch of a cluster is next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

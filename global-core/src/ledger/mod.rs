@@ -28,7 +28,8 @@ use common::{
     limits::ROOT_LAG,
 };
 
-pub use execution::{Cursor, Execution, Roots};
+pub use common::block::Roots;
+pub use execution::{Cursor, Execution};
 pub use judge::{Flaw, Judgement};
 
 use crate::{block_builder::Site, effect::HaltReason};

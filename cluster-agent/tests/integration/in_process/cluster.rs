@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use cluster_core::queue::Conflict;
 use common::{
     entry::Fence,
     ids::{Assignment, EntryId, Founding, LogIndex, TaskId},
@@ -545,5 +546,8 @@ async fn final_batch_that_this_log_did_not_build_stops_its_members_with_the_proo
         .iter()
         .find_map(|label| net.agent(label).machine().with(|state| state.queue.conflict().copied()));
     let conflict = conflict.expect("the proof is kept");
+    let Conflict::Batch(conflict) = conflict else {
+        panic!("{conflict}");
+    };
     assert_eq!(conflict.final_digest, forged.digest(&net.fleet.chain));
 }

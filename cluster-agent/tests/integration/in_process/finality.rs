@@ -1,11 +1,11 @@
-//! How soon what is written becomes final, and who sees to it. All of it in virtual time.
+//! How soon what is written becomes final, who sees to it, and what happens if it is not what agents computed. All of it in virtual time.
 
 use std::{collections::BTreeSet, time::Duration};
 
 use common::{
     ids::{BatchSeq, NodeIdx, TaskId},
     task::Scope,
-    wire::op::Finality,
+    wire::op::{Alarm, Consistency, Finality, OpAnswer, OpRequest},
 };
 
 use super::support::{AGENTS, Net};
@@ -89,4 +89,36 @@ async fn cluster_that_was_away_takes_in_full_groups_of_blocks_without_a_pause() 
     .await;
     // One for the group before the cut.
     assert!(begun.elapsed() < 2 * net.limits.batch_interval, "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn agents_that_validators_contradict_stop_as_voters_and_call_nothing_of_the_global_state_final() {
+    let mut net = Net::started().await;
+    let task = net.submit("c1-1", Scope::Cluster).await;
+    final_everywhere(&net, &task).await;
+    let height = net.ground.certify_another_state();
+    net.ground.grow(2);
+    let alarm = Alarm::OtherState { height };
+    net.eventually("all stop as voters and say why", || {
+        let is_stopped = |label: &&str| {
+            let agent = net.agent(label);
+            agent.raft().status().is_quarantined && agent.status().alarms.contains(&alarm)
+        };
+        AGENTS.iter().all(|label| is_stopped(&label)).then_some(())
+    })
+    .await;
+    let context = net.agent("c1-1").status().context;
+    assert_eq!((context.global_age_ms, context.global_height), (None, height.next()));
+    let read = |consistency| OpRequest::Task {
+        task,
+        consistency,
+        staleness_ms_max: None,
+    };
+    let agent = net.agent("c1-1");
+    let refused = agent.answer(read(Consistency::Final)).await;
+    assert!(matches!(refused, OpAnswer::Unsupported(_)), "{refused:?}");
+    let OpAnswer::Task { task: Some(view), .. } = agent.answer(read(Consistency::Local)).await else {
+        panic!("a local read is answered");
+    };
+    assert_eq!(view.finality, Finality::ClusterCommitted);
 }

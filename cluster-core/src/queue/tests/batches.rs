@@ -11,7 +11,8 @@ use common::{
 
 use super::rejected;
 use crate::{
-    queue::QueueEvent,
+    batcher::BatchConflict,
+    queue::{Conflict, QueueEvent},
     testing::{OWN, TestCluster, closed, verdict},
 };
 
@@ -157,11 +158,12 @@ fn final_batch_unlike_the_own_one_quarantines_and_changes_nothing_else() {
     let other = forked.beat(&c.fleet);
     let applied = c.block(std::slice::from_ref(&other), 20);
     let held = c.queue.batcher().outbox().next().unwrap().digest;
-    let conflict = *c.queue.conflict().unwrap();
-    assert_eq!(
-        (conflict.held, conflict.final_digest),
-        (Some(held), other.digest(&c.fleet.chain))
-    );
+    let conflict = Conflict::Batch(BatchConflict {
+        seq: BatchSeq(1),
+        held: Some(held),
+        final_digest: other.digest(&c.fleet.chain),
+    });
+    assert_eq!(c.queue.conflict(), Some(&conflict));
     assert_eq!(applied.events, [QueueEvent::Quarantined(conflict)]);
     assert_eq!(c.queue.global_height(), Height(0));
     assert_eq!(c.state(&id), TaskState::Queued);

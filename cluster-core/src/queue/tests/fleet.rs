@@ -214,6 +214,102 @@ fn own_task_fails_with_a_linked_fleet_task_at_the_block_that_shows_it() {
     assert_eq!(c.queue.global().task(&own).unwrap().state(), TaskState::Failed);
 }
 
+/// A fleet-scope task and one of the cluster's own that waits for it; both final.
+fn linked_pair(c: &mut TestCluster) -> (TaskId, TaskId) {
+    let near = Task {
+        places: vec![place_in(0)].try_into().unwrap(),
+        ..task("near")
+    };
+    let fleet_task = c.assigned("op1", &near);
+    let own = c.submit("op1", Scope::Cluster, &linked("own", fleet_task));
+    c.finalize(20);
+    (fleet_task, own)
+}
+
+fn fail_for_good(c: &mut TestCluster, task: TaskId) {
+    let fence = c.hold("c1-1", task);
+    assert_eq!(c.fail("c1-1", task, fence, false), Verdict::Granted);
+}
+
+fn queue_again(c: &mut TestCluster, task: TaskId) {
+    let (scope, cause) = (c.scope(&task), Cause::Operator);
+    let verdict = c.author("op1", scope, Action::Requeue { task, cause });
+    assert_eq!(verdict, Verdict::Granted);
+}
+
+/// What both tiers say of a task, once the global tier has caught up with the log.
+fn in_both_tiers(c: &mut TestCluster, id: TaskId) -> TaskState {
+    for _ in 0..3 {
+        let height = c.queue.global_height();
+        c.submit("op1", Scope::Cluster, &task(&format!("after{height}")));
+        c.finalize(20);
+    }
+    assert_eq!(c.queue.global().task(&id).unwrap().state(), c.state(&id));
+    c.state(&id)
+}
+
+#[test]
+fn own_task_that_is_queued_again_after_its_link_stays_queued() {
+    let mut c = TestCluster::new();
+    let (fleet_task, own) = linked_pair(&mut c);
+    fail_for_good(&mut c, fleet_task);
+    c.finalize(20);
+    assert_eq!(c.state(&own), TaskState::Failed);
+    // Both at once: neither is final when the next block comes.
+    queue_again(&mut c, fleet_task);
+    queue_again(&mut c, own);
+    c.block(&[], 20);
+    assert_eq!(c.state(&own), TaskState::Queued);
+    assert_eq!(in_both_tiers(&mut c, own), TaskState::Queued);
+    // Its link may end it again.
+    fail_for_good(&mut c, fleet_task);
+    c.finalize(20);
+    assert_eq!(in_both_tiers(&mut c, own), TaskState::Failed);
+}
+
+#[test]
+fn own_task_that_is_queued_again_before_its_link_fails_when_that_is_final() {
+    let mut c = TestCluster::new();
+    let (fleet_task, own) = linked_pair(&mut c);
+    fail_for_good(&mut c, fleet_task);
+    c.finalize(20);
+    queue_again(&mut c, own);
+    c.block(&[], 20);
+    assert_eq!(c.state(&own), TaskState::Queued, "the global tier has not looked yet");
+    assert_eq!(c.claim("c1-2", own), rejected(Reason::Blocked));
+    c.finalize(20);
+    assert_eq!(c.state(&own), TaskState::Failed);
+    assert_eq!(in_both_tiers(&mut c, own), TaskState::Failed);
+}
+
+#[test]
+fn own_task_that_is_given_back_after_its_link_was_queued_again_stays_queued() {
+    let mut c = TestCluster::new();
+    let (fleet_task, own) = linked_pair(&mut c);
+    let fence = c.hold("c1-1", fleet_task);
+    c.finalize(20);
+    assert_eq!(c.complete("c1-1", fleet_task, fence), Verdict::Granted);
+    // It begins here before the global tier has decided; an operator elsewhere comes first.
+    let held = c.hold("c1-2", own);
+    let mut elsewhere = ClusterLog::new(&c.fleet, ClusterId(1));
+    let force = Action::ForceRequeue { task: fleet_task };
+    let entry = c.fleet.entry("op1", ClusterId(1), 1, Scope::Fleet, force);
+    let batch = elsewhere.granted(&c.fleet, vec![entry]);
+    c.block(&[batch], 20);
+    assert_eq!(c.state(&fleet_task), TaskState::Assigned);
+    fail_for_good(&mut c, fleet_task);
+    c.finalize(20);
+    let marked = |c: &TestCluster| c.queue.global().task(&own).unwrap().standing.ends_at.is_some();
+    assert!(marked(&c) && c.state(&own) == TaskState::Claimed);
+    queue_again(&mut c, fleet_task);
+    c.finalize(20);
+    assert_eq!(c.release("c1-2", own, held), Verdict::Granted);
+    c.block(&[], 20);
+    assert_eq!(c.state(&own), TaskState::Queued);
+    assert_eq!(in_both_tiers(&mut c, own), TaskState::Queued);
+    assert!(!marked(&c));
+}
+
 #[test]
 fn tasks_are_counted_right_however_often_they_are_queued_again_after_their_rows_left() {
     let mut c = TestCluster::new();

@@ -1,6 +1,7 @@
 //! Claims about the queue, rule by rule. Random logs stand in `random.rs`.
 
 mod batches;
+mod conflict;
 mod entries;
 mod fleet;
 mod lives;

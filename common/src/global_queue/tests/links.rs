@@ -1,6 +1,7 @@
 //! Linked tasks.
 
 use super::*;
+use crate::entry::Cause;
 
 fn after(key: &str, links: &[TaskId]) -> Task {
     let mut links = links.to_vec();
@@ -128,4 +129,54 @@ fn clusters_own_tasks_fail_with_a_link_in_their_log_at_once_and_elsewhere_with_t
     );
     contact(&mut ledger, &[C1]);
     assert_eq!(state(&ledger, &behind_far), TaskState::Failed);
+}
+
+#[test]
+fn mark_of_an_ended_link_goes_when_the_task_is_queued_again_and_comes_back_if_the_link_has_still_ended() {
+    let requeue = |ledger: &mut Ledger, cluster, task| {
+        let (scope, cause) = (row(ledger, &task).scope(), Cause::Operator);
+        let entry = ledger.entry("op1", cluster, scope, Action::Requeue { task, cause });
+        assert_eq!(enter_one(ledger, cluster, entry), Verdict::Granted);
+    };
+    let marked_at = |ledger: &Ledger, id| row(ledger, &id).standing.ends_at.map(|(height, _)| height);
+    for is_link_queued_again in [true, false] {
+        let mut ledger = ledger();
+        let far = assigned(&mut ledger, "far");
+        let behind = submit(&mut ledger, C1, Scope::Cluster, &after("behind", &[far]));
+        end(&mut ledger, far, fail);
+        let first = ledger.queue.height();
+        assert_eq!(marked_at(&ledger, behind), Some(first));
+        contact(&mut ledger, &[C1]);
+        assert_eq!(state(&ledger, &behind), TaskState::Failed);
+        if is_link_queued_again {
+            requeue(&mut ledger, C2, far);
+        }
+        requeue(&mut ledger, C1, behind);
+        let executed = ledger.queue.height();
+        assert_eq!(state(&ledger, &behind), TaskState::Queued);
+        let (mark, then) = if is_link_queued_again {
+            (None, TaskState::Queued)
+        } else {
+            (Some(executed), TaskState::Failed)
+        };
+        assert_eq!(marked_at(&ledger, behind), mark);
+        contact(&mut ledger, &[C1]);
+        assert_eq!(state(&ledger, &behind), then);
+    }
+}
+
+#[test]
+fn deadline_that_has_passed_ends_a_task_that_is_queued_again_whatever_its_links() {
+    let mut ledger = ledger();
+    let deadline = Some(ledger.queue.time().plus_ms(300));
+    let id = submit(&mut ledger, C1, Scope::Cluster, &Task { deadline, ..task("k") });
+    ledger.block(vec![], 1_000);
+    contact(&mut ledger, &[C1]);
+    assert_eq!(state(&ledger, &id), TaskState::Expired);
+    let cause = Cause::Operator;
+    let entry = ledger.entry("op1", C1, Scope::Cluster, Action::Requeue { task: id, cause });
+    assert_eq!(enter_one(&mut ledger, C1, entry), Verdict::Granted);
+    assert_eq!(state(&ledger, &id), TaskState::Queued);
+    contact(&mut ledger, &[C1]);
+    assert_eq!(state(&ledger, &id), TaskState::Expired);
 }

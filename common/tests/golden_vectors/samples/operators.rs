@@ -272,6 +272,8 @@ fn agent_status(fleet: &Fleet) -> AgentStatus {
                 measured_us: 140_000,
             },
             Alarm::LeaderWithoutQuorum,
+            Alarm::OtherBatch { seq: BatchSeq(13) },
+            Alarm::OtherState { height: Height(38) },
         ]
         .try_into()
         .unwrap(),
