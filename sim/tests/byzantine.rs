@@ -48,6 +48,7 @@ fn deeds_of(actor: ActorKind, is_member: bool) -> &'static [&'static str] {
             "answered with a forged batch",
         ],
         (ActorKind::Forger, true) => &["attestation of another batch", "forged batch"],
+        (ActorKind::Copyist, _) => &["copy with another signature", "copy with another payload"],
         (ActorKind::RootForger, _) => &[
             "proposal with a wrong state root",
             "proposal with a wrong outcome root",
