@@ -104,7 +104,7 @@ async fn agents_that_validators_contradict_stop_as_voters_and_call_nothing_of_th
             let agent = net.agent(label);
             agent.raft().status().is_quarantined && agent.status().alarms.contains(&alarm)
         };
-        AGENTS.iter().all(|label| is_stopped(&label)).then_some(())
+        AGENTS.iter().all(is_stopped).then_some(())
     })
     .await;
     let context = net.agent("c1-1").status().context;
