@@ -6,7 +6,8 @@ use cluster_agent::raft::LinkProfile;
 use common::wire::frame::FrameKind;
 use sim::{
     ports::LinkConditions,
-    run::{Plan, run},
+    run::{Plan, Report, run, run_scenario},
+    scenario::Scenario,
     trace::Event,
 };
 
@@ -16,6 +17,10 @@ fn calm(seed: u64, secs: u64) -> Plan {
     plan.weather.every_us = 0;
     plan.lasts = Duration::from_secs(secs);
     plan
+}
+
+fn frames(report: &Report, kind: FrameKind) -> u64 {
+    report.delivered.get(&kind.byte()).map_or(0, |volume| volume.frames)
 }
 
 #[test]
@@ -64,11 +69,10 @@ fn batches_are_attested_and_submitted_once_while_finality_is_as_usual() {
     let others = u64::from(plan.population.agents - 1);
     let report = run(plan);
     assert_eq!(report.violation, None, "{report:?}");
-    let frames = |kind: FrameKind| report.delivered[&kind.byte()].frames;
     let (batches, attestations, submissions) = (
         report.batches_final,
-        frames(FrameKind::Attest),
-        frames(FrameKind::SubmitBatch),
+        frames(&report, FrameKind::Attest),
+        frames(&report, FrameKind::SubmitBatch),
     );
     assert!(batches > 20, "{report:?}");
     // Some are under way when the run ends.
@@ -77,6 +81,44 @@ fn batches_are_attested_and_submitted_once_while_finality_is_as_usual() {
         attestations <= others * at_most && submissions <= at_most,
         "{batches} batches, {attestations} attestations, {submissions} submissions"
     );
+}
+
+/// A cluster without validators says of each batch as much as with them, and a little more as time goes by. Its batches grow,
+/// and are final soon after the link is back.
+#[test]
+fn long_island_is_quiet_and_its_backlog_drains_fast() {
+    let (agents, island_secs) = (5, 120);
+    let text = format!(
+        r#"
+        title = "island"
+        story = "a cluster without validators until the run ends"
+        clusters = 1
+        agents = {agents}
+        validators = 4
+        secs = {secs}
+        write_every_ms = 1000
+        [[fault]]
+        at_ms = 10000
+        lasts_ms = {lasts_ms}
+        kind = "from_validators"
+        who = ["c1"]
+        "#,
+        secs = 10 + island_secs,
+        lasts_ms = 1_000 * island_secs,
+    );
+    let report = run_scenario(&Scenario::from_toml(&text).unwrap(), 1);
+    assert_eq!(report.violation, None, "{report:?}");
+    assert_eq!(report.tasks_final, report.tasks_acked);
+    assert!(report.tasks_acked > island_secs / 2, "{report:?}");
+    let drained_ms = report.virtual_ms - 1_000 * (10 + island_secs);
+    let (batches, attestations) = (report.batches_final, frames(&report, FrameKind::Attest));
+    // Each member to the leader; and each to each of what would be submitted first, every half minute.
+    let again = 8 * agents * (agents - 1) * (1 + island_secs / 30);
+    let at_most = (agents - 1) * (batches + batches / 10) + again;
+    let found = format!("{batches} batches, {attestations} attestations, drained in {drained_ms} ms");
+    assert!(attestations <= at_most, "{found}");
+    assert!(batches <= 140, "{found}");
+    assert!(drained_ms <= 15_000, "{found}");
 }
 
 #[test]

@@ -4,9 +4,13 @@
 //! * Upon a closed batch whose cut is durable here: the guard's record is durable before the signature
 //!   leaves the process.
 //! * Upon a batch with another digest than the one that was signed: stop attesting, stop as voter, say so.
-//! * An attestation goes to the leader at once, and to every member while its batch is not final after
-//!   twice the usual time, with growing pauses: to those that have not answered, and to all after the
-//!   longest pause, since a restart makes a member forget what it heard.
+//! * An attestation goes to the leader at once.
+//! * Of the first batches of the outbox, which are submitted now, it goes to every member while they are not final after
+//!   twice the usual time, with growing pauses: to those that have not answered, and to all after a
+//!   longer pause, since a restart makes a member forget what it heard.
+//! * Of those and as many again it goes to a leader that has not answered: one that is new, or did not hear it. The others
+//!   follow as these become final, a step ahead of who submits them. An outbox may be long, after hours without
+//!   validators, and nobody could do anything with the rest.
 //! * Upon the final cursor: what is final is forgotten, and the usual time learns from it.
 //! * A guard that is missing beside used data, or damaged: the agent does not start (exit 78).
 //!
@@ -28,12 +32,13 @@ use cluster_core::{
 use common::{
     batch::Attestation,
     codec::{DecodeError, decode, encode},
-    ids::{BatchSeq, LogIndex, RaftNodeId},
+    ids::{BatchSeq, LogIndex, RaftNodeId, Term},
     wire::frame::{FrameKind, Refusal, RefusalCode},
 };
 use futures::FutureExt;
 use transport::watch::Watch;
 
+use super::submit::IN_FLIGHT_MAX;
 use crate::{
     ports::{Disk, Journal},
     shell::{Shell, body, lock},
@@ -45,8 +50,13 @@ const GUARD: &str = "attest-guard";
 const COMPACT_BYTES: u64 = 256 * 1024;
 /// One attestation must be answered within this time.
 const SEND_DEADLINE: Duration = Duration::from_secs(3);
-/// Longest pause between two times an attestation is sent to everybody, where finality does not usually take longer.
+/// Longest pause between two times an attestation is sent to those that have not answered, where finality does not usually
+/// take longer.
 const RESEND_PAUSE_US_MAX: u64 = 10_000_000;
+/// Pause after which it is sent to everybody again when all have answered.
+const FORGET_PAUSE_US: u64 = 30_000_000;
+/// The first batches of the outbox that a leader must be able to submit: those in flight, and those after them.
+const LEADER_NEEDS: usize = 2 * IN_FLIGHT_MAX;
 
 /// Why the guard cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -88,13 +98,16 @@ pub struct Attester {
     journal: Box<dyn Journal>,
     rewritten_bytes: u64,
     sent: BTreeMap<BatchSeq, Sent>,
-    last_leader: Option<RaftNodeId>,
+    /// Who led last, and in which term: one that restarted leads in another.
+    last_leader: Option<(RaftNodeId, Term)>,
 }
 
 struct Sent {
     attestation: Attestation,
-    signed_us: u64,
-    to_all_at_us: u64,
+    /// Since when it is signed and its batch is among those that are submitted.
+    first_us: Option<u64>,
+    /// Not before then it is sent again.
+    again_at_us: u64,
     pause_us: u64,
     heard: Heard,
 }
@@ -126,9 +139,15 @@ impl Attester {
 }
 
 enum Step {
-    Signed(Vec<Attestation>),
+    Signed(Vec<Signed>),
     Forked(String),
     DiskFailed(io::Error),
+}
+
+struct Signed {
+    attestation: Attestation,
+    /// Not given before a restart.
+    is_new: bool,
 }
 
 impl Shell {
@@ -219,8 +238,11 @@ impl Shell {
         for batch in unsent {
             match attester.guard.sign(&self.key, &self.chain, self.me.raft, &batch) {
                 Ok(signed) => {
+                    attestations.push(Signed {
+                        attestation: signed.attestation,
+                        is_new: signed.record.is_some(),
+                    });
                     records.extend(signed.record.map(|record| encode(&record)));
-                    attestations.push(signed.attestation);
                 }
                 Err(Decision::Quarantine { held, want }) => {
                     let seq = batch.header.seq;
@@ -237,28 +259,33 @@ impl Shell {
         Step::Signed(attestations)
     }
 
-    /// Counts own attestations and sends them to the leader.
-    fn begin_sending(self: &Arc<Self>, attester: &mut Attester, attestations: Vec<Attestation>) {
-        let now_us = self.now_us();
-        let pause_us = self.patience_us();
-        let leader = self.raft.leader();
-        if leader.is_some() && leader != attester.last_leader {
-            attester.last_leader = leader;
-            // A new leader has none of those that are on their way.
-            for sent in attester.sent.values() {
-                self.send_attestation(leader, &sent.attestation, &sent.heard);
-            }
+    /// Counts own attestations, and sends to the leader what it cannot have.
+    fn begin_sending(self: &Arc<Self>, attester: &mut Attester, signed: Vec<Signed>) {
+        let (now_us, pause_us) = (self.now_us(), self.patience_us());
+        let status = self.raft.status();
+        let leader = status.leader;
+        let led = leader.map(|leader| (leader, status.term));
+        if led.is_some() && led != attester.last_leader {
+            attester.last_leader = led;
+            self.begin_again_with(leader, attester);
         }
-        for attestation in attestations {
+        for Signed { attestation, is_new } in signed {
             if let Err(refusal) = self.take_attestation(self.me.raft, attestation.clone()) {
                 tracing::error!(?refusal, "an own attestation does not count");
             }
             let heard = Heard::default();
-            self.send_attestation(leader, &attestation, &heard);
+            // What was signed before a restart was sent before it, and is sent again when it is its turn.
+            if is_new {
+                self.send_attestation(leader, &attestation, &heard);
+            }
             let sent = Sent {
                 heard,
-                signed_us: now_us,
-                to_all_at_us: now_us.saturating_add(pause_us),
+                first_us: None,
+                again_at_us: if is_new {
+                    now_us.saturating_add(pause_us)
+                } else {
+                    now_us
+                },
                 pause_us,
                 attestation,
             };
@@ -266,26 +293,72 @@ impl Shell {
         }
     }
 
-    fn resend(self: &Arc<Self>, attester: &mut Attester) {
-        let now_us = self.now_us();
-        for sent in attester.sent.values_mut().filter(|sent| sent.to_all_at_us <= now_us) {
-            let others = self.others();
-            let unheard: Vec<_> = {
-                let mut heard = lock(&sent.heard);
-                if others.iter().all(|member| heard.contains(member)) {
-                    if sent.pause_us >= RESEND_PAUSE_US_MAX {
-                        heard.clear();
-                    }
-                    sent.pause_us = sent.pause_us.max(RESEND_PAUSE_US_MAX);
-                }
-                others.into_iter().filter(|member| !heard.contains(member)).collect()
-            };
-            for member in unheard {
-                self.send_attestation(Some(member), &sent.attestation, &sent.heard);
+    /// A new leader has none of those that are on their way, and one that restarted has forgotten those it had.
+    fn begin_again_with(self: &Arc<Self>, leader: Option<RaftNodeId>, attester: &mut Attester) {
+        for (at, sent) in attester.sent.values_mut().enumerate() {
+            leader.inspect(|leader| {
+                lock(&sent.heard).remove(leader);
+            });
+            if at < LEADER_NEEDS {
+                self.send_attestation(leader, &sent.attestation, &sent.heard);
             }
-            sent.pause_us = (2 * sent.pause_us).min(RESEND_PAUSE_US_MAX.max(sent.pause_us));
-            sent.to_all_at_us = now_us.saturating_add(sent.pause_us + self.ports.entropy.below(sent.pause_us / 4 + 1));
+            if (IN_FLIGHT_MAX..LEADER_NEEDS).contains(&at) {
+                sent.again_at_us = self.after(sent.pause_us);
+            }
         }
+    }
+
+    fn resend(self: &Arc<Self>, attester: &mut Attester) {
+        let (leader, others) = (self.raft.leader(), self.others());
+        for (at, sent) in attester.sent.values_mut().take(LEADER_NEEDS).enumerate() {
+            if at >= IN_FLIGHT_MAX {
+                self.send_again(sent, leader.as_slice());
+            } else if sent.first_us.is_none() {
+                self.send_again(sent, leader.as_slice());
+                let now_us = self.now_us();
+                sent.first_us = Some(now_us);
+                sent.pause_us = self.patience_us();
+                sent.again_at_us = now_us.saturating_add(sent.pause_us);
+            } else if others.iter().all(|member| lock(&sent.heard).contains(member)) {
+                self.doubt_what_was_heard(sent);
+            } else {
+                self.send_again(sent, &others);
+            }
+        }
+    }
+
+    /// All others answered: they are asked again only after a long pause.
+    fn doubt_what_was_heard(&self, sent: &mut Sent) {
+        if sent.again_at_us > self.now_us() {
+            return;
+        }
+        if sent.pause_us < FORGET_PAUSE_US {
+            sent.pause_us = FORGET_PAUSE_US;
+            sent.again_at_us = self.after(FORGET_PAUSE_US);
+        } else {
+            sent.pause_us = RESEND_PAUSE_US_MAX;
+            lock(&sent.heard).clear();
+        }
+    }
+
+    /// Sends to those of `members` that have not answered, if it is time.
+    fn send_again(self: &Arc<Self>, sent: &mut Sent, members: &[RaftNodeId]) {
+        let is_unheard = |member: &&RaftNodeId| **member != self.me.raft && !lock(&sent.heard).contains(member);
+        let unheard: Vec<RaftNodeId> = members.iter().filter(is_unheard).copied().collect();
+        if unheard.is_empty() || sent.again_at_us > self.now_us() {
+            return;
+        }
+        for member in unheard {
+            self.send_attestation(Some(member), &sent.attestation, &sent.heard);
+        }
+        sent.again_at_us = self.after(sent.pause_us);
+        sent.pause_us = (2 * sent.pause_us).min(RESEND_PAUSE_US_MAX.max(sent.pause_us));
+    }
+
+    /// `pause_us` from now, and up to a quarter more.
+    fn after(&self, pause_us: u64) -> u64 {
+        let jitter_us = self.ports.entropy.below(pause_us / 4 + 1);
+        self.now_us().saturating_add(pause_us + jitter_us)
     }
 
     fn send_attestation(self: &Arc<Self>, to: Option<RaftNodeId>, attestation: &Attestation, heard: &Heard) {
@@ -310,8 +383,8 @@ impl Shell {
     async fn forget_final(&self, attester: &mut Attester, last_final: BatchSeq) -> io::Result<()> {
         let open = attester.sent.split_off(&last_final.next());
         let closed = core::mem::replace(&mut attester.sent, open);
-        if let Some(newest) = closed.values().next_back() {
-            self.learn_usual_final(self.now_us().saturating_sub(newest.signed_us));
+        if let Some(first_us) = closed.values().rev().find_map(|sent| sent.first_us) {
+            self.learn_usual_final(self.now_us().saturating_sub(first_us));
         }
         if attester.journal.bytes() < attester.rewritten_bytes + COMPACT_BYTES {
             return Ok(());

@@ -2,8 +2,10 @@
 //!
 //! # Rules
 //! * Upon something open for the batch interval: `Cut` of the open batch. While more than
-//!   `PENDING_BEFORE_SLOWER` batches wait to become final the interval grows with their number, up to
-//!   `INTERVALS_MAX` times: a batch that has to wait anyway may as well hold more.
+//!   `PENDING_BEFORE_SLOWER` batches wait to become final the interval grows with their number: a batch that has to
+//!   wait anyway may as well hold more, and each costs an attestation of every member and its turn when the link is
+//!   back. Up to half of the pace of beats: by then the drones' claims and renewals are in a batch, as soon as
+//!   there is anybody to take it.
 //! * Upon silence for a quarter of the custody time, with nothing open and nothing in the outbox:
 //!   `Beat`. It renews custody; it would be a no-op while batches wait to become final.
 //! * One proposal at a time. A proposal of a leader that is no more is a no-op by its number.
@@ -16,15 +18,15 @@ use crate::{raft::ProposeOutcome, shell::Shell};
 
 /// Closed batches on their way with which the interval is as configured: finality takes some intervals.
 const PENDING_BEFORE_SLOWER: u64 = 8;
-/// Longest wait of an open batch, in batch intervals.
-const INTERVALS_MAX: u64 = 8;
+/// An open batch may wait for so many batch intervals in any case.
+const INTERVALS_MIN: u64 = 8;
 
-/// Batch intervals after which the open batch closes, while `pending` batches are closed and not final.
-fn intervals(pending: u64) -> u64 {
-    pending
-        .saturating_sub(PENDING_BEFORE_SLOWER)
-        .saturating_add(1)
-        .min(INTERVALS_MAX)
+/// Time after which the open batch closes, while `pending` batches are closed and not final. `beat_after_us`: the pace of
+/// beats. All in microseconds.
+fn open_us(pending: u64, interval_us: u64, beat_after_us: u64) -> u64 {
+    let intervals = pending.saturating_sub(PENDING_BEFORE_SLOWER).saturating_add(1);
+    let longest_us = interval_us.saturating_mul(INTERVALS_MIN).max(beat_after_us / 2);
+    interval_us.saturating_mul(intervals).min(longest_us)
 }
 
 impl Shell {
@@ -49,7 +51,7 @@ impl Shell {
             }
             let interval_us = u64::try_from(self.limits.batch_interval.as_micros()).unwrap_or(u64::MAX);
             let pending = pulse.closed.0.saturating_sub(pulse.last_final.0);
-            let open_us = interval_us.saturating_mul(intervals(pending));
+            let open_us = open_us(pending, interval_us, beat_after_us);
             let cut_at = open_since_us.map(|(_, since)| since.saturating_add(open_us));
             let is_silent = pulse.open_len == 0 && pulse.last_final == pulse.closed;
             let beat_at = closed
@@ -93,10 +95,16 @@ mod tests {
     #[test]
     fn open_batch_waits_longer_only_while_many_wait_before_it() {
         for pending in 0..=8 {
-            assert_eq!(intervals(pending), 1, "{pending} pending");
+            assert_eq!(open_us(pending, 100, 10_000), 100, "{pending} pending");
         }
-        assert_eq!(intervals(9), 2);
-        assert_eq!(intervals(15), 8);
-        assert_eq!(intervals(u64::MAX), 8);
+        assert_eq!(open_us(9, 100, 10_000), 200);
+        assert_eq!(open_us(15, 100, 10_000), 800);
+    }
+
+    #[test]
+    fn open_batch_waits_for_half_a_beat_at_most_or_for_some_slow_intervals() {
+        assert_eq!(open_us(u64::MAX, 100, 10_000), 5_000);
+        assert_eq!(open_us(u64::MAX, 1_000, 10_000), 8_000);
+        assert_eq!(open_us(u64::MAX, u64::MAX, u64::MAX), u64::MAX);
     }
 }

@@ -31,8 +31,8 @@ use common::{
 };
 use futures::FutureExt;
 
-/// Batches in flight.
-const IN_FLIGHT_MAX: usize = 8;
+/// Batches in flight: the first ones of the outbox.
+pub(super) const IN_FLIGHT_MAX: usize = 8;
 /// One submission must be answered within the usual time to finality, within these bounds: then the
 /// next validator is asked, and a batch that comes twice is stored once.
 const SUBMIT_US_MIN: u64 = 500_000;
@@ -105,7 +105,7 @@ impl Shell {
         lock(&self.validators.usual).patience_us()
     }
 
-    /// A batch became final `took_us` after it was signed here.
+    /// A batch became final `took_us` after it was signed here, and was among those that are submitted.
     pub(super) fn learn_usual_final(&self, took_us: u64) {
         lock(&self.validators.usual).learn(took_us);
     }

@@ -7,6 +7,7 @@
 //!   and one that counts from its own submission takes what the leader's brought about for an answer to its own (Karn and
 //!   Partridge 1987).
 //! * Of batches that become final together the newest counts: the others waited for the same thing.
+//! * A batch that has to wait behind others counts from when it is among those that are submitted.
 //! * A sample counts as at most twice what is usual: an hour without validators is not the usual time.
 //! * Smoothed as round trips are (RFC 6298, §2.3: an eighth of each sample).
 //! * Patience with the leader does not grow beyond a multiple of what was supposed: one that holds back every batch makes

@@ -122,3 +122,71 @@ async fn agents_that_validators_contradict_stop_as_voters_and_call_nothing_of_th
     };
     assert_eq!(view.finality, Finality::ClusterCommitted);
 }
+
+/// A cluster of five that has no validators for long enough that many batches wait, and who wrote what.
+async fn island_of_five() -> (Net, String) {
+    let mut net = Net::normal(5).await;
+    net.set_ground(false);
+    let leader = net.leader().await;
+    let writer = net.follower().await;
+    for _ in 0..60 {
+        net.submit(&writer, Scope::Cluster).await;
+        tokio::time::sleep(Duration::from_millis(700)).await;
+    }
+    let pending = |label: &str| {
+        net.agent(label)
+            .machine()
+            .with(|state| state.queue.batcher().outbox().len())
+    };
+    assert!(pending(&leader) > 24, "{} batches wait", pending(&leader));
+    (net, leader)
+}
+
+/// How long it takes, when the validators are back, from the first batch that becomes final until the backlog is.
+async fn drains_after(net: &Net) -> Duration {
+    let outbox = |label: &String| {
+        net.agent(label)
+            .machine()
+            .with(|state| state.queue.batcher().outbox().len())
+    };
+    let longest = || net.running.keys().map(outbox).max().unwrap();
+    let before = longest();
+    net.set_ground(true);
+    net.eventually("a batch is final", || (longest() < before).then_some(()))
+        .await;
+    let begun = tokio::time::Instant::now();
+    net.eventually("the backlog is final", || (longest() == 0).then_some(()))
+        .await;
+    begun.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn backlog_of_an_island_drains_under_a_leader_that_began_in_it() {
+    let (mut net, leader) = island_of_five().await;
+    net.crash(&leader).await;
+    net.leader().await;
+    let took = drains_after(&net).await;
+    assert!(took <= Duration::from_secs(1), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn backlog_of_an_island_drains_where_every_member_has_forgotten_what_it_heard() {
+    let (mut net, _) = island_of_five().await;
+    for label in net.labels.clone() {
+        net.crash(&label).await;
+        net.start(&label).await;
+        net.leader().await;
+    }
+    let took = drains_after(&net).await;
+    assert!(took <= Duration::from_secs(1), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn backlog_of_an_island_drains_past_a_leader_that_submits_nothing() {
+    let (net, leader) = island_of_five().await;
+    net.ground.set_deaf_to(net.fleet.idx(&leader));
+    let took = drains_after(&net).await;
+    // The others wait for the leader with each group that it might have submitted.
+    assert!(took <= Duration::from_secs(15), "{took:?}");
+    assert_eq!(net.leader().await, leader);
+}

@@ -40,6 +40,8 @@ struct State {
     /// How long it takes until a block may be followed.
     takes: Duration,
     submissions: Vec<(NodeIdx, BatchSeq)>,
+    /// Its submissions are refused.
+    deaf_to: Option<NodeIdx>,
 }
 
 /// Clones are the same ground.
@@ -64,6 +66,7 @@ impl Ground {
             made_at: Vec::new(),
             takes: Duration::ZERO,
             submissions: Vec::new(),
+            deaf_to: None,
         };
         Self {
             state: Arc::new(Mutex::new(state)),
@@ -91,6 +94,11 @@ impl Ground {
     /// From now on blocks are seen this long after they were made.
     pub fn set_slow(&self, takes: Duration) {
         self.state.lock().unwrap().takes = takes;
+    }
+
+    /// From now on `device` submits in vain.
+    pub fn set_deaf_to(&self, device: NodeIdx) {
+        self.state.lock().unwrap().deaf_to = Some(device);
     }
 
     /// Who submitted which batch, in order.
@@ -253,6 +261,9 @@ impl Service for Ground {
         async move {
             let invalid = |why: String| Refusal::new(RefusalCode::Invalid, &why);
             match kind {
+                FrameKind::SubmitBatch if this.state.lock().unwrap().deaf_to == Some(peer.idx) => {
+                    Err(Refusal::new(RefusalCode::NotNow, "not from this device"))
+                }
                 FrameKind::SubmitBatch => {
                     let batch: CertifiedBatch = decode(&body).map_err(|error| invalid(error.to_string()))?;
                     let submission = (peer.idx, batch.header.seq);
