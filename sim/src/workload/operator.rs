@@ -1,4 +1,4 @@
-//! An operator: writes what it wishes ([`super::wishes`]), until somebody says what became of it.
+//! An operator: writes what it wishes (`wishes`), until somebody says what became of it.
 //!
 //! # Rules
 //! * Each write goes to a drawn agent of its cluster, cut off or not. After anything but an answer for
