@@ -9,7 +9,7 @@
 //!   are in the outbox), hold them against the references, split, propose the parts in order. A group of blocks per
 //!   batch interval, and full groups at once: one by one, a cluster would fall behind a chain that grows faster than
 //!   its log commits.
-//! * Upon a validator that fails, lags, lies or is silent: the next one ([`sources`]).
+//! * Upon a validator that fails, lags, lies or is silent: the next one (`sources`).
 //! * Nothing here is trusted: every member checks the same again before it appends and when it applies.
 //!
 //! # Invariants
