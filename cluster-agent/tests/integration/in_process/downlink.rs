@@ -151,7 +151,8 @@ async fn validator_that_gives_one_block_at_a_time_is_left() {
         }
     }
     let asked = place.liar.asked() - asked;
-    // Two answers of a validator that is tried again, and what was made until they were in.
-    assert!(most_behind <= 50, "{most_behind} blocks behind");
+    // A few answers of a validator that is tried again, and what was made until they were in. Who stays with it is
+    // behind by nearly all of the 600.
+    assert!(most_behind <= 100, "{most_behind} blocks behind");
     assert!(asked <= 10, "asked {asked} times");
 }
