@@ -151,8 +151,9 @@ async fn validator_that_gives_one_block_at_a_time_is_left() {
         }
     }
     let asked = place.liar.asked() - asked;
-    // A few answers of a validator that is tried again, and what was made until they were in. Who stays with it is
-    // behind by nearly all of the 600.
-    assert!(most_behind <= 100, "{most_behind} blocks behind");
-    assert!(asked <= 10, "asked {asked} times");
+    // Whoever is tried again may pass its first comparison, when its first block is late by less than clocks may be off
+    // and blocks may take; it does not pass the second one, a quarter of the custody time (3 s) later. An answer before each takes 2.4 s.
+    assert!(most_behind <= 80, "{most_behind} blocks behind, ten a second");
+    // Four times in each of three trials. It would be asked 25 times if it were not left.
+    assert!(asked <= 15, "asked {asked} times");
 }
