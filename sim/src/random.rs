@@ -1,5 +1,7 @@
 //! Random numbers from a seed: SplitMix64 (Steele, Lea & Flood 2014), small and splittable.
 
+use std::time::Duration;
+
 /// A stream of numbers that its seed determines.
 #[derive(Clone, Debug)]
 pub struct Stream(u64);
@@ -36,6 +38,12 @@ impl Stream {
     pub fn between(&mut self, low: u64, high: u64) -> u64 {
         assert!(low <= high, "{low} is above {high}");
         low + self.next_u64() % (high - low + 1)
+    }
+
+    /// A time around `usual`: from half of it to half as much again.
+    pub fn around(&mut self, usual: Duration) -> Duration {
+        let usual_us = u64::try_from(usual.as_micros()).map_or(u64::MAX / 3, |us| us.min(u64::MAX / 3));
+        Duration::from_micros(self.between(usual_us / 2, usual_us * 3 / 2))
     }
 
     /// True in `parts` of a million cases.

@@ -70,11 +70,9 @@ impl Operator {
     /// Writes until the desk closes.
     pub async fn work(mut self, every: Duration) {
         let mut open = 0;
-        let every_us = u64::try_from(every.as_micros()).unwrap_or(u64::MAX);
         let done = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
         loop {
-            let pause_us = self.random.between(every_us / 2, every_us * 3 / 2);
-            tokio::time::sleep(Duration::from_micros(pause_us)).await;
+            tokio::time::sleep(self.random.around(every)).await;
             if !self.desk.is_open() {
                 return;
             }

@@ -56,10 +56,8 @@ impl Reader {
 
     /// Reads for ever.
     pub async fn work(mut self, every: Duration) {
-        let every_us = u64::try_from(every.as_micros()).unwrap_or(u64::MAX);
         loop {
-            let pause_us = self.random.between(every_us / 2, every_us * 3 / 2);
-            tokio::time::sleep(Duration::from_micros(pause_us)).await;
+            tokio::time::sleep(self.random.around(every)).await;
             if self.random.between(1, LINEARIZABLE_ONE_IN) == 1 {
                 self.read_linearizably().await;
             } else {
@@ -183,10 +181,8 @@ impl FinalReader {
 
     /// Reads for ever.
     pub async fn work(mut self, every: Duration) {
-        let every_us = u64::try_from(every.as_micros()).unwrap_or(u64::MAX);
         loop {
-            let pause_us = self.random.between(every_us / 2, every_us * 3 / 2);
-            tokio::time::sleep(Duration::from_micros(pause_us)).await;
+            tokio::time::sleep(self.random.around(every)).await;
             self.look().await;
         }
     }
