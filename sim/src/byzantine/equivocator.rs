@@ -9,10 +9,7 @@ use common::{
     certificate::{Ballot, SignedVote, Vote},
     codec::{decode, encode},
     ids::{BlockTime, NodeIdx, View},
-    wire::{
-        feed::FetchByDigest,
-        frame::{FrameKind, Refusal},
-    },
+    wire::frame::{FrameKind, Refusal},
 };
 
 use super::{Actor, Hand};
@@ -139,12 +136,7 @@ impl Actor for Equivocator {
         request: &[u8],
         answer: Result<Bytes, Refusal>,
     ) -> Result<Bytes, Refusal> {
-        if kind == FrameKind::FetchBlock
-            && let Ok(wanted) = decode::<FetchByDigest>(request)
-            && let Some(double) = (self.doubles.values()).find(|double| double.other.block.digest() == wanted.digest)
-        {
-            return Ok(encode(&double.other.block).into());
-        }
-        answer
+        let others = self.doubles.values().map(|double| &double.other.block);
+        Hand::answer_with(others, kind, request, answer)
     }
 }

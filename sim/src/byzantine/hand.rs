@@ -4,14 +4,17 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use common::{
-    block::Proposal,
+    block::{Block, Proposal},
     certificate::{SignedVote, Vote},
-    codec::{Wire, encode},
+    codec::{Wire, decode, encode},
     crypto::{ConsensusKey, DeviceKey},
     ids::{ChainId, NodeIdx, RaftNodeId},
     testing::Fleet,
     validator_set::ValidatorSet,
-    wire::frame::FrameKind,
+    wire::{
+        feed::FetchByDigest,
+        frame::{FrameKind, Refusal},
+    },
 };
 
 use crate::{ports::Sending, random::Stream};
@@ -126,6 +129,19 @@ impl Hand {
         let ballot = proposal.block.header.ballot();
         proposal.signature = self.consensus.as_ref()?.sign_proposal(&self.chain, &ballot);
         Some(())
+    }
+
+    /// What a validator answers that serves `own` blocks beside its real ones: the one that is asked for, else `answer`.
+    pub fn answer_with<'a>(
+        mut own: impl Iterator<Item = &'a Block>,
+        kind: FrameKind,
+        request: &[u8],
+        answer: Result<Bytes, Refusal>,
+    ) -> Result<Bytes, Refusal> {
+        let is_asked = kind == FrameKind::FetchBlock;
+        let wanted = is_asked.then(|| decode::<FetchByDigest>(request).ok()).flatten();
+        let block = wanted.and_then(|wanted| own.find(|block| block.digest() == wanted.digest));
+        block.map_or(answer, |block| Ok(encode(block).into()))
     }
 
     /// Sends a request besides.

@@ -12,10 +12,7 @@ use common::{
     codec::{decode, encode},
     crypto::sha256,
     ids::{Digest, NodeIdx, View},
-    wire::{
-        feed::FetchByDigest,
-        frame::{FrameKind, Refusal},
-    },
+    wire::frame::{FrameKind, Refusal},
 };
 
 use super::{Actor, Hand};
@@ -136,12 +133,7 @@ impl Actor for RootForger {
         request: &[u8],
         answer: Result<Bytes, Refusal>,
     ) -> Result<Bytes, Refusal> {
-        if kind == FrameKind::FetchBlock
-            && let Ok(wanted) = decode::<FetchByDigest>(request)
-            && let Some(lie) = (self.lies.values()).find(|lie| lie.proposal.block.digest() == wanted.digest)
-        {
-            return Ok(encode(&lie.proposal.block).into());
-        }
-        answer
+        let lies = self.lies.values().map(|lie| &lie.proposal.block);
+        Hand::answer_with(lies, kind, request, answer)
     }
 }
