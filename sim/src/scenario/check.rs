@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::quorum::is_bft_quorum;
+use common::{
+    genesis::FaultModel,
+    quorum::{attestation_quorum, is_bft_quorum},
+};
 
 use super::{Kind, Scenario, Scripted, enemies};
 use crate::{byzantine::Post, fleet::Population};
@@ -50,6 +53,7 @@ impl Scenario {
         self.check_effects()?;
         self.check_overlaps()?;
         self.check_losses()?;
+        self.check_lost_drones()?;
         self.check_clocks()?;
         self.check_expectation()
     }
@@ -186,6 +190,39 @@ impl Scenario {
             "disk_lost and enemies take {lost} of {all} validators for good, and the others could agree on nothing: name \
              fewer, or let them crash"
         ))
+    }
+
+    /// Disks that a cluster lacks at one time leave enough members to certify its batches: only those who signed before can
+    /// say who signs from now on.
+    fn check_lost_drones(&self) -> Result<(), String> {
+        let losses: Vec<(&Scripted, BTreeSet<String>)> = (self.faults.iter())
+            .filter(|fault| fault.kind == Kind::DiskLost)
+            .map(|fault| (fault, fault.meant(self.population()).unwrap_or_default()))
+            .collect();
+        let all = self.agents as usize;
+        let spare = all - attestation_quorum(all, FaultModel::Byzantine);
+        for (fault, _) in &losses {
+            let is_lost = |other: &Scripted| {
+                other.at_ms <= fault.at_ms && (other.at_ms == fault.at_ms || other.at_ms + other.lasts_ms > fault.at_ms)
+            };
+            let lost = losses.iter().filter(|(other, _)| is_lost(other));
+            let lost: BTreeSet<&String> = lost.flat_map(|(_, who)| who).collect();
+            let of = |cluster: u32| {
+                let (leader, members) = (format!("leader c{cluster}"), format!("c{cluster}-"));
+                (lost.iter())
+                    .filter(|name| **name == &leader || name.starts_with(&members))
+                    .count()
+            };
+            if let Some(cluster) = (1..=self.clusters).find(|cluster| of(*cluster) > spare) {
+                return Err(format!(
+                    "at {} ms {} of the {all} disks of c{cluster} are lost, and the others could certify no batch any more: \
+                     name at most {spare}, or let them crash",
+                    fault.at_ms,
+                    of(cluster)
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// What is expected can come about in this fleet.
@@ -417,5 +454,29 @@ mod tests {
         let hacked = format!("[[enemy]]\nwho = \"v2\"\nactor = \"withholder\"\n{}", loses(r#""v1""#));
         assert!(with("[[fault]]", &hacked).contains("2 of 4"));
         assert!(Scenario::from_toml(&GOOD.replace("[[fault]]", &loses(r#""v1", "c1-1""#))).is_ok());
+    }
+
+    #[test]
+    fn disks_that_a_cluster_lacks_at_one_time_leave_who_can_certify() {
+        let loses = |at_ms: u64, who: &str| {
+            format!("[[fault]]\nat_ms = {at_ms}\nlasts_ms = 100\nkind = \"disk_lost\"\nwho = [{who}]\n")
+        };
+        let told = |faults: &str| Scenario::from_toml(&GOOD.replace("[[fault]]", &format!("{faults}[[fault]]")));
+        for who in [r#""c2""#, r#""agents""#, r#""c2-1", "c2-3""#, r#""leader c2", "c2-1""#] {
+            let refused = told(&loses(500, who)).expect_err(who).to_string();
+            assert!(
+                refused.contains("of the 3 disks of c2") || refused.contains("of the 3 disks of c1"),
+                "{refused}"
+            );
+        }
+        let overlap = format!("{}{}", loses(500, r#""c2-1""#), loses(599, r#""c2-2""#));
+        assert!(
+            told(&overlap)
+                .unwrap_err()
+                .to_string()
+                .contains("at 599 ms 2 of the 3 disks of c2")
+        );
+        let in_turn = format!("{}{}", loses(500, r#""c2-1", "leader c1""#), loses(600, r#""c2-2""#));
+        assert!(told(&in_turn).is_ok());
     }
 }
