@@ -65,6 +65,8 @@ bugs! {
     BatchNotResubmitted = "batch-not-resubmitted",
     /// One attestation less than a quorum certifies a batch.
     AttestationQuorumShort = "attestation-quorum-short",
+    /// The leaf of an entry in a batch leaves out its signature and payload.
+    LeafWithoutBytes = "leaf-without-bytes",
     /// Author signatures are not verified.
     AuthorUnchecked = "author-unchecked",
     /// A completed task can be claimed again.
@@ -79,6 +81,8 @@ bugs! {
     HeartbeatIsEvidence = "heartbeat-is-evidence",
     /// A leader takes its own state for fresh.
     LeaderAlwaysFresh = "leader-always-fresh",
+    /// A validator tells ages by its wall clock before a block was compared with that.
+    StartClockTrusted = "start-clock-trusted",
     /// The arrival of a block counts as evidence of a fresh global view.
     BlockIsEvidence = "block-is-evidence",
     /// Submissions enter an outbox that is full.
@@ -91,6 +95,8 @@ bugs! {
     QuorumOfHalf = "quorum-of-half",
     /// What a consensus key signed is not in the guard's journal.
     GuardForgets = "guard-forgets",
+    /// A proposal leaves while its record is being written.
+    ProposalNotDurable = "proposal-not-durable",
     /// Certificates are not made durable.
     CertificateNotDurable = "certificate-not-durable",
     /// A view that was nullified is finalized as well.

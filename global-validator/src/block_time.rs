@@ -14,7 +14,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use common::ids::BlockTime;
+use common::{
+    bug::{self, Bug},
+    ids::BlockTime,
+};
 use transport::ports::{Clock, Instant};
 
 /// Fastest change of the offset.
@@ -78,7 +81,8 @@ impl BlockClock {
         let now = self.now();
         let carried = self.carried.lock().unwrap_or_else(PoisonError::into_inner);
         let slow_us = carried.shown_us - carried.offset_us;
-        (carried.is_compared && slow_us <= i128::from(error_ms) * 1_000).then_some(now)
+        let is_good = carried.is_compared && slow_us <= i128::from(error_ms) * 1_000;
+        (is_good || bug::active(Bug::StartClockTrusted)).then_some(now)
     }
 
     /// Looks at the wall clock and follows it a little. Returns how far it is ahead of block time,

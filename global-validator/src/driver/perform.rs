@@ -74,6 +74,9 @@ impl Driver {
                 self.guard.admit(GuardRecord::Proposal(ballot))?;
                 let proposal = Box::new(draft.sign(self.guard.sign_proposal(&ballot)));
                 self.guard.persist(Record::Proposal(proposal.clone()));
+                if bug::active(Bug::ProposalNotDurable) {
+                    self.peers.send(Recipient::All, &BftMessage::Proposal(proposal.clone()));
+                }
                 round.after.push(After::Proposal(proposal));
             }
             // Nothing that must be durable is before it: no reason to wait for the disk.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use cluster_agent::raft::LinkProfile;
 
 use crate::{
+    byzantine::{ActorKind, Enemies, Enemy, Post},
     faults::{Family, Weather},
     fleet::Population,
     run::Plan,
@@ -45,6 +46,10 @@ pub enum Stage {
     LostDisks,
     /// One cluster of 3 on links that hold some frames up, so that later ones overtake them.
     Jitter,
+    /// Two clusters; who leads the first hands out other copies of certified batches.
+    Copies,
+    /// A validator starts under a wall clock that shows 1970, and is cut off.
+    OldClock,
 }
 
 fn weather(every_ms: u64, lasts_ms: (u64, u64), only: Option<Family>) -> Weather {
@@ -58,7 +63,7 @@ fn weather(every_ms: u64, lasts_ms: (u64, u64), only: Option<Family>) -> Weather
 
 impl Stage {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::Storm,
         Self::Cuts,
         Self::Crashes,
@@ -74,6 +79,8 @@ impl Stage {
         Self::Absence,
         Self::LostDisks,
         Self::Jitter,
+        Self::Copies,
+        Self::OldClock,
     ];
 
     /// Its name in commands and tables.
@@ -95,6 +102,8 @@ impl Stage {
             Self::Absence => "absence",
             Self::LostDisks => "lost-disks",
             Self::Jitter => "jitter",
+            Self::Copies => "copies",
+            Self::OldClock => "old-clock",
         }
     }
 
@@ -131,6 +140,8 @@ impl Stage {
             | Self::Absence
             | Self::LostDisks
             | Self::Stations
+            | Self::Copies
+            | Self::OldClock
             | Self::Jitter => weather(0, (1_000, 1_000), None),
         };
         match self {
@@ -170,6 +181,14 @@ impl Stage {
                 plan.lasts = Duration::from_secs(60);
             }
             Self::Stations => plan.population.clusters = 2,
+            Self::Copies => {
+                plan.population.clusters = 2;
+                plan.enemies = Enemies::of(&[Enemy {
+                    post: Post::Leader { cluster: 1 },
+                    actor: ActorKind::Copyist,
+                }]);
+            }
+            Self::OldClock => plan.lasts = Duration::from_secs(26),
         }
         if self == Self::Drift {
             plan.conditions.drift_ppm_max = 250_000;
@@ -204,6 +223,10 @@ impl Stage {
                 fault(4_000, 5_000, Kind::Isolate, "c1-3"),
                 fault(8_000, 500, Kind::DiskLost, "c1-2"),
                 fault(8_000, 6_000, Kind::Crash, "c1-1"),
+            ],
+            Self::OldClock => vec![
+                fault(5_000, 18_000, Kind::ClockIn1970, "v1"),
+                fault(12_000, 8_000, Kind::Isolate, "v1"),
             ],
             Self::Absence => vec![fault(2_000, 33_000, Kind::Crash, "v4")],
             Self::Snapshots => (0..8)
