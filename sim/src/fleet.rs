@@ -3,101 +3,42 @@
 //! # Rules
 //! * Disks and clocks outlive processes. Everything else of a process dies with it: see `lives`.
 
+mod conditions;
 mod doors;
 mod enemies;
 mod lives;
 mod lost_disks;
+mod sides;
 mod troubles;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    num::NonZeroU64,
     sync::Arc,
 };
 
-use cluster_agent::{
-    agent::AgentHandle,
-    config::Limits,
-    raft::{LinkProfile, RaftConfig, RaftRole},
-};
+use cluster_agent::{agent::AgentHandle, raft::RaftRole};
 use common::{
-    genesis::{Genesis, Timing},
+    genesis::Genesis,
     ids::{ClusterId, DeviceId, Founding, NodeIdx, RaftNodeId},
-    lease_terms::{ClockBounds, LeaseTerms},
     testing::Fleet,
     wire::frame::{Hello, WIRE_VERSION},
 };
 use global_validator::Validator;
 
+use conditions::timing;
+pub use conditions::{Conditions, DRIFT_PPM, Population};
 pub use doors::{CrashSwitch, Doors, OpenDoor};
 use enemies::Placed;
 use troubles::Troubles;
 
 use crate::{
     byzantine::{Enemy, twins},
-    ports::{
-        Direction, DiskTiming, DiskTrouble, Host, LinkConditions, RecordPool, SimClock, SimDisk, SimLog, SimNetwork,
-        SimSnapshots,
-    },
+    ports::{Direction, DiskTrouble, Host, RecordPool, SimClock, SimDisk, SimLog, SimNetwork, SimSnapshots},
     random::Stream,
     runtime::{Process, ProcessId},
     trace::Trace,
     witness::Witness,
 };
-
-/// How many processes of each sort.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Population {
-    /// Clusters.
-    pub clusters: u32,
-    /// Agents in each cluster.
-    pub agents: u32,
-    /// Validators.
-    pub validators: u32,
-}
-
-impl Population {
-    /// Processes altogether.
-    #[must_use]
-    pub fn nodes(&self) -> u32 {
-        self.clusters * self.agents + self.validators
-    }
-}
-
-/// The machine under every process of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Conditions {
-    /// Links.
-    pub links: LinkConditions,
-    /// Disks.
-    pub disks: DiskTiming,
-    /// Clocks gain or lose at most this, per million; at most the fleet's bound.
-    pub drift_ppm_max: u32,
-    /// What agents suppose of their links.
-    pub profile: LinkProfile,
-    /// A snapshot is made after this many entries, and this many are kept below it.
-    pub snapshot_entries: (u64, u64),
-    /// Quota of an outbox; `None`: that of the profile.
-    pub outbox_bytes_max: Option<u64>,
-    /// Of what the program keeps of closed tasks, machines keep one part in so many
-    /// ([`common::retention_scale`]).
-    pub keeps_one_in: NonZeroU64,
-}
-
-impl Conditions {
-    /// An agent's limits.
-    #[must_use]
-    pub fn limits(&self, raft: &RaftConfig) -> Limits {
-        let limits = Limits::for_raft(raft);
-        Limits {
-            outbox_bytes_max: self.outbox_bytes_max.unwrap_or(limits.outbox_bytes_max),
-            ..limits
-        }
-    }
-}
-
-/// Drift that clocks of a simulated fleet stay below.
-pub const DRIFT_PPM: u32 = 500;
 
 /// What a process runs on.
 struct Machine {
@@ -163,30 +104,6 @@ pub struct SimFleet {
     placed: Vec<Placed>,
     /// Enemies that wait for a leader.
     waiting: Vec<Enemy>,
-}
-
-/// The timing of a development fleet, for links of up to 100 ms and clocks that drift by up to `drift_ppm`.
-fn timing(drift_ppm: u32) -> Timing {
-    // C - 2 (b + e) - t_stop is 10.3 s: more drift leaves less for the lease under it.
-    let drift_ppm = drift_ppm.max(DRIFT_PPM);
-    let global_lease_ms = (10_300_000_000 / (1_000_000 + 2 * u64::from(drift_ppm)) / 100 * 100) as u32;
-    Timing {
-        clocks: ClockBounds {
-            block_time_bound_ms: 500,
-            clock_error_ms: 100,
-            drift_ppm,
-        },
-        idle_block_interval_ms: 1_000,
-        delay_ms_min: 10,
-        delay_ms_max: 100,
-        lease: LeaseTerms {
-            custody_ms: 12_000,
-            lease_ms: 6_000,
-            global_lease_ms,
-            stop_ms: 500,
-        },
-        regions_min: 0,
-    }
 }
 
 impl SimFleet {
@@ -468,15 +385,6 @@ impl SimFleet {
         self.machine(name).process.as_ref().is_some_and(Process::is_killed)
     }
 
-    /// Cuts exactly these directions in the name of the fault `number`, beside what others cut.
-    pub fn set_cuts(&mut self, number: u64, directions: BTreeSet<Direction>) {
-        self.cuts.insert(number, directions);
-        self.cuts.retain(|_, directions| !directions.is_empty());
-        self.network.set_cuts(&self.cuts.values().flatten().copied().collect());
-        self.sides_changed = (0..self.population.clusters).map(ClusterId).collect();
-        self.note_sides();
-    }
-
     /// Stops every task of a process where it stands, in the name of the fault `number`, until
     /// [`resume`](Self::resume). A process that does not run is not stopped when it starts.
     pub fn pause(&mut self, number: u64, name: &str) {
@@ -508,33 +416,5 @@ impl SimFleet {
     #[must_use]
     pub fn is_paused(&self, name: &str) -> bool {
         self.machine(name).process.as_ref().is_some_and(Process::is_paused)
-    }
-
-    /// Which agents reach a majority of their cluster's members both ways, over others if need be.
-    fn note_sides(&mut self) {
-        for cluster in std::mem::take(&mut self.sides_changed) {
-            let members = self.members(cluster);
-            for name in &members {
-                let has_majority = 2 * self.reached_from(name, &members) > members.len();
-                if self.sides.insert(name.clone(), has_majority) != Some(has_majority) {
-                    self.witness.side(name, cluster, has_majority);
-                }
-            }
-        }
-    }
-
-    fn reached_from(&self, name: &str, members: &[String]) -> usize {
-        let is_up = |name: &String| self.machine(name).process.is_some();
-        let mut reached: BTreeSet<&str> = BTreeSet::from([name]);
-        let mut todo = vec![name];
-        while let Some(near) = todo.pop() {
-            for far in members.iter().filter(|far| is_up(far)) {
-                if !reached.contains(far.as_str()) && self.network.is_open(self.id(near), self.id(far)) {
-                    reached.insert(far);
-                    todo.push(far);
-                }
-            }
-        }
-        reached.len()
     }
 }

@@ -6,6 +6,7 @@ mod lane;
 mod links;
 mod network;
 mod raft_log;
+mod snapshots;
 mod tap;
 mod twins;
 
@@ -13,6 +14,7 @@ pub use clock::{EPOCH, SimClock};
 pub use disk::{DiskTiming, DiskTrouble, Rotten, SimDisk};
 pub use links::{Direction, Fate, LinkConditions, Links};
 pub use network::{Listener, Sender, SharedTap, SimNetwork, SimTransport};
-pub use raft_log::{Kept, RecordPool, SimLog, SimSnapshots};
+pub use raft_log::{Kept, RecordPool, SimLog};
+pub use snapshots::SimSnapshots;
 pub use tap::{Leaves, Sending, Tap};
 pub use twins::{Host, Sides};
