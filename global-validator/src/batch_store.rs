@@ -8,7 +8,7 @@
 //!
 //! # Invariants
 //! * The index names only durable batches: what it says may be voted on.
-//! * What is in the store was certified under the roster in force when it came.
+//! * What is in the store was certified under a roster that was in force in its cluster: when it came, or before.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -17,11 +17,12 @@ use std::{
 };
 
 use common::{
-    batch::{BatchItem, CertifiedBatch},
+    batch::{BatchError, CertifiedBatch},
     block::BatchRef,
     codec::{decode, encode},
     crypto::Verified,
     genesis::Genesis,
+    global_queue::entered_rosters,
     ids::{BatchSeq, ClusterId, Digest, Founding},
     registry::Registry,
     roster::Roster,
@@ -47,8 +48,8 @@ pub type SharedBatch = Arc<Verified<CertifiedBatch>>;
 struct Index {
     by_digest: BTreeMap<Digest, Place>,
     by_seq: BTreeMap<(ClusterId, Founding, BatchSeq), Vec<StoredBatch>>,
-    /// Every roster that a batch header may name.
-    rosters: BTreeMap<Digest, Roster>,
+    /// Every roster that a header of a cluster's batch may name.
+    rosters: BTreeMap<(ClusterId, Digest), Arc<Roster>>,
     recent: BTreeMap<Digest, SharedBatch>,
     /// With encoded lengths, oldest first.
     recent_order: VecDeque<(Digest, usize)>,
@@ -56,17 +57,17 @@ struct Index {
 }
 
 impl Index {
-    fn insert(&mut self, name: &BatchRef, batch: &CertifiedBatch, bytes: usize, place: Place) {
+    fn insert(&mut self, registry: &Registry, name: &BatchRef, batch: &CertifiedBatch, bytes: usize, place: Place) {
         if self.by_digest.insert(name.digest, place).is_none() {
             self.by_seq
                 .entry((name.cluster, name.founding, name.seq))
                 .or_default()
                 .push(stored(name, batch, bytes));
         }
-        for row in &batch.entries {
-            if let BatchItem::Roster(change) = &row.item {
-                self.rosters.insert(change.roster.digest(), change.roster.clone());
-            }
+        let cluster = batch.header.cluster;
+        for roster in entered_rosters(registry, cluster, &batch.entries) {
+            let place = (cluster, roster.digest());
+            self.rosters.entry(place).or_insert_with(|| Arc::new(roster.clone()));
         }
     }
 
@@ -126,13 +127,14 @@ impl BatchStore {
     ) -> io::Result<Self> {
         let mut index = Index::default();
         for cluster in (0..genesis.clusters.len() as u32).map(ClusterId) {
-            index
-                .rosters
-                .extend(genesis.founding_roster(cluster).map(|roster| (roster.digest(), roster)));
+            let founding = genesis.founding_roster(cluster);
+            let place = |roster: Roster| ((cluster, roster.digest()), Arc::new(roster));
+            index.rosters.extend(founding.map(place));
         }
         let segments = Segments::open(disk, spawner, halt, BATCHES, SEGMENT_BYTES, |place, record| {
             let batch: CertifiedBatch = decode(&record).map_err(damaged)?;
-            index.insert(&BatchRef::to(&batch, registry.chain()), &batch, record.len(), place);
+            let name = BatchRef::to(&batch, registry.chain());
+            index.insert(&registry, &name, &batch, record.len(), place);
             Ok(())
         })?;
         Ok(Self {
@@ -164,7 +166,7 @@ impl BatchStore {
         let mut index = self.index();
         // Two callers may have brought the same batch at once; one of them made it new.
         let is_new = !index.by_digest.contains_key(&name.digest);
-        index.insert(&name, &batch, len, places[0]);
+        index.insert(&self.registry, &name, &batch, len, places[0]);
         index.keep(name.digest, batch, len);
         Ok((stored, is_new))
     }
@@ -181,17 +183,34 @@ impl BatchStore {
             return Ok(None);
         };
         let batch: CertifiedBatch = decode(&bytes).map_err(|error| Stop::storage(BATCHES)(damaged(error)))?;
-        let roster = self.index().rosters.get(&batch.header.roster).cloned();
-        let cluster = self.genesis.clusters.get(batch.header.cluster.0 as usize);
-        let (Some(roster), Some(cluster)) = (roster, cluster) else {
-            return Ok(None);
-        };
-        let Ok(batch) = batch.verify(&self.registry, &roster, cluster.fault_model) else {
+        let Ok(batch) = self.verify(batch) else {
             return Ok(None);
         };
         let batch = Arc::new(batch);
         self.index().keep(*digest, batch.clone(), bytes.len());
         Ok(Some(batch))
+    }
+
+    /// Whether the roster that its header names is, or was, in force in its cluster, as far as the batches here tell.
+    #[must_use]
+    pub fn knows_roster(&self, batch: &CertifiedBatch) -> bool {
+        let place = (batch.header.cluster, batch.header.roster);
+        self.index().rosters.contains_key(&place)
+    }
+
+    /// Checks content and certificate under the roster that the header names. Whether that is in force is for the state
+    /// to say.
+    ///
+    /// # Errors
+    /// [`BatchError`]; `Content` too if no such roster of its cluster is known here.
+    pub fn verify(&self, batch: CertifiedBatch) -> Result<Verified<CertifiedBatch>, BatchError> {
+        let place = (batch.header.cluster, batch.header.roster);
+        let roster = self.index().rosters.get(&place).cloned();
+        let cluster = self.genesis.clusters.get(batch.header.cluster.0 as usize);
+        let (Some(roster), Some(cluster)) = (roster, cluster) else {
+            return Err(BatchError::Content("of a roster that its cluster never had"));
+        };
+        batch.verify(&self.registry, &roster, cluster.fault_model)
     }
 
     /// Whether the batch is durable here.

@@ -17,9 +17,11 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use common::{
-    batch::CertifiedBatch,
+    batch::{BatchError, CertifiedBatch},
+    block::BatchRef,
     codec::{Wire, decode, encode},
-    global_queue::Cursor,
+    crypto::Verified,
+    global_queue::{Cursor, GlobalQueue},
     ids::{BatchSeq, ClusterId, Digest, Founding, NodeIdx},
     registry::Registry,
     wire::{
@@ -32,7 +34,7 @@ use global_core::batch_pool::{HELD_PER_CLUSTER_MAX, PARKED_PER_CLUSTER_MAX, RIVA
 use transport::{log_limit::LogLimits, ports::BoxFuture};
 
 use crate::{
-    batch_store::{BatchStore, SharedBatch},
+    batch_store::{BatchStore, SharedBatch, stored},
     block_store::BlockStore,
     executed::ExecutedWatch,
     exit::Stop,
@@ -94,7 +96,7 @@ pub enum IntakeError {
     OtherWasFinalized(BatchSeq),
     /// Not certified.
     #[error("{0}")]
-    Batch(#[from] common::batch::BatchError),
+    Batch(#[from] BatchError),
     /// Too many wait already.
     #[error("{got} batches wait, at most {max}")]
     TooManyWait {
@@ -232,7 +234,7 @@ impl Intake {
         if !is_stored && origin == Origin::Cluster {
             self.check_room(cursor, &batch)?;
         }
-        let batch = Arc::new(executed.queue.verify_batch(batch)?);
+        let batch = Arc::new(self.verify(&executed.queue, batch, origin)?);
         self.verified.learn(&batch);
         let (stored, is_new) = self.batches.put(batch.clone()).await?;
         let is_news = is_new && origin == Origin::Cluster;
@@ -243,6 +245,45 @@ impl Intake {
         } else {
             Ok(BatchReceipt::Stored)
         }
+    }
+
+    /// Checks a batch under the roster in force, or, if the core asked for it, under an older one of its cluster. Others
+    /// may have stored it before that roster was replaced, and a final block refers to it: whether it counts is for the
+    /// execution to say, which must have it.
+    fn verify(
+        &self,
+        queue: &GlobalQueue,
+        batch: CertifiedBatch,
+        origin: Origin,
+    ) -> Result<Verified<CertifiedBatch>, BatchError> {
+        let is_of_another = queue
+            .cursor(batch.header.cluster)
+            .is_some_and(|cursor| cursor.roster_digest != batch.header.roster);
+        if origin == Origin::Validator && is_of_another && self.batches.knows_roster(&batch) {
+            return self.batches.verify(batch);
+        }
+        queue.verify_batch(batch)
+    }
+
+    /// Whether the batch is stored here. If it waits to be executed the core is told once more.
+    pub async fn tell_if_held(&self, digest: &Digest) -> bool {
+        let batch = match self.batches.verified(digest) {
+            Ok(Some(batch)) => batch,
+            Ok(None) => return false,
+            Err(stop) => {
+                self.halt.stop(stop);
+                return true;
+            }
+        };
+        let header = &batch.header;
+        let executed = self.executed.get();
+        let cursor = executed.queue.cursor(header.cluster);
+        if cursor.is_some_and(|cursor| header.founding == cursor.founding && header.seq >= cursor.next_seq) {
+            let name = BatchRef::to(&batch, self.registry.chain());
+            let stored = stored(&name, &batch, encode::<CertifiedBatch>(&batch).len());
+            self.announce.stored(batch, stored, false).await;
+        }
+        true
     }
 
     /// Whether one more batch may be stored: not too far above what is missing, not a third rival.

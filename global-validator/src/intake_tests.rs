@@ -1,14 +1,16 @@
 use std::sync::Mutex;
 
 use common::{
-    batch::{BatchError, BatchItem},
+    batch::{BatchError, BatchItem, RosterChange},
     certificate::{CertificateError, Signers},
     codec::BoundedVec,
     entry::SignedEntry,
     global_queue::GlobalQueue,
-    ids::{Epoch, View},
+    ids::{Epoch, RaftNodeId, View},
+    roster::{Roster, RosterMember},
     task::Scope,
-    testing::{ClusterLog, Fleet, task},
+    testing::{ClusterLog, Fleet, Ledger, task},
+    verdict::{Reason, Verdict},
 };
 use transport::{memory::MemoryDisk, ports::Disk, watch::Watch};
 
@@ -244,6 +246,78 @@ async fn another_copy_of_a_certified_batch_is_refused_and_the_good_one_is_taken_
         ));
     }
     assert_eq!(place.submit("c1-1", &good).await, Ok(BatchReceipt::Stored));
+}
+
+/// Others may have stored it before its roster was replaced, and a final block may refer to it. Whoever executes that
+/// block later must be able to get it, or stands still for ever.
+#[tokio::test]
+async fn batch_under_a_roster_that_was_replaced_is_stored_for_a_block_that_refers_to_it() {
+    let mut place = Place::new();
+    let mut ledger = Ledger::new(Fleet::new(2, 3, 4));
+    let old = place.fleet.roster(C1);
+    let alone = |name: &str| Roster {
+        members: vec![RosterMember {
+            raft: RaftNodeId::new(place.fleet.idx(name), 1),
+            key_version: Default::default(),
+        }]
+        .try_into()
+        .unwrap(),
+    };
+    let two = Roster {
+        members: old.members.to_vec()[..2].to_vec().try_into().unwrap(),
+    };
+    let row = |roster: &Roster| BatchItem::Roster(RosterChange { roster: roster.clone() });
+    let refused = Verdict::Rejected(Reason::UnknownKey);
+    let rows = vec![(refused, row(&alone("c1-3"))), (Verdict::Granted, row(&two))];
+    let change = place.log.batch_of(&place.fleet, rows);
+    assert_eq!(place.submit("c1-1", &change).await, Ok(BatchReceipt::Stored));
+    ledger.block(vec![change], 100);
+    let now = Executed {
+        queue: Arc::new(ledger.queue.clone()),
+        ..(*place.intake.executed.get()).clone()
+    };
+    place.intake.executed.set(Arc::new(now));
+
+    let under = |roster: &Roster| {
+        let mut log = place.log.clone();
+        log.roster = roster.clone();
+        log.beat(&place.fleet)
+    };
+    let (late, of_none) = (under(&old), [under(&alone("c1-3")), under(&place.fleet.roster(C2))]);
+    for batch in of_none.into_iter().chain([late.clone()]) {
+        let is_late = batch == late;
+        let refused = place.submit("c1-1", &batch).await;
+        assert!(matches!(
+            refused,
+            Err(IntakeError::Batch(BatchError::WrongRoster { .. }))
+        ));
+        let fetched = place.intake.take(batch.clone(), Origin::Validator).await;
+        assert_eq!(fetched.is_ok(), is_late, "{fetched:?}");
+        assert_eq!(place.is_stored(&batch), is_late);
+    }
+    let digest = late.digest(&place.fleet.chain);
+    assert!(place.intake.batches.verified(&digest).unwrap().is_some());
+}
+
+/// The core may want it under a name that is not its own, or may not have heard of it.
+#[tokio::test]
+async fn batch_that_is_held_is_told_once_more_and_not_asked_for() {
+    let mut place = Place::new();
+    let (first, second) = (place.batch(1), place.batch(2));
+    place.submit("c1-1", &first).await.unwrap();
+    let chain = place.fleet.chain;
+    assert!(place.intake.tell_if_held(&first.digest(&chain)).await);
+    assert!(!place.intake.tell_if_held(&second.digest(&chain)).await);
+    assert_eq!(place.heard(), [(1, true), (1, false)]);
+    let mut ledger = Ledger::new(Fleet::new(2, 3, 4));
+    ledger.block(vec![first.clone()], 100);
+    let now = Executed {
+        queue: Arc::new(ledger.queue.clone()),
+        ..(*place.intake.executed.get()).clone()
+    };
+    place.intake.executed.set(Arc::new(now));
+    assert!(place.intake.tell_if_held(&first.digest(&chain)).await);
+    assert_eq!(place.heard().len(), 2, "it does not wait any more");
 }
 
 #[tokio::test]

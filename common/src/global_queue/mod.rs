@@ -52,7 +52,7 @@ mod view;
 use std::sync::Arc;
 
 pub use outcome::{BlockOutcome, Evidence, MachineEvent, Outcome, RowFault, StaleReason, outcome_root};
-pub use plan::{ApplyError, OrderedBatch};
+pub use plan::{ApplyError, OrderedBatch, entered_rosters};
 pub use retention::{RETENTION, Retention, Retired};
 pub use row::{
     Cursor, Custody, EVENTS_PER_TASK_MAX, EventEntry, HistoryEvent, NOTE_BYTES_MAX, Row, Standing, Submitted, What,

@@ -282,15 +282,24 @@ impl GlobalQueue {
     }
 }
 
-/// The roster in force after `entries`: that of the last good `Roster` row that was granted.
+/// The roster in force after `entries`: the last that they entered.
 fn next_roster(registry: &Registry, roster: &Arc<Roster>, cluster: ClusterId, entries: &[BatchEntry]) -> Arc<Roster> {
-    let change = entries.iter().rev().find_map(|row| match &row.item {
+    let last = entered_rosters(registry, cluster, entries).next_back();
+    last.map_or_else(|| roster.clone(), |entered| Arc::new(entered.clone()))
+}
+
+/// The rosters that rows of a batch of `cluster` bring into force one after the other: good ones, in granted rows.
+pub fn entered_rosters<'a>(
+    registry: &Registry,
+    cluster: ClusterId,
+    entries: &'a [BatchEntry],
+) -> impl DoubleEndedIterator<Item = &'a Roster> {
+    entries.iter().filter_map(move |row| match &row.item {
         BatchItem::Roster(change) if row.verdict == Verdict::Granted => {
-            is_good_roster(registry, cluster, &change.roster).then(|| Arc::new(change.roster.clone()))
+            is_good_roster(registry, cluster, &change.roster).then_some(&change.roster)
         }
         _ => None,
-    });
-    change.unwrap_or_else(|| roster.clone())
+    })
 }
 
 /// Whether every device of a roster is enrolled for the cluster, under a key it had. Static.

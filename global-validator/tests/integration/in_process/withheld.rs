@@ -24,7 +24,7 @@ use common::{
     },
 };
 use futures::future::{join, join_all};
-use global_validator::{Door, executed::ExecutedWatch, peers::wants::SLOTS_PER_PEER};
+use global_validator::{Door, executed::ExecutedWatch, peers::wants::SLOTS_PER_PEER_MAX};
 use transport::{
     memory::MemoryTransport,
     ports::{BoxFuture, CallError, Lane, Peer, Service, Transport},
@@ -270,7 +270,7 @@ async fn leader_that_refers_to_nothing_and_is_silent_when_asked_costs_others_nei
         );
     }
     assert!(most <= before + 8, "{before} tasks have become {most}");
-    let under_way = 3 * SLOTS_PER_PEER;
+    let under_way = 3 * SLOTS_PER_PEER_MAX;
     assert!(
         most_wanted <= REFS_PER_BLOCK_MAX + under_way,
         "{most_wanted} are wanted"
