@@ -33,8 +33,15 @@ use tokio::sync::Semaphore;
 use transport::ports::{Clock, Instant, Transport};
 
 use crate::{
-    batch_store::BatchStore, block_store::BlockStore, block_time::BlockClock, executed::ExecutedWatch, exit::Stop,
-    halt::Halt, peers::Peers, prove::Prover, stopwatch::Stopwatch,
+    batch_store::BatchStore,
+    block_store::BlockStore,
+    block_time::{BlockClock, elapsed_ms_at_most},
+    executed::ExecutedWatch,
+    exit::Stop,
+    halt::Halt,
+    peers::Peers,
+    prove::Prover,
+    stopwatch::Stopwatch,
 };
 
 /// Tasks in one answer.
@@ -190,7 +197,7 @@ impl Api {
         let bounds = &queue.genesis_file().timing.clocks;
         let error_ms = u64::from(bounds.block_time_bound_ms) + u64::from(bounds.clock_error_ms);
         let now = self.parts.block_clock.now_if_compared(error_ms)?;
-        Some(now.ms_since(queue.time()) + 1 + error_ms)
+        Some(elapsed_ms_at_most(now.ms_since(queue.time()), bounds.drift_ppm) + error_ms)
     }
 
     fn refused(&self, queue: &GlobalQueue, consistency: Consistency, max: Option<u64>) -> Option<OpAnswer> {

@@ -8,7 +8,7 @@ use common::{
     crypto::ConsensusKey,
     genesis::Genesis,
     global_queue::GlobalQueue,
-    ids::{DeviceId, Height, NodeIdx},
+    ids::{BlockTime, DeviceId, Height, NodeIdx},
     registry::Registry,
     validator_set::ValidatorSet,
     wire::bft::{BatchNotice, BftMessage},
@@ -119,6 +119,8 @@ struct Stores {
     verified: VerifiedEntries,
     outcomes: Outcomes,
     ledger: Ledger<ChainState>,
+    /// Time of the newest final block, executed or not.
+    newest: BlockTime,
 }
 
 impl Stores {
@@ -135,6 +137,7 @@ impl Stores {
             verified: VerifiedEntries::new(registry.clone()),
             outcomes: Outcomes::default(),
             ledger: Ledger::genesis(chain, genesis.genesis_time, state),
+            newest: genesis.genesis_time,
         };
         stores.replay()?;
         Ok(stores)
@@ -145,6 +148,7 @@ impl Stores {
     fn replay(&mut self) -> Result<(), Stop> {
         while let Some(finalized) = self.blocks.at(self.ledger.tip().height.next())? {
             let height = finalized.block.header.height;
+            self.newest = finalized.block.header.time;
             let diverged = |error| Stop::Diverged(format!("replaying height {height}: {error}"));
             let is_executed_below = self.ledger.executed_height() == self.ledger.tip().height;
             let gathered = match is_executed_below {
@@ -355,7 +359,8 @@ impl Parts {
 
     fn rooms(&self, stores: Stores, events: EventSender) -> Rooms {
         let set = Arc::new(self.config.set.clone());
-        let held = stores.ledger.executed_state().queue().time();
+        let bound_us = u64::from(self.setup.genesis.timing.clocks.block_time_bound_ms) * 1_000;
+        let block_clock = BlockClock::start(self.ports.clock.clone(), stores.newest, bound_us);
         let peers = Peers::new(&self.registry, &set, self.me);
         let executed = Watch::new(Arc::new(Executed {
             queue: Arc::new(stores.ledger.executed_state().queue().clone()),
@@ -382,7 +387,7 @@ impl Parts {
             events,
             incoming: Incoming::default(),
             executed,
-            block_clock: BlockClock::start(self.ports.clock.clone(), held),
+            block_clock,
             intake,
             stores,
             stopwatch: Stopwatch::default(),

@@ -373,7 +373,6 @@ impl Driver {
         let queue = if is_same_state {
             before.queue.clone()
         } else {
-            self.block_clock.saw(state.queue().time());
             Arc::new(state.queue().clone())
         };
         self.executed.set(Arc::new(Executed {

@@ -44,6 +44,9 @@ impl Driver {
             }
             self.make_durable(&round.finalized).await?;
             self.stopwatch.are_final(&round.finalized, self.now().at.0);
+            for finalized in &round.finalized {
+                self.block_clock.saw(&finalized.block.header);
+            }
             let inputs = self.send_all(round.after);
             for input in inputs {
                 self.step(running, input);
@@ -65,7 +68,12 @@ impl Driver {
             Effect::Persist(Record::Certificate(_)) if bug::active(Bug::CertificateNotDurable) => {}
             Effect::Persist(record) => self.guard.persist(record),
             Effect::Vote(vote) => {
-                self.guard.admit(GuardRecord::Vote(vote))?;
+                let is_new = self.guard.admit(GuardRecord::Vote(vote))?;
+                if let Vote::Notarize(ballot) = vote
+                    && is_new
+                {
+                    self.block_clock.judged(&ballot);
+                }
                 round.after.push(After::Vote(vote));
             }
             Effect::Propose(draft) => {

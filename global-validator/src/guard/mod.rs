@@ -293,15 +293,16 @@ impl SigningGuard {
         self.persisted.push(record);
     }
 
-    /// Admits something to sign and queues its record.
+    /// Admits something to sign and queues its record. Returns whether it was not admitted before.
     ///
     /// # Errors
     /// [`Refusal::Signing`]: the core is wrong, stop.
-    pub fn admit(&mut self, record: GuardRecord) -> Result<(), Refusal> {
-        if self.guard.admit(record)? == Admitted::New {
+    pub fn admit(&mut self, record: GuardRecord) -> Result<bool, Refusal> {
+        let is_new = self.guard.admit(record)? == Admitted::New;
+        if is_new {
             self.pending.push(JournalRecord::Signed(record));
         }
-        Ok(())
+        Ok(is_new)
     }
 
     /// Whether something is queued that is not durable yet.
