@@ -10,8 +10,9 @@
 use std::{io, sync::Arc};
 
 use common::{
-    codec::{Wire, decode, encode},
-    ids::{EntryNumber, HolderCounter},
+    codec::{DecodeError, Wire, decode, encode},
+    crypto::sha256,
+    ids::{Digest, EntryNumber, HolderCounter},
 };
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +25,12 @@ const BLOCK: u64 = 64;
 /// the lost ones.
 const DIRECTORY_NUMBERS_BITS: u32 = 40;
 
-/// What is on the disk: nothing above these was used.
+/// Of [`Sealed`].
+const VERSION: u16 = 2;
+/// Of files without a digest, which are read as well.
+const UNSEALED_VERSION: u16 = 1;
+
+/// Nothing above these was used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Reserved {
     version: u16,
@@ -32,16 +38,59 @@ struct Reserved {
     holder_counter: HolderCounter,
 }
 
+impl Reserved {
+    fn digest(&self) -> Digest {
+        sha256(&[b"muster/v1/counters", &encode(self)])
+    }
+}
+
 impl Wire for Reserved {
     const BYTES_MAX: usize = 64;
 
     fn validate(&self) -> Result<(), &'static str> {
-        if self.version == 1 {
-            Ok(())
-        } else {
-            Err("counter file format version is not 1")
+        match self.version {
+            UNSEALED_VERSION | VERSION => Ok(()),
+            _ => Err("counter file format version is not 1 or 2"),
         }
     }
+}
+
+/// What is on the disk. One bit less in a number would let it be used twice, so the file says whether it is whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Sealed {
+    reserved: Reserved,
+    digest: Digest,
+}
+
+impl Wire for Sealed {
+    const BYTES_MAX: usize = Reserved::BYTES_MAX + size_of::<Digest>();
+
+    fn validate(&self) -> Result<(), &'static str> {
+        self.reserved.validate()?;
+        if self.digest == self.reserved.digest() {
+            Ok(())
+        } else {
+            Err("its digest is another one")
+        }
+    }
+}
+
+fn sealed(reserved: &Reserved) -> Vec<u8> {
+    let reserved = Reserved {
+        version: VERSION,
+        ..*reserved
+    };
+    encode(&Sealed {
+        reserved,
+        digest: reserved.digest(),
+    })
+}
+
+fn unsealed(bytes: &[u8]) -> Result<Reserved, DecodeError> {
+    if bytes.first().copied().map(u16::from) == Some(UNSEALED_VERSION) {
+        return decode(bytes);
+    }
+    decode(bytes).map(|sealed: Sealed| sealed.reserved)
 }
 
 /// Why the counters cannot be used.
@@ -58,7 +107,7 @@ pub enum CountersError {
         "the file \"{FILE}\" is damaged ({0}): numbers must not be used twice. Move the directory away and start on an \
          empty one with the next `incarnation` in the configuration file"
     )]
-    Damaged(common::codec::DecodeError),
+    Damaged(DecodeError),
     /// The disk failed.
     #[error("counters: {0}")]
     Io(#[from] io::Error),
@@ -80,15 +129,15 @@ impl Counters {
     /// [`CountersError`]; `Io` is 74, the others are 78.
     pub async fn open(disk: Arc<dyn Disk>, is_new: bool, incarnation: u32) -> Result<Self, CountersError> {
         let reserved = match disk.read(FILE)? {
-            Some(bytes) => decode(&bytes).map_err(CountersError::Damaged)?,
+            Some(bytes) => unsealed(&bytes).map_err(CountersError::Damaged)?,
             None if is_new => {
                 let below = u64::from(incarnation.saturating_sub(1)) << DIRECTORY_NUMBERS_BITS;
                 let first = Reserved {
-                    version: 1,
+                    version: VERSION,
                     entry_number: EntryNumber(below),
                     holder_counter: HolderCounter(below),
                 };
-                disk.replace(FILE, encode(&first)).await?;
+                disk.replace(FILE, sealed(&first)).await?;
                 first
             }
             None => return Err(CountersError::Missing),
@@ -137,7 +186,7 @@ impl Counters {
     }
 
     async fn reserve(&mut self, reserved: Reserved) -> io::Result<()> {
-        self.disk.replace(FILE, encode(&reserved)).await?;
+        self.disk.replace(FILE, sealed(&reserved)).await?;
         self.reserved = reserved;
         Ok(())
     }
@@ -204,6 +253,36 @@ mod tests {
         disk.replace(FILE, vec![1, 2]).await.unwrap();
         let damaged = Counters::open(Arc::new(disk), true, 1).await;
         assert!(matches!(damaged, Err(CountersError::Damaged(_))));
+    }
+
+    #[tokio::test]
+    async fn file_with_one_other_bit_is_refused_whichever_it_is() {
+        let disk = MemoryDisk::new();
+        open(&disk, true).await.next_number().await.unwrap();
+        let good = disk.read(FILE).unwrap().unwrap();
+        for bit in 0..8 * good.len() {
+            let mut bent = good.clone();
+            bent[bit / 8] ^= 1 << (bit % 8);
+            disk.replace(FILE, bent).await.unwrap();
+            let opened = Counters::open(Arc::new(disk.clone()), false, 1).await;
+            assert!(matches!(opened, Err(CountersError::Damaged(_))), "bit {bit}");
+        }
+    }
+
+    #[tokio::test]
+    async fn file_without_a_digest_is_read_and_has_one_from_the_next_reservation_on() {
+        let disk = MemoryDisk::new();
+        let before = Reserved {
+            version: UNSEALED_VERSION,
+            entry_number: EntryNumber(700),
+            holder_counter: HolderCounter(90),
+        };
+        disk.replace(FILE, encode(&before)).await.unwrap();
+        let mut counters = open(&disk, false).await;
+        assert_eq!(counters.next_number().await.unwrap(), EntryNumber(701));
+        let written: Sealed = decode(&disk.read(FILE).unwrap().unwrap()).unwrap();
+        assert!(written.reserved.entry_number > EntryNumber(700));
+        assert_eq!(written.reserved.holder_counter, HolderCounter(90));
     }
 
     #[test]
