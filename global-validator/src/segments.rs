@@ -69,7 +69,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn file_name(name: &str, segment: u32) -> String {
+/// The file of a segment of the sequence `name`.
+#[must_use]
+pub fn file_name(name: &str, segment: u32) -> String {
     format!("{name}-{segment:06}.seg")
 }
 

@@ -170,7 +170,7 @@ impl SimFleet {
                 sim.witness.watch_log(cluster, name.clone(), slot.log.clone());
                 sim.agents.insert(name.clone(), slot);
             } else if member.consensus_key.is_some() {
-                sim.witness.watch_guard(member.idx, disk.clone());
+                sim.witness.watch_disk(member.idx, &disk, sim.fleet.chain);
                 sim.validators.insert(name.clone(), None);
             } else {
                 continue;

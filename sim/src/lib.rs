@@ -23,6 +23,7 @@
     allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::disallowed_macros)
 )]
 
+mod batch_disk;
 pub mod byzantine;
 pub mod checkers;
 pub mod cli;

@@ -5,7 +5,7 @@ use common::certificate::Vote;
 
 use super::{Checker, Observation};
 
-/// Keeps nothing: the witness looks at the voter's store in the instant of the vote.
+/// Keeps nothing: the witness looks at the voter's disk in the instant of the vote.
 pub struct BatchesHeld;
 
 impl Checker for BatchesHeld {

@@ -11,14 +11,15 @@ use common::{
     certificate::{SignedVote, Vote},
     codec::decode,
     global_queue::GlobalQueue,
-    ids::{BatchSeq, ClusterId, Digest, Height, NodeIdx, TaskId, View},
+    ids::{BatchSeq, ChainId, ClusterId, Digest, Height, NodeIdx, TaskId, View},
     wire::frame::FrameKind,
 };
 use global_core::GuardRecord;
-use global_validator::{Validator, batch_store::BatchStore};
+use global_validator::Validator;
 
 use super::Witness;
 use crate::{
+    batch_disk::BatchDisks,
     checkers::Observation,
     guard_disk::GuardDisks,
     ports::{Sender, SimDisk},
@@ -43,8 +44,7 @@ pub(super) struct Known {
     last_proposal: BTreeMap<NodeIdx, Bytes>,
     /// The last votes of each, which do too.
     last_votes: BTreeMap<NodeIdx, VecDeque<Bytes>>,
-    /// Batches on the disks of running validators.
-    stores: BTreeMap<NodeIdx, BatchStore>,
+    batches: BatchDisks,
     guards: GuardDisks,
 }
 
@@ -75,8 +75,10 @@ const VOTES_MAX: usize = 4;
 
 impl Witness {
     /// Makes the disk of a validator known, to be looked at when it votes.
-    pub fn watch_guard(&self, validator: NodeIdx, disk: SimDisk) {
-        self.lock().validators.guards.watch(validator, disk);
+    pub fn watch_disk(&self, validator: NodeIdx, disk: &SimDisk, chain: ChainId) {
+        let known = &mut self.lock().validators;
+        known.guards.watch(validator, disk.clone());
+        known.batches.watch(validator, disk.clone(), chain);
     }
 
     /// A frame leaves a device. What others than its signer send says nothing about the signer: honest validators pass
@@ -138,15 +140,14 @@ impl Witness {
         }
     }
 
-    /// A batch of the block that is voted for, if its voter does not hold it.
+    /// A batch of the block that is voted for, if the voter's disk does not hold it.
     fn missing_batch(&self, signed: &SignedVote) -> Option<(ClusterId, BatchSeq)> {
         let Vote::Notarize(ballot) = signed.vote else {
             return None;
         };
-        let inner = self.lock();
-        let store = inner.validators.stores.get(&signed.voter)?;
-        let refs = inner.validators.proposals.get(&(ballot.view, ballot.digest))?;
-        let missing = refs.iter().find(|batch| !store.contains(&batch.digest))?;
+        let Known { proposals, batches, .. } = &mut self.lock().validators;
+        let refs = proposals.get(&(ballot.view, ballot.digest))?;
+        let missing = refs.iter().find(|batch| !batches.holds(signed.voter, &batch.digest))?;
         Some((missing.cluster, missing.seq))
     }
 
@@ -154,7 +155,6 @@ impl Witness {
     pub fn watch_validator(&self, process: &Process, validator: &Validator, name: &str, idx: NodeIdx) {
         let (witness, validator, name) = (self.clone(), validator.clone(), name.to_owned());
         let mut inner = self.lock();
-        inner.validators.stores.insert(idx, validator.batches().clone());
         // What its disk holds may be less than in its last life.
         inner.validators.last_votes.remove(&idx);
         inner.validators.last_proposal.remove(&idx);
