@@ -109,7 +109,8 @@ impl Shell {
         while !self.is_ending() {
             let changes = self.raft.leader_changes();
             let seen = changes.version();
-            if !self.is_leader() {
+            // A log in conflict takes no more blocks, whoever leads.
+            if !self.is_leader() || self.machine.pulse().get().is_conflict {
                 let _ = self.within(LOOK_INTERVAL, changes.changed(seen)).await;
                 continue;
             }

@@ -34,7 +34,7 @@ use super::{
     server::{APPENDS_MAX, AppendCheck, Raft, RpcRefusal, Server},
     signal::Signal,
     snapshot_receiver::{Installer, SnapshotReceiver},
-    status::{FatalReason, RaftRole, RaftStatus, fatal_reason, from_metrics},
+    status::{FatalReason, RaftRole, RaftStatus, believed_leader, fatal_reason, from_metrics},
     store::{LogStore, StoreError, snapshot::SnapshotStore},
     types::{Member, TypeConfig, position},
 };
@@ -155,6 +155,11 @@ impl<R: AsyncRuntime> Inner<R> {
     pub fn is_ended(&self) -> bool {
         self.look(|metrics| metrics.running_state.is_err())
     }
+
+    /// Whether this member stopped as voter. openraft does not know: a leader stays one for it.
+    pub fn is_quarantined(&self) -> bool {
+        self.server.is_quarantined.load(Ordering::Acquire)
+    }
 }
 
 impl<R: AsyncRuntime> RaftHandle<R> {
@@ -272,8 +277,7 @@ impl<R: AsyncRuntime> RaftHandle<R> {
     /// State at this instant.
     #[must_use]
     pub fn status(&self) -> RaftStatus {
-        let is_quarantined = self.inner.server.is_quarantined.load(Ordering::Acquire);
-        let mut status = from_metrics::<R>(&self.inner.metrics(), is_quarantined);
+        let mut status = from_metrics::<R>(&self.inner.metrics(), self.inner.is_quarantined());
         // The machine is ahead of the metrics for a moment; callers compare with what they read there.
         status.applied = self.inner.machine.applied().0.max(status.applied);
         status
@@ -282,14 +286,16 @@ impl<R: AsyncRuntime> RaftHandle<R> {
     /// The leader that this member believes in, as in [`status`](Self::status).
     #[must_use]
     pub fn leader(&self) -> Option<RaftNodeId> {
-        self.inner.look(|metrics| metrics.current_leader.map(RaftNodeId))
+        let is_quarantined = self.inner.is_quarantined();
+        self.inner.look(|metrics| believed_leader::<R>(metrics, is_quarantined))
     }
 
     /// Whether this member leads, as in [`status`](Self::status).
     #[must_use]
     pub fn is_leader(&self) -> bool {
-        self.inner
-            .look(|metrics| metrics.running_state.is_ok() && metrics.state == ServerState::Leader)
+        let is_leading =
+            |metrics: &RaftMetrics<_>| metrics.running_state.is_ok() && metrics.state == ServerState::Leader;
+        !self.inner.is_quarantined() && self.inner.look(is_leading)
     }
 
     /// Rises whenever [`status`](Self::status) or the applied position may have changed.
@@ -331,7 +337,8 @@ impl<R: AsyncRuntime> RaftHandle<R> {
         }
     }
 
-    /// Stops as voter: peers are refused and no campaign is begun, until the process restarts.
+    /// Stops as voter, until the process restarts: peers are refused, no campaign is begun, and who led leads no more. It
+    /// sends no heartbeats, for reads neither, so that the others elect another one.
     pub fn quarantine(&self, reason: &str) {
         tracing::error!(reason, "this member stops as voter");
         self.inner.server.is_quarantined.store(true, Ordering::Release);

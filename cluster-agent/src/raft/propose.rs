@@ -177,7 +177,7 @@ impl<R: AsyncRuntime> RaftHandle<R> {
             }
             .into());
         }
-        if self.inner.server.is_quarantined.load(Ordering::Acquire) {
+        if self.inner.is_quarantined() {
             return Err(ProposeRefusal::NotLeader { leader: None });
         }
         if self.inner.is_ended() {
@@ -269,6 +269,10 @@ impl<R: AsyncRuntime> RaftHandle<R> {
     ) -> Result<LogPosition, ReadRefusal> {
         if bug::active(Bug::ReadWithoutQuorum) && self.status().role == RaftRole::Leader {
             return Ok(self.inner.machine.applied().0);
+        }
+        // openraft would send heartbeats for it, and the others would go on waiting for this leader.
+        if self.inner.is_quarantined() {
+            return Err(ReadRefusal::NotLeader { leader: None });
         }
         let (until, number) = (R::Instant::now() + deadline, self.inner.confirmations.number());
         let option = match confirmation {

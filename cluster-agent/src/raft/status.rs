@@ -11,7 +11,7 @@ use super::types::{TypeConfig, index_from_raft, position};
 pub enum RaftRole {
     /// Receives the log, does not vote.
     Learner,
-    /// Voter that follows a leader, or waits for one.
+    /// Voter that follows a leader, or waits for one. Who led and stopped as voter counts as one too.
     Follower,
     /// Voter that campaigns.
     Candidate,
@@ -116,6 +116,7 @@ pub(super) fn from_metrics<R: AsyncRuntime>(metrics: &RaftMetrics<TypeConfig<R>>
         (Ok(()), ServerState::Learner) => RaftRole::Learner,
         (Ok(()), ServerState::Follower) => RaftRole::Follower,
         (Ok(()), ServerState::Candidate) => RaftRole::Candidate,
+        (Ok(()), ServerState::Leader) if is_quarantined => RaftRole::Follower,
         (Ok(()), ServerState::Leader) => RaftRole::Leader,
     };
     let matched = metrics.replication.iter().flatten();
@@ -137,7 +138,7 @@ pub(super) fn from_metrics<R: AsyncRuntime>(metrics: &RaftMetrics<TypeConfig<R>>
         id: RaftNodeId(metrics.id),
         role,
         term: Term(metrics.current_term),
-        leader: metrics.current_leader.map(RaftNodeId),
+        leader: believed_leader::<R>(metrics, is_quarantined),
         last_index: metrics.last_log_index.map_or(LogIndex(0), index_from_raft),
         committed: position_or_start(&metrics.local_committed),
         applied: position_or_start(&metrics.last_applied),
@@ -151,6 +152,15 @@ pub(super) fn from_metrics<R: AsyncRuntime>(metrics: &RaftMetrics<TypeConfig<R>>
         peers: peers.collect(),
         is_quarantined,
     }
+}
+
+/// The leader that a member believes in; a leader that stopped as voter does not believe in itself.
+pub(super) fn believed_leader<R: AsyncRuntime>(
+    metrics: &RaftMetrics<TypeConfig<R>>,
+    is_quarantined: bool,
+) -> Option<RaftNodeId> {
+    let leader = metrics.current_leader.map(RaftNodeId);
+    leader.filter(|leader| !is_quarantined || *leader != RaftNodeId(metrics.id))
 }
 
 /// The reason, unless Raft was merely told to stop.

@@ -601,6 +601,31 @@ async fn quarantined_member_neither_votes_nor_leads() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn reads_asked_of_a_quarantined_leader_do_not_keep_it_in_office() {
+    let cluster = Cluster::in_memory(3, quick()).await;
+    let leader = cluster.leader().await;
+    cluster.commit(leader, b"x").await;
+    let handle = &cluster.handles[leader];
+    handle.quarantine("its log conflicts with a final batch");
+    let status = handle.status();
+    assert!(!handle.is_leader() && handle.leader().is_none());
+    assert_eq!((status.role, status.leader), (RaftRole::Follower, None));
+    let others: Vec<_> = (0..3).filter(|at| *at != leader).collect();
+    let pause = Duration::from_millis(quick().heartbeat_ms);
+    let reads = async {
+        loop {
+            let read = handle.linearizable_position(Confirmation::AtOnce, PATIENCE).await;
+            assert_eq!(read, Err(ReadRefusal::NotLeader { leader: None }));
+            tokio::time::sleep(pause).await;
+        }
+    };
+    let elected = cluster.leader_among(&others);
+    let elected = futures::future::select(Box::pin(elected), Box::pin(reads)).await;
+    let futures::future::Either::Left((elected, _)) = elected;
+    cluster.commit(elected, b"y").await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn log_purged_beyond_its_snapshot_does_not_start() {
     let cluster = Cluster::in_memory(1, small_snapshots()).await;
     let leader = cluster.leader().await;

@@ -107,6 +107,11 @@ async fn agents_that_validators_contradict_stop_as_voters_and_call_nothing_of_th
         AGENTS.iter().all(is_stopped).then_some(())
     })
     .await;
+    // None of them would enter its log.
+    let asked = net.ground.asked_for_blocks();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let asked = net.ground.asked_for_blocks() - asked;
+    assert!(asked <= 1, "blocks were asked for {asked} times");
     let context = net.agent("c1-1").status().context;
     assert_eq!((context.global_age_ms, context.global_height), (None, height.next()));
     let read = |consistency| OpRequest::Task {

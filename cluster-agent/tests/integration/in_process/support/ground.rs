@@ -40,6 +40,7 @@ struct State {
     /// How long it takes until a block may be followed.
     takes: Duration,
     submissions: Vec<(NodeIdx, BatchSeq)>,
+    asked_for_blocks: usize,
     /// Its submissions are refused.
     deaf_to: Option<NodeIdx>,
 }
@@ -66,6 +67,7 @@ impl Ground {
             made_at: Vec::new(),
             takes: Duration::ZERO,
             submissions: Vec::new(),
+            asked_for_blocks: 0,
             deaf_to: None,
         };
         Self {
@@ -104,6 +106,11 @@ impl Ground {
     /// Who submitted which batch, in order.
     pub fn submissions(&self) -> Vec<(NodeIdx, BatchSeq)> {
         self.state.lock().unwrap().submissions.clone()
+    }
+
+    /// How often somebody asked for blocks.
+    pub fn asked_for_blocks(&self) -> usize {
+        self.state.lock().unwrap().asked_for_blocks
     }
 
     pub fn height(&self) -> Height {
@@ -179,6 +186,7 @@ impl Ground {
     }
 
     pub async fn follow(&self, question: Follow) -> Followed {
+        self.state.lock().unwrap().asked_for_blocks += 1;
         let until = tokio::time::Instant::now() + Duration::from_millis(u64::from(question.wait_ms).min(1_000));
         loop {
             let grown = self.grown.notified();
