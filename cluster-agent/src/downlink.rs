@@ -65,6 +65,9 @@ enum Obstacle {
     /// The link's fault: nothing was sent.
     #[error("{0}")]
     Link(String),
+    /// The validator did not answer in time, or refused: ask another one.
+    #[error("{0}")]
+    NoAnswer(String),
     /// The validator's fault: ask another one.
     #[error("{0}")]
     Source(String),
@@ -77,7 +80,7 @@ impl From<CallError> for Obstacle {
     fn from(error: CallError) -> Self {
         match error {
             CallError::Unreachable(_) => Self::Link(error.to_string()),
-            _ => Self::Source(error.to_string()),
+            _ => Self::NoAnswer(error.to_string()),
         }
     }
 }
@@ -87,6 +90,8 @@ struct Gave {
     /// Time of the last block that entered; `None`: there were none.
     newest: Option<BlockTime>,
     answered_us: u64,
+    /// Of the blocks that entered.
+    bytes: usize,
     /// The validator gave a block, and a batch of it somebody else had to give.
     is_short: bool,
 }
@@ -120,8 +125,10 @@ impl Shell {
                 continue;
             };
             let begun = tokio::time::Instant::now();
-            match self.follow_once(turn).await {
+            let transfer = Duration::from_micros(sources.transfer_us(turn, self.now_us()));
+            match self.follow_once(turn, transfer).await {
                 Ok(gave) => {
+                    sources.brought(gave.bytes);
                     let behind = sources.gave(turn, gave.newest, gave.answered_us);
                     for device in behind.into_iter().chain(gave.is_short.then_some(turn.device)) {
                         tracing::warn!(%device, "a validator holds blocks or batches back");
@@ -136,16 +143,18 @@ impl Shell {
                     tracing::debug!(why, "a block did not enter the log; it is tried again");
                     self.pause(Duration::from_millis(self.raft_config.heartbeat_ms)).await;
                 }
-                Err(obstacle) => self.leave_source(&mut sources, turn.device, &obstacle).await,
+                Err(obstacle) => self.leave_source(&mut sources, turn, &obstacle).await,
             }
         }
     }
 
-    async fn leave_source(&self, sources: &mut Sources, device: DeviceId, obstacle: &Obstacle) {
+    async fn leave_source(&self, sources: &mut Sources, turn: Turn, obstacle: &Obstacle) {
+        let device = turn.device;
         tracing::debug!(%device, %obstacle, "a validator was of no help on the way down");
         let (now_us, jitter_us) = (self.now_us(), self.ports.entropy.next_u64());
         self.validators.note(device, false, now_us, jitter_us);
         match obstacle {
+            Obstacle::NoAnswer(_) => sources.no_answer(turn, now_us, jitter_us),
             Obstacle::Source(_) => sources.doubt(device, now_us, jitter_us),
             // The order changes with the note.
             _ => sources.begin_again(),
@@ -153,10 +162,10 @@ impl Shell {
         self.pause(self.jittered(LOOK_INTERVAL)).await;
     }
 
-    /// Asks for what is next, and brings it in.
-    async fn follow_once(&self, turn: Turn) -> Result<Gave, Obstacle> {
+    /// Asks for what is next, and brings it in. `transfer`: an answer may take so much longer than a small one.
+    async fn follow_once(&self, turn: Turn, transfer: Duration) -> Result<Gave, Obstacle> {
         let from = self.machine.pulse().get().height.next();
-        let (answer, answered_us) = self.ask_for_blocks(turn, from).await?;
+        let (answer, answered_us) = self.ask_for_blocks(turn, from, transfer).await?;
         let mut supply = Supply {
             device: turn.device,
             at_hand: BTreeMap::new(),
@@ -165,7 +174,7 @@ impl Shell {
         for batch in answer.batches.into_inner() {
             supply.at_hand.insert(batch.digest(&self.chain), batch);
         }
-        let mut newest = None;
+        let (mut newest, mut bytes) = (None, 0);
         let mut blocks = (from.0..).map(Height).zip(answer.blocks.into_inner()).peekable();
         while blocks.peek().is_some() {
             let begun = tokio::time::Instant::now();
@@ -184,6 +193,7 @@ impl Shell {
                 return Err(Obstacle::Source(format!("blocks above {before} changed nothing")));
             }
             newest = Some(group.newest);
+            bytes += group.bytes;
             // Others may have brought in more meanwhile.
             if height != group.last {
                 break;
@@ -198,12 +208,13 @@ impl Shell {
         Ok(Gave {
             newest,
             answered_us,
+            bytes,
             is_short: supply.is_short,
         })
     }
 
     /// The answer to a question for blocks from `from` on, and when it came.
-    async fn ask_for_blocks(&self, turn: Turn, from: Height) -> Result<(Followed, u64), Obstacle> {
+    async fn ask_for_blocks(&self, turn: Turn, from: Height, transfer: Duration) -> Result<(Followed, u64), Obstacle> {
         let idle_ms = self.genesis.timing.idle_block_interval_ms;
         let wait_ms = idle_ms.clamp(FOLLOW_WAIT_MS_MIN, FOLLOW_WAIT_MS_MAX);
         let question = Follow {
@@ -212,7 +223,7 @@ impl Shell {
             wait_ms: if turn.is_comparison { 0 } else { wait_ms },
         };
         let round_trips = self.ports.transport.rtt(&turn.device).unwrap_or_default() * 4;
-        let deadline = Duration::from_millis(u64::from(question.wait_ms)) + round_trips + FOLLOW_SLACK;
+        let deadline = Duration::from_millis(u64::from(question.wait_ms)) + round_trips + FOLLOW_SLACK + transfer;
         let answer = self
             .call_validator(turn.device, FrameKind::Follow, body(&question), deadline)
             .await?;
@@ -286,9 +297,12 @@ impl Shell {
 
     async fn fetch_batch(&self, device: DeviceId, named: &BatchRef) -> Result<CertifiedBatch, Obstacle> {
         let question = body(&FetchByDigest { digest: named.digest });
-        let bytes = self
-            .call_validator(device, FrameKind::FeedBatch, question, FETCH_DEADLINE)
-            .await?;
+        let answer = self.call_validator(device, FrameKind::FeedBatch, question, FETCH_DEADLINE);
+        let bytes = answer.await.map_err(|obstacle| match obstacle {
+            // Who gives a block has its batches.
+            Obstacle::NoAnswer(why) => Obstacle::Source(why),
+            other => other,
+        })?;
         let batch = decode(&bytes).map_err(|error| Obstacle::Source(error.to_string()))?;
         check_named(batch, named, &self.chain).map_err(Obstacle::Source)
     }

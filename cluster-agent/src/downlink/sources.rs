@@ -5,20 +5,32 @@
 //! * Upon an answer without blocks: the next one.
 //! * Upon an answer that cannot be right, or does not come in time: that one is doubted, for a pause that grows each time. Only good conduct for as
 //!   long as the longest pause makes up for it: one right answer costs a validator that lies nothing.
-//! * Now and then another one is asked, without a wait, for what comes next. Upon blocks there that are newer than the
-//!   followed one's by more than can have been made since: the followed one holds blocks back, and is doubted. (Unless a
-//!   cluster that was away catches up with it, and fast.) What counts is the block time of blocks with proofs, never
-//!   what somebody claims.
+//! * Now and then another one is asked, without a wait, for what comes next, and again while it brings much: an answer has
+//!   a bound. Upon blocks there that are newer than the followed one's by more than can have been made since: the followed
+//!   one holds blocks back, and is doubted. (Unless a cluster that was away catches up with it, and fast.) What counts is
+//!   the block time of blocks with proofs, never what somebody claims.
+//! * Upon no answer to such a question: another one is asked the next time. It is not doubted: what the followed one holds
+//!   back makes the answers of the others large, and slow on a slow link.
+//! * An answer that may bring much has time for it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
-use common::ids::{BlockTime, DeviceId};
+use common::{
+    codec::Wire,
+    ids::{BlockTime, DeviceId},
+    wire::feed::Followed as Answer,
+};
+
+use super::FOLLOW_SLACK;
+use crate::raft::LINK_BYTES_PER_MS_MIN;
 
 /// Pauses for a validator that is doubted.
 const DOUBT_US_MIN: u64 = 10_000_000;
 const DOUBT_US_MAX: u64 = 300_000_000;
 /// Who brings so much block time in a unit of time is not left for being behind: a cluster catches up with it.
 const CATCHES_UP: u64 = 2;
+/// What the longest answer takes on the slowest link.
+const TRANSFER_US_MAX: u64 = Answer::BYTES_MAX as u64 * 1_000 / LINK_BYTES_PER_MS_MIN;
 
 /// A validator, and why it is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,10 +45,15 @@ pub(super) struct Sources {
     /// Time between two comparisons, microseconds of both clocks.
     compare_us: u64,
     doubts: BTreeMap<DeviceId, Doubt>,
+    /// Those that did not answer when they were asked beside the followed one.
+    silent: BTreeMap<DeviceId, Doubt>,
     /// Validators before the followed one in the order.
     skipped: usize,
     followed: Option<Followed>,
     comparisons: usize,
+    compared: Option<Compared>,
+    /// The next answer may take so much longer than a small one: it may bring what others have not.
+    spare_us: u64,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -58,15 +75,38 @@ struct Followed {
     compare_at_us: u64,
 }
 
+/// A validator that has brought much beside the followed one, and is asked for more.
+#[derive(Clone, Copy)]
+struct Compared {
+    device: DeviceId,
+    newest: BlockTime,
+    at_us: u64,
+}
+
+impl Doubt {
+    /// Once more, for a longer pause.
+    fn grow(&mut self, now_us: u64, jitter_us: u64) {
+        if now_us >= self.until_us.saturating_add(DOUBT_US_MAX) {
+            self.times = 0;
+        }
+        let pause_us = (DOUBT_US_MIN << self.times.min(16)).min(DOUBT_US_MAX);
+        self.times = self.times.saturating_add(1);
+        self.until_us = now_us.saturating_add(pause_us + jitter_us % (pause_us / 4));
+    }
+}
+
 impl Sources {
     /// Nobody is doubted. `contact_us`: how long a cluster may be unheard of without harm.
     pub fn new(contact_us: u64) -> Self {
         Self {
             compare_us: contact_us.max(2),
             doubts: BTreeMap::new(),
+            silent: BTreeMap::new(),
             skipped: 0,
             followed: None,
             comparisons: 0,
+            compared: None,
+            spare_us: 0,
         }
     }
 
@@ -78,19 +118,28 @@ impl Sources {
         now_us: u64,
     ) -> Option<Turn> {
         // Of those that are doubted the one that has been for longest.
-        order.sort_by_key(|device| self.doubted_until_us(device, now_us));
+        order.sort_by_key(|device| until_us(&self.doubts, device, now_us));
         let device = *order.get(self.skipped % order.len().max(1))?;
-        let compare_us = self.compare_us;
-        let followed = self.followed.as_mut();
-        let due = followed.filter(|followed| followed.device == device && followed.compare_at_us <= now_us);
-        if let Some(followed) = due {
-            followed.compare_at_us = now_us.saturating_add(compare_us);
-            let is_other = |other: &DeviceId| *other != device && is_alive(other);
-            order.retain(|other| is_other(other) && self.doubted_until_us(other, now_us) == 0);
-            self.comparisons = self.comparisons.wrapping_add(1);
-            if let Some(other) = order.get(self.comparisons % order.len().max(1)) {
+        let followed = self.followed.filter(|followed| followed.device == device);
+        self.compared = self
+            .compared
+            .filter(|compared| followed.is_some() && is_alive(&compared.device));
+        if let Some(compared) = self.compared {
+            return Some(Turn {
+                device: compared.device,
+                is_comparison: true,
+            });
+        }
+        if let Some(followed) = followed.filter(|followed| followed.compare_at_us <= now_us) {
+            let compare_at_us = now_us.saturating_add(self.compare_us);
+            self.followed = Some(Followed {
+                compare_at_us,
+                ..followed
+            });
+            order.retain(|other| *other != device && is_alive(other));
+            if let Some(other) = self.other(order, now_us) {
                 return Some(Turn {
-                    device: *other,
+                    device: other,
                     is_comparison: true,
                 });
             }
@@ -101,11 +150,47 @@ impl Sources {
         })
     }
 
+    /// Whom to compare with, of `others`. They take turns but for those that failed; if all did, the one that did first.
+    fn other(&mut self, mut others: Vec<DeviceId>, now_us: u64) -> Option<DeviceId> {
+        self.comparisons = self.comparisons.wrapping_add(1);
+        let rest_until_us = |other: &DeviceId| {
+            let is_silent_until_us = until_us(&self.silent, other, now_us);
+            is_silent_until_us.max(until_us(&self.doubts, other, now_us))
+        };
+        let ready: Vec<_> = others
+            .iter()
+            .filter(|other| rest_until_us(other) == 0)
+            .copied()
+            .collect();
+        if ready.is_empty() {
+            others.sort_by_key(rest_until_us);
+            return others.first().copied();
+        }
+        Some(ready[self.comparisons % ready.len()])
+    }
+
+    /// How much longer than a small one the answer of `turn` may take, in microseconds.
+    pub fn transfer_us(&self, turn: Turn, now_us: u64) -> u64 {
+        let compared = self.followed.filter(|_| turn.is_comparison);
+        // What a link carries at all it carries in less time than it was made in.
+        let uncompared_us = compared.map(|followed| now_us.saturating_sub(followed.before_us).max(self.compare_us));
+        uncompared_us
+            .unwrap_or_default()
+            .max(self.spare_us)
+            .min(TRANSFER_US_MAX)
+    }
+
+    /// An answer brought so many bytes of blocks that were new.
+    pub fn brought(&mut self, bytes: usize) {
+        // The next one holds what was made while this one came.
+        self.spare_us = (bytes as u64 * 1_000 / LINK_BYTES_PER_MS_MIN).min(TRANSFER_US_MAX);
+    }
+
     /// The blocks of an answer that came at `at_us` have entered, up to one of time `newest`; `None`: there were none.
     /// Returns the validator that turns out to hold blocks back.
     pub fn gave(&mut self, turn: Turn, newest: Option<BlockTime>, at_us: u64) -> Option<DeviceId> {
         if turn.is_comparison {
-            return self.compare(newest, at_us);
+            return self.compare(turn.device, newest, at_us);
         }
         let Some(newest) = newest else {
             self.skipped = self.skipped.wrapping_add(1);
@@ -130,42 +215,69 @@ impl Sources {
         None
     }
 
-    fn compare(&mut self, newest: Option<BlockTime>, at_us: u64) -> Option<DeviceId> {
+    fn compare(&mut self, device: DeviceId, newest: Option<BlockTime>, at_us: u64) -> Option<DeviceId> {
+        self.silent.remove(&device);
+        let before = self.compared.take();
         let followed = self.followed.as_mut()?;
         // Made since its answer, by clocks that are off by much less than this.
         let made_us = at_us.saturating_sub(followed.at_us).saturating_add(self.compare_us / 2);
         let is_behind = newest.is_some_and(|newest| newest.0 > followed.newest.0.saturating_add(made_us));
+        let (last, last_us) = before.map_or((followed.newest, followed.at_us), |before| {
+            (before.newest, before.at_us)
+        });
+        let is_fast = |newest: BlockTime| {
+            let took_us = at_us.saturating_sub(last_us);
+            newest.0.saturating_sub(last.0) > CATCHES_UP.saturating_mul(took_us)
+        };
+        if let Some(newest) = newest.filter(|newest| !is_behind && is_fast(*newest)) {
+            self.compared = Some(Compared { device, newest, at_us });
+            return None;
+        }
         let brought_us = followed.newest.0.saturating_sub(followed.newest_before.0);
         let catches_up = brought_us > CATCHES_UP.saturating_mul(followed.at_us.saturating_sub(followed.before_us));
-        followed.newest_before = followed.newest.max(newest.unwrap_or_default());
+        let uncompared_us = at_us.saturating_sub(followed.before_us);
+        followed.newest_before = newest.unwrap_or(last).max(followed.newest);
         followed.before_us = at_us;
         let device = (is_behind && !catches_up).then_some(followed.device)?;
         self.followed = None;
+        self.spare_us = uncompared_us.clamp(self.spare_us, TRANSFER_US_MAX);
         Some(device)
+    }
+
+    /// Whoever had the turn did not answer in time, or refused. `jitter_us`: any number.
+    pub fn no_answer(&mut self, turn: Turn, now_us: u64, jitter_us: u64) {
+        if turn.is_comparison {
+            self.compared = None;
+            self.silent.entry(turn.device).or_default().grow(now_us, jitter_us);
+            return;
+        }
+        // Perhaps because there was so much of it.
+        let slack_us = micros(FOLLOW_SLACK);
+        self.spare_us = self.spare_us.saturating_mul(2).clamp(slack_us, TRANSFER_US_MAX);
+        self.doubt(turn.device, now_us, jitter_us);
     }
 
     /// Leaves `device` alone for a while. `jitter_us`: any number.
     pub fn doubt(&mut self, device: DeviceId, now_us: u64, jitter_us: u64) {
         self.begin_again();
-        let doubt = self.doubts.entry(device).or_default();
-        if now_us >= doubt.until_us.saturating_add(DOUBT_US_MAX) {
-            doubt.times = 0;
-        }
-        let pause_us = (DOUBT_US_MIN << doubt.times.min(16)).min(DOUBT_US_MAX);
-        doubt.times = doubt.times.saturating_add(1);
-        doubt.until_us = now_us.saturating_add(pause_us + jitter_us % (pause_us / 4));
+        self.doubts.entry(device).or_default().grow(now_us, jitter_us);
     }
 
     /// The order has changed: the first one is next.
     pub fn begin_again(&mut self) {
         self.skipped = 0;
+        self.compared = None;
     }
+}
 
-    /// 0: it is not doubted.
-    fn doubted_until_us(&self, device: &DeviceId, now_us: u64) -> u64 {
-        let until_us = self.doubts.get(device).map_or(0, |doubt| doubt.until_us);
-        if until_us > now_us { until_us } else { 0 }
-    }
+/// Until when `device` is left alone; 0: it is not.
+fn until_us(doubts: &BTreeMap<DeviceId, Doubt>, device: &DeviceId, now_us: u64) -> u64 {
+    let until_us = doubts.get(device).map_or(0, |doubt| doubt.until_us);
+    if until_us > now_us { until_us } else { 0 }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -205,7 +317,12 @@ mod tests {
         let asked = turn(sources, now_us);
         assert!(asked.is_comparison && asked.device != A, "{asked:?}");
         assert_eq!(turn(sources, now_us), follow(A), "one comparison at a time");
-        sources.gave(asked, Some(BlockTime(other_s * S)), now_us)
+        let left = sources.gave(asked, Some(BlockTime(other_s * S)), now_us);
+        if turn(sources, now_us) == asked {
+            // It has no more.
+            sources.gave(asked, None, now_us);
+        }
+        left
     }
 
     #[test]
@@ -266,6 +383,73 @@ mod tests {
         assert!(asked.contains(&B) && asked.contains(&C), "{asked:?}");
         let alone = sources.turn(vec![A, B, C], |device| *device == A, 24 * S).unwrap();
         assert_eq!(alone, follow(A), "nobody else would answer at once");
+    }
+
+    #[test]
+    fn comparison_goes_on_while_it_brings_much_since_answers_have_a_bound() {
+        let mut sources = followed();
+        sources.gave(follow(A), Some(BlockTime(S)), 8 * S);
+        let asked = turn(&mut sources, 8 * S);
+        for tenths in 1..=9 {
+            // Half a second of blocks in a tenth.
+            let (now_us, newest) = ((80 + tenths) * S / 10, BlockTime(S + tenths * S / 2));
+            assert_eq!(sources.gave(asked, Some(newest), now_us), None, "{tenths}");
+            assert_eq!(turn(&mut sources, now_us), asked);
+        }
+        let (now_us, newest) = (8 * S + S, BlockTime(S + 51 * S / 10));
+        assert_eq!(sources.gave(asked, Some(newest), now_us), Some(A));
+    }
+
+    #[test]
+    fn comparison_that_brings_no_more_than_is_made_ends() {
+        let mut sources = followed();
+        sources.gave(follow(A), Some(BlockTime(8 * S)), 8 * S);
+        let asked = turn(&mut sources, 8 * S);
+        assert_eq!(sources.gave(asked, Some(BlockTime(9 * S)), 8 * S + S / 10), None);
+        assert_eq!(turn(&mut sources, 9 * S), asked);
+        assert_eq!(sources.gave(asked, Some(BlockTime(10 * S)), 9 * S), None);
+        assert_eq!(turn(&mut sources, 9 * S), follow(A));
+    }
+
+    #[test]
+    fn comparison_without_an_answer_is_nobody_s_fault_and_the_next_one_asks_another() {
+        let mut sources = followed();
+        let mut asked = Vec::new();
+        for second in [8, 16, 24] {
+            let other = turn(&mut sources, second * S);
+            assert!(other.is_comparison);
+            asked.push(other.device);
+            sources.no_answer(other, second * S, 0);
+            assert_eq!(turn(&mut sources, second * S), follow(A), "the nearest, as before");
+        }
+        assert!(asked.contains(&B) && asked.contains(&C), "{asked:?}");
+    }
+
+    #[test]
+    fn answer_that_may_bring_much_has_time_for_it() {
+        let mut sources = followed();
+        assert_eq!(sources.transfer_us(follow(A), 7 * S), 0, "it brings what is new");
+        let other = turn(&mut sources, 8 * S);
+        assert_eq!(sources.transfer_us(other, 8 * S), 8 * S, "all that has been made");
+        assert_eq!(sources.transfer_us(other, 80 * S), TRANSFER_US_MAX);
+        sources.brought(1_000);
+        assert_eq!(sources.gave(other, Some(BlockTime(20 * S)), 8 * S), Some(A));
+        assert_eq!(sources.transfer_us(follow(B), 8 * S), 8 * S, "all that A held back");
+        sources.brought(LINK_BYTES_PER_MS_MIN as usize * 2_000);
+        sources.gave(follow(B), Some(BlockTime(20 * S)), 9 * S);
+        assert_eq!(
+            sources.transfer_us(follow(B), 9 * S),
+            2 * S,
+            "what was made while this came"
+        );
+        sources.brought(0);
+        // None of them answers in time.
+        let mut times = Vec::new();
+        for device in [B, C, A, B] {
+            sources.no_answer(follow(device), 9 * S, 0);
+            times.push(sources.transfer_us(follow(A), 9 * S));
+        }
+        assert_eq!(times, [S * 3 / 2, S * 3, S * 6, TRANSFER_US_MAX]);
     }
 
     #[test]

@@ -56,6 +56,7 @@ pub use codec::{COMMAND_BYTES_MAX, FORMAT_VERSION, MEMBERS_MAX, TooBig};
 pub use config::{ConfigError, ConfigProblem, LinkProfile, RaftConfig};
 pub use handle::{ChangeError, Founding, MembersChange, OpenError, RaftHandle, RaftPorts};
 pub use machine::{Origin, ReplicatedMachine, RestoreError, RestoreJob, SnapshotJob};
+pub(crate) use network::LINK_BYTES_PER_MS_MIN;
 pub use network::{LinkError, REPLY_BYTES_MAX, RaftLink, RaftRpc, decode_answer, encode_answer};
 pub use openraft_rt::AsyncRuntime;
 pub use openraft_rt_tokio::TokioRuntime;

@@ -102,8 +102,8 @@ impl RaftRpc {
     }
 }
 
-/// Slowest link that replication must still get through, about 1 Mbit/s.
-pub(super) const LINK_BYTES_PER_MS_MIN: u64 = 128;
+/// Slowest link that replication must still get through, and blocks, about 1 Mbit/s.
+pub(crate) const LINK_BYTES_PER_MS_MIN: u64 = 128;
 
 /// Longest answer to any request, in bytes.
 pub const REPLY_BYTES_MAX: usize = 128;

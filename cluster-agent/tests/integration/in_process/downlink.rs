@@ -157,3 +157,35 @@ async fn validator_that_gives_one_block_at_a_time_is_left() {
     // Four times in each of three trials. It would be asked 25 times if it were not left.
     assert!(asked <= 15, "asked {asked} times");
 }
+
+#[tokio::test(start_paused = true)]
+async fn validator_that_gives_one_block_at_a_time_is_left_where_the_link_is_as_slow_as_links_may_be() {
+    let mut place = Place::with(Lie::Drips).await;
+    place.net.ground.set_bytes_per_ms(128);
+    let mut most_behind = 0;
+    for second in 0..60 {
+        for _ in 0..10 {
+            // 60 kB a second.
+            let batch = place.batch(2_500);
+            place.net.ground.add_block(vec![batch]);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let behind = place.net.ground.height().0 - place.height().0;
+        if second >= 15 {
+            most_behind = most_behind.max(behind);
+        }
+    }
+    assert!(most_behind <= 80, "{most_behind} blocks behind, ten a second");
+}
+
+#[tokio::test(start_paused = true)]
+async fn validator_that_gives_one_block_at_a_time_is_left_where_no_answer_holds_what_shows_it() {
+    let place = Place::with(Lie::Drips).await;
+    for _ in 0..30 * 60 {
+        place.net.ground.grow(1);
+        tokio::time::sleep(Duration::from_micros(16_667)).await;
+    }
+    let behind = place.net.ground.height().0 - place.height().0;
+    // 64 blocks come with an answer.
+    assert!(behind <= 400, "{behind} blocks behind, sixty a second");
+}

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use common::{
     batch::{BatchItem, CertifiedBatch},
     block::FinalizedBlock,
-    codec::{BoundedVec, decode, encode},
+    codec::{BoundedVec, Wire, decode, encode},
     entry::VerifyEach,
     global_queue::{GlobalQueue, OrderedBatch},
     ids::{BatchSeq, Digest, EntryId, Height, NodeIdx},
@@ -41,6 +41,8 @@ struct State {
     takes: Duration,
     submissions: Vec<(NodeIdx, BatchSeq)>,
     asked_for_blocks: usize,
+    /// Blocks go down this fast, if there is a bound.
+    bytes_per_ms: Option<u64>,
     /// Its submissions are refused.
     deaf_to: Option<NodeIdx>,
 }
@@ -68,6 +70,7 @@ impl Ground {
             takes: Duration::ZERO,
             submissions: Vec::new(),
             asked_for_blocks: 0,
+            bytes_per_ms: None,
             deaf_to: None,
         };
         Self {
@@ -96,6 +99,11 @@ impl Ground {
     /// From now on blocks are seen this long after they were made.
     pub fn set_slow(&self, takes: Duration) {
         self.state.lock().unwrap().takes = takes;
+    }
+
+    /// From now on blocks go down this fast.
+    pub fn set_bytes_per_ms(&self, bytes_per_ms: u64) {
+        self.state.lock().unwrap().bytes_per_ms = Some(bytes_per_ms);
     }
 
     /// From now on `device` submits in vain.
@@ -251,11 +259,23 @@ impl State {
 
     fn followed(&self, from: Height, seen: Height) -> Followed {
         let seen = &self.blocks[..seen.0 as usize];
-        let blocks: Vec<_> = seen.iter().skip(from.0 as usize - 1).take(16).cloned().collect();
+        let blocks: Vec<_> = seen.iter().skip(from.0 as usize - 1).take(64).cloned().collect();
+        let refs = blocks.iter().flat_map(|block| block.block.refs.iter());
+        let others = refs.filter(|named| named.cluster != C1);
+        let mut room = Followed::BYTES_MAX * 3 / 4;
+        let batches = others.map(|named| self.batches[&named.digest].clone());
+        let batches: Vec<_> = batches
+            .take_while(|batch| {
+                let bytes = encode(batch).len();
+                let has_room = bytes <= room;
+                room = room.saturating_sub(bytes);
+                has_room
+            })
+            .collect();
         let (founding, next_seq) = self.queue.next_batch(C1).expect("cluster c1 exists");
         Followed {
             blocks: BoundedVec::try_from(blocks).unwrap(),
-            batches: BoundedVec::new(),
+            batches: batches.try_into().unwrap(),
             tip: self.chain.height,
             next_seq,
             founding,
@@ -280,7 +300,11 @@ impl Service for Ground {
                 }
                 FrameKind::Follow => {
                     let question = decode(&body).map_err(|error| invalid(error.to_string()))?;
-                    Ok(encode(&this.follow(question).await).into())
+                    let answer = encode(&this.follow(question).await);
+                    let bytes_per_ms = this.state.lock().unwrap().bytes_per_ms;
+                    let took_ms = bytes_per_ms.map_or(0, |rate| answer.len() as u64 / rate);
+                    tokio::time::sleep(Duration::from_millis(took_ms)).await;
+                    Ok(answer.into())
                 }
                 FrameKind::FeedBatch => {
                     let question: FetchByDigest = decode(&body).map_err(|error| invalid(error.to_string()))?;
