@@ -6,8 +6,8 @@
 //! * Upon a batch with another digest than the one that was signed: stop attesting, stop as voter, say so.
 //! * An attestation goes to the leader at once.
 //! * Of the first batches of the outbox, which are submitted now, it goes to every member while they are not final after
-//!   twice the usual time, with growing pauses: to those that have not answered, and to all after a
-//!   longer pause, since a restart makes a member forget what it heard.
+//!   twice the usual time, with growing pauses: to those that have not answered, and to each of the others when its
+//!   answer is old, whoever else is silent, since a restart makes a member forget what it heard.
 //! * Of those and as many again it goes to a leader that has not answered: one that is new, or did not hear it. The others
 //!   follow as these become final, a step ahead of who submits them. An outbox may be long, after hours without
 //!   validators, and nobody could do anything with the rest.
@@ -18,7 +18,7 @@
 //! * attest-once: see [`cluster_core::attestation`].
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     io,
     sync::{Arc, Mutex},
     time::Duration,
@@ -53,8 +53,8 @@ const SEND_DEADLINE: Duration = Duration::from_secs(3);
 /// Longest pause between two times an attestation is sent to those that have not answered, where finality does not usually
 /// take longer.
 const RESEND_PAUSE_US_MAX: u64 = 10_000_000;
-/// Pause after which it is sent to everybody again when all have answered.
-const FORGET_PAUSE_US: u64 = 30_000_000;
+/// An answer that is older says nothing: who gave it may have restarted.
+const FORGET_US: u64 = 40_000_000;
 /// The first batches of the outbox that a leader must be able to submit: those in flight, and those after them.
 const LEADER_NEEDS: usize = 2 * IN_FLIGHT_MAX;
 
@@ -112,8 +112,17 @@ struct Sent {
     heard: Heard,
 }
 
-/// Members that answered to an attestation, until they are asked again: a restart loses what they heard.
-type Heard = Arc<Mutex<BTreeSet<RaftNodeId>>>;
+/// Members that answered to an attestation, and when: a restart loses what they heard.
+type Heard = Arc<Mutex<BTreeMap<RaftNodeId, u64>>>;
+
+impl Sent {
+    /// Those of `members` that have not answered at `since_us` or later.
+    fn unheard(&self, members: &[RaftNodeId], since_us: u64) -> Vec<RaftNodeId> {
+        let heard = lock(&self.heard);
+        let is_heard = |member: &RaftNodeId| heard.get(member).is_some_and(|at_us| *at_us >= since_us);
+        members.iter().filter(|member| !is_heard(member)).copied().collect()
+    }
+}
 
 impl Attester {
     /// Opens the journal; makes it if `is_new`, that is, if nothing was ever written beside it.
@@ -309,42 +318,27 @@ impl Shell {
     }
 
     fn resend(self: &Arc<Self>, attester: &mut Attester) {
-        let (leader, others) = (self.raft.leader(), self.others());
+        let leader = self.raft.leader().filter(|leader| *leader != self.me.raft);
+        let (others, now_us) = (self.others(), self.now_us());
         for (at, sent) in attester.sent.values_mut().take(LEADER_NEEDS).enumerate() {
+            // A leader that restarted leads in another term, or not at all.
+            let leader = sent.unheard(leader.as_slice(), 0);
             if at >= IN_FLIGHT_MAX {
-                self.send_again(sent, leader.as_slice());
+                self.send_again(sent, leader);
             } else if sent.first_us.is_none() {
-                self.send_again(sent, leader.as_slice());
-                let now_us = self.now_us();
+                self.send_again(sent, leader);
                 sent.first_us = Some(now_us);
                 sent.pause_us = self.patience_us();
                 sent.again_at_us = now_us.saturating_add(sent.pause_us);
-            } else if others.iter().all(|member| lock(&sent.heard).contains(member)) {
-                self.doubt_what_was_heard(sent);
             } else {
-                self.send_again(sent, &others);
+                let unheard = sent.unheard(&others, now_us.saturating_sub(FORGET_US));
+                self.send_again(sent, unheard);
             }
         }
     }
 
-    /// All others answered: they are asked again only after a long pause.
-    fn doubt_what_was_heard(&self, sent: &mut Sent) {
-        if sent.again_at_us > self.now_us() {
-            return;
-        }
-        if sent.pause_us < FORGET_PAUSE_US {
-            sent.pause_us = FORGET_PAUSE_US;
-            sent.again_at_us = self.after(FORGET_PAUSE_US);
-        } else {
-            sent.pause_us = RESEND_PAUSE_US_MAX;
-            lock(&sent.heard).clear();
-        }
-    }
-
-    /// Sends to those of `members` that have not answered, if it is time.
-    fn send_again(self: &Arc<Self>, sent: &mut Sent, members: &[RaftNodeId]) {
-        let is_unheard = |member: &&RaftNodeId| **member != self.me.raft && !lock(&sent.heard).contains(member);
-        let unheard: Vec<RaftNodeId> = members.iter().filter(is_unheard).copied().collect();
+    /// Sends to `unheard`, if there are some and it is time.
+    fn send_again(self: &Arc<Self>, sent: &mut Sent, unheard: Vec<RaftNodeId>) {
         if unheard.is_empty() || sent.again_at_us > self.now_us() {
             return;
         }
@@ -366,14 +360,14 @@ impl Shell {
             return;
         };
         let Some(device) = self.device_of(to) else { return };
-        let heard = heard.clone();
+        let (heard, shell) = (heard.clone(), self.clone());
         let call = self
             .ports
             .transport
             .call(device, FrameKind::Attest, body(attestation), SEND_DEADLINE);
         let note = move |answer: Result<_, _>| {
             if answer.is_ok() {
-                lock(&heard).insert(to);
+                lock(&heard).insert(to, shell.now_us());
             }
         };
         self.spawn("send-attestation", call.map(note).boxed());

@@ -195,3 +195,27 @@ async fn backlog_of_an_island_drains_past_a_leader_that_submits_nothing() {
     assert!(took <= Duration::from_secs(15), "{took:?}");
     assert_eq!(net.leader().await, leader);
 }
+
+#[tokio::test(start_paused = true)]
+async fn member_that_forgot_what_it_heard_hears_it_again_while_another_one_is_away() {
+    let mut net = Net::normal(5).await;
+    let leader = net.leader().await;
+    let others: Vec<String> = net.labels.iter().filter(|label| **label != leader).cloned().collect();
+    let (only, away) = (&others[0], &others[1]);
+    net.set_ground(false);
+    net.crash(away).await;
+    net.submit(&leader, Scope::Cluster).await;
+    // The leader cannot have it submitted: everybody tells everybody.
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    net.crash(only).await;
+    net.start(only).await;
+    let executed = net.ground.entries().len();
+    for validator in ["v1", "v2", "v3", "v4"] {
+        net.network.set_link(net.fleet.id(only), net.fleet.id(validator), true);
+    }
+    net.eventually("who reaches the validators has the batch certified", || {
+        (net.ground.entries().len() > executed).then_some(())
+    })
+    .await;
+    assert_eq!(net.leader().await, leader, "another one would have been told at once");
+}
