@@ -90,6 +90,8 @@ struct Gave {
     /// Time of the last block that entered; `None`: there were none.
     newest: Option<BlockTime>,
     answered_us: u64,
+    /// How long the log took for them.
+    entering_us: u64,
     /// Of the blocks that entered.
     bytes: usize,
     /// The validator gave a block, and a batch of it somebody else had to give.
@@ -116,6 +118,7 @@ impl Shell {
             let seen = changes.version();
             // A log in conflict takes no more blocks, whoever leads.
             if !self.is_leader() || self.machine.pulse().get().is_conflict {
+                sources.pause();
                 let _ = self.within(LOOK_INTERVAL, changes.changed(seen)).await;
                 continue;
             }
@@ -128,8 +131,8 @@ impl Shell {
             let transfer = Duration::from_micros(sources.transfer_us(turn, self.now_us()));
             match self.follow_once(turn, transfer).await {
                 Ok(gave) => {
-                    sources.brought(gave.bytes);
                     let behind = sources.gave(turn, gave.newest, gave.answered_us);
+                    sources.entered(gave.bytes, gave.entering_us);
                     for device in behind.into_iter().chain(gave.is_short.then_some(turn.device)) {
                         tracing::warn!(%device, "a validator holds blocks or batches back");
                         sources.doubt(device, self.now_us(), self.ports.entropy.next_u64());
@@ -157,7 +160,8 @@ impl Shell {
             Obstacle::NoAnswer(_) => sources.no_answer(turn, now_us, jitter_us),
             Obstacle::Source(_) => sources.doubt(device, now_us, jitter_us),
             // The order changes with the note.
-            _ => sources.begin_again(),
+            Obstacle::Link(_) if turn.is_comparison => sources.begin_again(),
+            Obstacle::Link(_) | Obstacle::Log(_) => sources.pause(),
         }
         self.pause(self.jittered(LOOK_INTERVAL)).await;
     }
@@ -174,7 +178,7 @@ impl Shell {
         for batch in answer.batches.into_inner() {
             supply.at_hand.insert(batch.digest(&self.chain), batch);
         }
-        let (mut newest, mut bytes) = (None, 0);
+        let (mut newest, mut bytes, mut entering) = (None, 0, Duration::ZERO);
         let mut blocks = (from.0..).map(Height).zip(answer.blocks.into_inner()).peekable();
         while blocks.peek().is_some() {
             let begun = tokio::time::Instant::now();
@@ -186,13 +190,19 @@ impl Shell {
                 group.add(next, time, self.parts_of(next, finalized, &mut supply).await?);
             }
             let is_full = group.is_full();
+            newest = Some(group.newest);
             let before = self.machine.pulse().get().height;
+            if before >= group.last {
+                // They stood in the log already, from a leader before, and were applied meanwhile.
+                continue;
+            }
+            let handed_over = tokio::time::Instant::now();
             self.propose_in_order(group.parts).await?;
+            entering += handed_over.elapsed();
             let height = self.machine.pulse().get().height;
             if height == before {
                 return Err(Obstacle::Source(format!("blocks above {before} changed nothing")));
             }
-            newest = Some(group.newest);
             bytes += group.bytes;
             // Others may have brought in more meanwhile.
             if height != group.last {
@@ -208,6 +218,7 @@ impl Shell {
         Ok(Gave {
             newest,
             answered_us,
+            entering_us: u64::try_from(entering.as_micros()).unwrap_or(u64::MAX),
             bytes,
             is_short: supply.is_short,
         })

@@ -5,10 +5,12 @@
 //! * Upon an answer without blocks: the next one.
 //! * Upon an answer that cannot be right, or does not come in time: that one is doubted, for a pause that grows each time. Only good conduct for as
 //!   long as the longest pause makes up for it: one right answer costs a validator that lies nothing.
+//! * Who fails, or has no blocks, begins anew the next time, as does everybody after a time without leading: what is
+//!   compared is block time with the time of this machine, whose clock drifts.
 //! * Now and then another one is asked, without a wait, for what comes next, and again while it brings much: an answer has
 //!   a bound. Upon blocks there that are newer than the followed one's by more than can have been made since: the followed
-//!   one holds blocks back, and is doubted. (Unless a cluster that was away catches up with it, and fast.) What counts is
-//!   the block time of blocks with proofs, never what somebody claims.
+//!   one holds blocks back, and is doubted. (Unless a cluster that was away catches up with it, and fast, the time apart
+//!   that blocks take to enter.) What counts is the block time of blocks with proofs, never what somebody claims.
 //! * Upon no answer to such a question: another one is asked the next time. It is not doubted: what the followed one holds
 //!   back makes the answers of the others large, and slow on a slow link.
 //! * An answer that may bring much has time for it.
@@ -52,6 +54,12 @@ pub(super) struct Sources {
     followed: Option<Followed>,
     comparisons: usize,
     compared: Option<Compared>,
+    /// The newest block that entered since this member leads.
+    entered: Option<BlockTime>,
+    /// How long blocks took to enter since the followed one answered.
+    entering_us: u64,
+    /// When the last question was asked.
+    asked_us: u64,
     /// The next answer may take so much longer than a small one: it may bring what others have not.
     spare_us: u64,
 }
@@ -72,6 +80,10 @@ struct Followed {
     /// The newest block when it was compared last, or was followed first.
     newest_before: BlockTime,
     before_us: u64,
+    /// How long blocks took to enter in between.
+    entering_us: u64,
+    /// It has answered since then, and what had entered before is known: what it brought can be told.
+    is_measured: bool,
     compare_at_us: u64,
 }
 
@@ -106,6 +118,9 @@ impl Sources {
             followed: None,
             comparisons: 0,
             compared: None,
+            entered: None,
+            entering_us: 0,
+            asked_us: 0,
             spare_us: 0,
         }
     }
@@ -117,6 +132,7 @@ impl Sources {
         is_alive: impl Fn(&DeviceId) -> bool,
         now_us: u64,
     ) -> Option<Turn> {
+        self.asked_us = now_us;
         // Of those that are doubted the one that has been for longest.
         order.sort_by_key(|device| until_us(&self.doubts, device, now_us));
         let device = *order.get(self.skipped % order.len().max(1))?;
@@ -130,7 +146,8 @@ impl Sources {
                 is_comparison: true,
             });
         }
-        if let Some(followed) = followed.filter(|followed| followed.compare_at_us <= now_us) {
+        let is_due = |followed: &Followed| followed.is_measured && followed.compare_at_us <= now_us;
+        if let Some(followed) = followed.filter(is_due) {
             let compare_at_us = now_us.saturating_add(self.compare_us);
             self.followed = Some(Followed {
                 compare_at_us,
@@ -180,37 +197,48 @@ impl Sources {
             .min(TRANSFER_US_MAX)
     }
 
-    /// An answer brought so many bytes of blocks that were new.
-    pub fn brought(&mut self, bytes: usize) {
+    /// An answer brought so many bytes of blocks that were new, which took so long to enter.
+    pub fn entered(&mut self, bytes: usize, took_us: u64) {
         // The next one holds what was made while this one came.
         self.spare_us = (bytes as u64 * 1_000 / LINK_BYTES_PER_MS_MIN).min(TRANSFER_US_MAX);
+        self.entering_us = self.entering_us.saturating_add(took_us);
     }
 
     /// The blocks of an answer that came at `at_us` have entered, up to one of time `newest`; `None`: there were none.
     /// Returns the validator that turns out to hold blocks back.
     pub fn gave(&mut self, turn: Turn, newest: Option<BlockTime>, at_us: u64) -> Option<DeviceId> {
+        let before = self.entered;
+        self.entered = before.max(newest);
         if turn.is_comparison {
             return self.compare(turn.device, newest, at_us);
         }
+        let entering_us = std::mem::take(&mut self.entering_us);
+        let followed = self.followed.take().filter(|followed| followed.device == turn.device);
         let Some(newest) = newest else {
             self.skipped = self.skipped.wrapping_add(1);
             return None;
         };
-        // Who was doubted before is on trial.
-        let is_new = !self.doubts.contains_key(&turn.device);
-        let begun = Followed {
-            device: turn.device,
-            newest,
-            at_us,
-            newest_before: newest,
-            before_us: at_us,
-            compare_at_us: at_us.saturating_add(if is_new { self.compare_us } else { 0 }),
+        let Some(followed) = followed else {
+            // Who was doubted before is on trial.
+            let is_new = !self.doubts.contains_key(&turn.device);
+            self.followed = Some(Followed {
+                device: turn.device,
+                newest,
+                at_us,
+                newest_before: before.unwrap_or(newest),
+                before_us: self.asked_us,
+                entering_us: 0,
+                is_measured: before.is_some(),
+                compare_at_us: at_us.saturating_add(if is_new { self.compare_us } else { 0 }),
+            });
+            return None;
         };
-        let followed = self.followed.filter(|followed| followed.device == turn.device);
         self.followed = Some(Followed {
             newest,
             at_us,
-            ..followed.unwrap_or(begun)
+            entering_us: followed.entering_us.saturating_add(entering_us),
+            is_measured: true,
+            ..followed
         });
         None
     }
@@ -234,14 +262,19 @@ impl Sources {
             return None;
         }
         let brought_us = followed.newest.0.saturating_sub(followed.newest_before.0);
-        let catches_up = brought_us > CATCHES_UP.saturating_mul(followed.at_us.saturating_sub(followed.before_us));
-        let uncompared_us = at_us.saturating_sub(followed.before_us);
+        // However long the log takes for what it gives: that is not its fault.
+        let took_us = followed.at_us.saturating_sub(followed.before_us);
+        let took_us = took_us.saturating_sub(followed.entering_us);
         followed.newest_before = newest.unwrap_or(last).max(followed.newest);
         followed.before_us = at_us;
-        let device = (is_behind && !catches_up).then_some(followed.device)?;
-        self.followed = None;
-        self.spare_us = uncompared_us.clamp(self.spare_us, TRANSFER_US_MAX);
-        Some(device)
+        followed.entering_us = 0;
+        followed.is_measured = false;
+        self.entering_us = 0;
+        let is_left = is_behind && brought_us <= CATCHES_UP.saturating_mul(took_us);
+        is_left
+            .then(|| self.followed.take())
+            .flatten()
+            .map(|followed| followed.device)
     }
 
     /// Whoever had the turn did not answer in time, or refused. `jitter_us`: any number.
@@ -260,7 +293,14 @@ impl Sources {
     /// Leaves `device` alone for a while. `jitter_us`: any number.
     pub fn doubt(&mut self, device: DeviceId, now_us: u64, jitter_us: u64) {
         self.begin_again();
+        self.followed = self.followed.filter(|followed| followed.device != device);
         self.doubts.entry(device).or_default().grow(now_us, jitter_us);
+    }
+
+    /// Nothing is asked for now, or nobody is reached: what was measured is of no use later.
+    pub fn pause(&mut self) {
+        self.begin_again();
+        (self.followed, self.entered, self.entering_us) = (None, None, 0);
     }
 
     /// The order has changed: the first one is next.
@@ -305,6 +345,7 @@ mod tests {
     /// A has been followed since second 0.
     fn followed() -> Sources {
         let mut sources = Sources::new(CONTACT_S * S);
+        sources.entered = Some(BlockTime(0));
         sources.gave(follow(A), Some(BlockTime(0)), 0);
         sources
     }
@@ -432,17 +473,13 @@ mod tests {
         let other = turn(&mut sources, 8 * S);
         assert_eq!(sources.transfer_us(other, 8 * S), 8 * S, "all that has been made");
         assert_eq!(sources.transfer_us(other, 80 * S), TRANSFER_US_MAX);
-        sources.brought(1_000);
-        assert_eq!(sources.gave(other, Some(BlockTime(20 * S)), 8 * S), Some(A));
-        assert_eq!(sources.transfer_us(follow(B), 8 * S), 8 * S, "all that A held back");
-        sources.brought(LINK_BYTES_PER_MS_MIN as usize * 2_000);
-        sources.gave(follow(B), Some(BlockTime(20 * S)), 9 * S);
+        sources.entered(LINK_BYTES_PER_MS_MIN as usize * 2_000, 0);
         assert_eq!(
             sources.transfer_us(follow(B), 9 * S),
             2 * S,
             "what was made while this came"
         );
-        sources.brought(0);
+        sources.entered(0, 0);
         // None of them answers in time.
         let mut times = Vec::new();
         for device in [B, C, A, B] {
@@ -450,6 +487,46 @@ mod tests {
             times.push(sources.transfer_us(follow(A), 9 * S));
         }
         assert_eq!(times, [S * 3 / 2, S * 3, S * 6, TRANSFER_US_MAX]);
+    }
+
+    #[test]
+    fn validator_whose_blocks_take_long_to_enter_stays_while_the_cluster_catches_up_with_it() {
+        let mut sources = Sources::new(CONTACT_S * S);
+        let mut now_us = 0;
+        // Half a minute of blocks in each answer, a tenth of a second apart but for the 20 s that they take to enter.
+        for answer in 1..20 {
+            let asked = turn(&mut sources, now_us);
+            assert!(answer > 2 || asked == follow(A), "nothing is known of it yet");
+            now_us += S / 10;
+            let left = sources.gave(asked, Some(BlockTime(answer * 30 * S)), now_us);
+            assert_eq!(left, None, "answer {answer}");
+            sources.entered(1_000, 20 * S);
+            now_us += 20 * S;
+        }
+    }
+
+    #[test]
+    fn what_was_measured_before_a_pause_is_held_against_nobody() {
+        let hours = 10 * 3_600;
+        let pauses: [fn(&mut Sources, u64); 3] = [
+            |sources, _| sources.pause(),
+            |sources, now_us| sources.doubt(A, now_us, 0),
+            |sources, now_us| assert_eq!(sources.gave(follow(A), None, now_us), None),
+        ];
+        for pause in pauses {
+            let mut sources = followed();
+            pause(&mut sources, 9 * S);
+            sources.begin_again();
+            let now_us = hours * S;
+            assert_eq!(turn(&mut sources, now_us), follow(A));
+            // The clock of this machine has lost 18 s.
+            let newest_us = now_us + 18 * S;
+            assert_eq!(sources.gave(follow(A), Some(BlockTime(newest_us)), now_us), None);
+            let asked = turn(&mut sources, now_us + CONTACT_S * S);
+            let next_us = now_us + CONTACT_S * S;
+            let left = sources.gave(asked, Some(BlockTime(newest_us + CONTACT_S * S)), next_us);
+            assert_eq!(left, None);
+        }
     }
 
     #[test]

@@ -2,8 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
+use cluster_agent::raft::ProposeOutcome;
 use common::{
     batch::CertifiedBatch,
+    block::{Advance, AdvancePart},
+    codec::encode,
+    entry::LogEntry,
     ids::{ClusterId, Height, LogIndex},
     task::{Scope, Task},
     testing::{ClusterLog, Fleet, task},
@@ -188,4 +192,31 @@ async fn validator_that_gives_one_block_at_a_time_is_left_where_no_answer_holds_
     let behind = place.net.ground.height().0 - place.height().0;
     // 64 blocks come with an answer.
     assert!(behind <= 400, "{behind} blocks behind, sixty a second");
+}
+
+#[tokio::test(start_paused = true)]
+async fn blocks_that_enter_by_another_way_while_an_answer_comes_are_nobody_s_fault() {
+    let place = Place::with(Lie::IsSlow).await;
+    let net = &place.net;
+    // The first question may have been asked of it before it came.
+    for _ in 0..2 {
+        let asked = place.liar.asked();
+        net.eventually("it is asked", || (place.liar.asked() > asked).then_some(()))
+            .await;
+    }
+    net.ground.grow(1);
+    // As those of a leader before, which stand in the log and are applied when their successor has asked.
+    let finalized = net.ground.newest_block();
+    let (height, digest) = (finalized.block.header.height, finalized.block.digest());
+    let batches = Vec::new().try_into().unwrap();
+    let leader = net.leader().await;
+    for part in AdvancePart::split(height, digest, &encode(&Advance { finalized, batches })) {
+        let entry = encode(&LogEntry::GlobalAdvance(part));
+        let outcome = net.agent(&leader).raft().propose(entry.into(), SOON).await;
+        assert!(matches!(outcome, ProposeOutcome::Committed { .. }), "{outcome:?}");
+    }
+    assert!(place.height() >= height || place.applied(height).await < SOON);
+    let asked = place.liar.asked();
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert!(place.liar.asked() > asked, "it was left");
 }

@@ -147,6 +147,12 @@ impl Ground {
         height
     }
 
+    /// The block with the greatest height.
+    pub fn newest_block(&self) -> FinalizedBlock {
+        let state = self.state.lock().unwrap();
+        state.blocks.last().expect("there is one").clone()
+    }
+
     /// Makes blocks without batches.
     pub fn grow(&self, blocks: u32) {
         for _ in 0..blocks {

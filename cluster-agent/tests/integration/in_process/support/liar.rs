@@ -31,6 +31,8 @@ pub enum Lie {
     RowDroppedByDigest,
     /// One block, so late that it just counts as an answer.
     Drips,
+    /// None, but what it knows comes a second later.
+    IsSlow,
     /// Batches by digest are never answered.
     KeepsBatches,
 }
@@ -75,6 +77,7 @@ impl Liar {
                 tokio::time::sleep(late).await;
                 blocks.truncate(1);
             }
+            Lie::IsSlow => tokio::time::sleep(Duration::from_secs(1)).await,
             Lie::RowDroppedByDigest | Lie::KeepsBatches => followed.batches = Vec::new().try_into().unwrap(),
         }
         followed.blocks = blocks.try_into().unwrap();
