@@ -170,7 +170,7 @@ pub fn run_staged(plan: Plan, staging: Staging<'_>) -> Report {
 }
 
 /// Between two looks at processes and faults.
-const TICK: Duration = Duration::from_millis(20);
+pub(crate) const TICK_US: u64 = 20_000;
 /// Looks at sizes and logs come every so many ticks.
 const TICKS_PER_INSPECTION: u64 = 50;
 /// Looks at the health of a healed fleet come every so many ticks.
@@ -232,7 +232,7 @@ async fn simulate(plan: Plan, mut staging: Staging<'_>) -> Report {
 impl World {
     /// One tick. False when something is broken.
     async fn tick(&mut self) -> bool {
-        tokio::time::sleep(TICK).await;
+        tokio::time::sleep(Duration::from_micros(TICK_US)).await;
         self.ticks += 1;
         let now_us = self.trace.now_us();
         self.nemesis.step(&mut self.fleet, now_us);

@@ -13,9 +13,18 @@ use serde::{Deserialize, Serialize};
 use crate::{
     byzantine::Enemy,
     faults::Strike,
-    run::{Plan, Report},
+    run::{Plan, Report, TICK_US},
     scenario::{ScriptedEnemy, enemies},
 };
+
+/// Longest run, virtual seconds.
+const SECS_MAX: u64 = 86_400;
+
+/// Latest beginning of a fault in a run of `secs`, virtual microseconds: faults begin at looks, the last of which may come
+/// up to a tick after the end.
+fn last_strike_us(secs: u64) -> u64 {
+    secs * 1_000_000 + TICK_US
+}
 
 /// Which population, in files and on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -111,17 +120,52 @@ impl Schedule {
     pub fn from_toml(text: &str) -> Result<Self, ScheduleError> {
         let schedule: Self =
             toml::from_str(text).map_err(|error| ScheduleError(error.to_string().trim_end().into()))?;
-        if !(1..=86_400).contains(&schedule.secs) {
-            return Err(ScheduleError(format!("secs {} is not in 1 to 86400", schedule.secs)));
+        if !(1..=SECS_MAX).contains(&schedule.secs) {
+            let secs = schedule.secs;
+            return Err(ScheduleError(format!("secs {secs} is not in 1 to {SECS_MAX}")));
         }
         let numbers_rise = schedule.strikes.is_sorted_by(|a, b| a.number < b.number);
         if !numbers_rise || !schedule.strikes.is_sorted_by_key(|strike| strike.at_us) {
             return Err(ScheduleError("strikes must ascend by number and at_us".into()));
         }
+        schedule.check_times().map_err(ScheduleError)?;
         let enemies = enemies(&schedule.enemies).map_err(ScheduleError)?;
         let population = schedule.population.plan(schedule.seed).population;
         enemies.check(population).map_err(ScheduleError)?;
         Ok(schedule)
+    }
+
+    /// Each strike begins while faults come, and does not last beyond what any run does.
+    fn check_times(&self) -> Result<(), String> {
+        let secs = self.secs;
+        for Strike {
+            number,
+            at_us,
+            lasts_us,
+            ..
+        } in &self.strikes
+        {
+            if *at_us > last_strike_us(secs) {
+                return Err(format!(
+                    "strike {number} at_us {at_us} begins after the {secs} s in which faults come, and would do nothing: \
+                     let it come earlier, or give the run more secs"
+                ));
+            }
+            if *lasts_us > SECS_MAX * 1_000_000 {
+                return Err(format!(
+                    "strike {number} lasts_us {lasts_us} is above {SECS_MAX} s, the longest run: give it less time; all \
+                     faults end after {secs} s"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The same run, cut off after `secs`: without the strikes that would begin later.
+    fn cut_to(&self, secs: u64) -> Self {
+        let mut cut = Self { secs, ..self.clone() };
+        cut.strikes.retain(|strike| strike.at_us <= last_strike_us(secs));
+        cut
     }
 
     /// The file's text.
@@ -188,10 +232,7 @@ pub fn shrink(first: Schedule, tries_max: u32, mut fails: impl FnMut(&Schedule) 
     let needed_secs = busy_until_us.unwrap_or(0) / 1_000_000 + 1;
     for secs in [needed_secs, smallest.secs / 2, smallest.secs * 3 / 4] {
         if (1..smallest.secs).contains(&secs) {
-            let smaller = Schedule {
-                secs,
-                ..smallest.clone()
-            };
+            let smaller = smallest.cut_to(secs);
             if try_it(&mut smallest, smaller) {
                 break;
             }
@@ -250,6 +291,16 @@ mod tests {
         assert!(told("number = 1\n", "number = 99\n").contains("ascend"));
         assert!(told("who = \"v", "who = \"x").contains("cannot be an enemy"));
         assert!(told("seed", "sead").contains("sead"));
+        let late = told("secs = 30", "secs = 11");
+        assert!(
+            late.contains("strike 12") && late.contains("12000000") && late.contains("11 s"),
+            "{late}"
+        );
+        let long = told("lasts_us = 500000", "lasts_us = 9223372036854775807");
+        assert!(
+            long.contains("strike 1 ") && long.contains("9223372036854775807"),
+            "{long}"
+        );
     }
 
     #[test]
@@ -264,6 +315,16 @@ mod tests {
         let left: Vec<u64> = smallest.strikes.iter().map(|strike| strike.number).collect();
         assert_eq!(left, needed);
         assert!(smallest.enemies.is_empty() && smallest.secs < first.secs && tries < 100);
+    }
+
+    #[test]
+    fn strikes_that_no_longer_come_are_left_out_with_the_time() {
+        let first = Schedule { secs: 20, ..schedule() };
+        let fails = |schedule: &Schedule| schedule.secs == 10 || *schedule == first;
+        let (smallest, _) = shrink(first.clone(), 200, fails);
+        assert_eq!(smallest.secs, 10);
+        assert_eq!(smallest.strikes.last().map(|strike| strike.number), Some(10));
+        assert_eq!(Schedule::from_toml(&smallest.to_toml()), Ok(smallest));
     }
 
     #[test]
