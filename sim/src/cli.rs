@@ -6,6 +6,7 @@
 //! `sim mutants` breaks rules on purpose and shows which checker notices.
 
 mod print;
+mod say;
 mod soak;
 mod tools;
 
@@ -17,8 +18,10 @@ use std::{
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use print::{as_json, print_table};
+use print::{as_json, as_table};
+use say::{note, say};
 use soak::soak;
+use tools::{EXIT_INVALID, invalid};
 
 use crate::{
     mutants::{self, Stage},
@@ -102,7 +105,7 @@ enum Command {
     },
     /// Runs one fleet and writes one page that shows it, for a browser without a network; exit 1 when an invariant broke.
     Report {
-        /// Determines the run.
+        /// Determines the run; a schedule has its own.
         #[arg(long, default_value_t = 1)]
         seed: u64,
         #[command(flatten)]
@@ -111,7 +114,7 @@ enum Command {
         #[arg(long, conflicts_with_all = ["population", "secs", "fault_every"])]
         scenario: Option<PathBuf>,
         /// A schedule that `shrink` wrote, instead of drawn faults.
-        #[arg(long, conflicts_with_all = ["population", "secs", "fault_every", "scenario"])]
+        #[arg(long, conflicts_with_all = ["seed", "population", "secs", "fault_every", "scenario"])]
         schedule: Option<PathBuf>,
         /// Where the page is written.
         #[arg(long, default_value = "report.html")]
@@ -158,8 +161,14 @@ fn stage(text: &str) -> Result<Stage, String> {
 
 fn checker(text: &str) -> Result<&'static str, String> {
     let known = crate::checkers::NAMES.iter().find(|name| **name == text);
-    let problem = || format!("\"{text}\" is none of {}", crate::checkers::NAMES.join(", "));
-    known.copied().ok_or_else(problem)
+    known.copied().ok_or_else(|| {
+        let problem = if crate::witness::OF_THE_RUN.contains(&text) {
+            format!("\"{text}\" is judged by the run itself, by no checker; checkers are")
+        } else {
+            format!("\"{text}\" is none of")
+        };
+        format!("{problem} {}", crate::checkers::NAMES.join(", "))
+    })
 }
 
 #[cfg(feature = "seeded-bugs")]
@@ -203,7 +212,7 @@ impl Shape {
 #[must_use]
 pub fn main() -> ExitCode {
     if let Err(error) = common::crypto::known_answers::check() {
-        eprintln!("sim: {error}");
+        note(&error.to_string());
         return ExitCode::from(78);
     }
     let is_clean = match Arguments::parse().command {
@@ -217,10 +226,7 @@ pub fn main() -> ExitCode {
                 let again = format!("sim run --scenario {} --seed {seed}", path.display());
                 run_one(output, &again, || run_scenario(&scenario, seed))
             }
-            Err(problem) => {
-                eprintln!("sim: {}: {problem}", path.display());
-                return ExitCode::from(6);
-            }
+            Err(problem) => return invalid(&path, problem),
         },
         Command::Run {
             seed,
@@ -297,34 +303,34 @@ fn timed<T>(run: impl FnOnce() -> T) -> (T, Duration) {
 
 fn run_one(output: Output, again: &str, run: impl FnOnce() -> Report) -> bool {
     let (report, wall) = timed(run);
-    match output {
-        Output::Json => println!("{}", as_json(&report, wall)),
-        Output::Table => print_table(&report, wall),
-    }
+    let is_said = say(&match output {
+        Output::Json => as_json(&report, wall).to_string(),
+        Output::Table => as_table(&report, wall),
+    });
     complain(&report, again);
-    report.violation.is_none()
+    is_said && report.violation.is_none()
 }
 
 fn judge_checkers(sample: Option<u16>, bug: Option<&str>, seeds_max: u64, jobs: u8, output: Output) -> ExitCode {
     let rows = mutants::rows(sample.map(usize::from), bug, COMMIT);
     if rows.is_empty() {
-        eprintln!("sim: \"{}\" is no seeded bug", bug.unwrap_or_default());
-        return ExitCode::from(6);
+        note(&format!("\"{}\" is no seeded bug", bug.unwrap_or_default()));
+        return ExitCode::from(EXIT_INVALID);
     }
-    eprintln!("sim: rows {} of commit {COMMIT}", mutants::places(&rows));
+    note(&format!("rows {} of commit {COMMIT}", mutants::places(&rows)));
     let judged = mutants::build().and_then(|binary| mutants::judge(&binary, &rows, seeds_max, jobs));
     let outcomes = match judged {
         Ok(outcomes) => outcomes,
         Err(problem) => {
-            eprintln!("sim: {problem}");
-            return ExitCode::from(6);
+            note(&problem);
+            return ExitCode::from(EXIT_INVALID);
         }
     };
-    match output {
-        Output::Json => println!("{}", mutants::as_json(&outcomes)),
-        Output::Table => print!("{}", mutants::as_table(&outcomes)),
-    }
-    if outcomes.iter().all(mutants::Outcome::is_good) {
+    let is_said = say(&match output {
+        Output::Json => mutants::as_json(&outcomes).to_string(),
+        Output::Table => mutants::as_table(&outcomes),
+    });
+    if is_said && outcomes.iter().all(mutants::Outcome::is_good) {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
@@ -338,6 +344,47 @@ fn complain(report: &Report, again: &str) {
 }
 
 fn complain_of(seed: u64, what: &str, again: &str) {
-    eprintln!("sim: seed {seed} of commit {COMMIT} {what}");
-    eprintln!("sim: again with: {again}");
+    note(&format!("seed {seed} of commit {COMMIT} {what}"));
+    note(&format!("again with: {again}"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_run_judges_itself_is_no_checker_and_is_said_to_be_none() {
+        assert_eq!(checker("durable"), Ok("durable"));
+        for name in crate::witness::OF_THE_RUN {
+            let told = checker(name).unwrap_err();
+            assert!(told.contains("by the run itself") && told.contains("durable"), "{told}");
+        }
+        assert!(checker("durabel").unwrap_err().contains("is none of durable"));
+    }
+
+    #[test]
+    fn run_has_one_source() {
+        let is_accepted = |line: &str| Arguments::try_parse_from(line.split(' ')).is_ok();
+        for line in [
+            "sim run --seed 3 --secs 5",
+            "sim run --seed 3 --scenario f",
+            "sim run --seed 3 --stage storm",
+            "sim report --seed 3 --scenario f",
+            "sim report --schedule f",
+        ] {
+            assert!(is_accepted(line), "{line}");
+        }
+        for line in [
+            "sim run --scenario f --secs 5",
+            "sim run --scenario f --population fleet",
+            "sim run --scenario f --stage storm",
+            "sim run --stage storm --fault-every 5",
+            "sim report --scenario f --secs 5",
+            "sim report --scenario f --schedule f",
+            "sim report --schedule f --seed 3",
+            "sim report --schedule f --secs 5",
+        ] {
+            assert!(!is_accepted(line), "{line}");
+        }
+    }
 }

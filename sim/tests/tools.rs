@@ -1,7 +1,8 @@
 //! What `sim shrink`, `replay` and `report` rest on, over real runs; and what the binary says.
 
 use std::{
-    process::{Command, Output},
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
     time::Duration,
 };
 
@@ -126,13 +127,26 @@ fn page_of_a_run_shows_it_and_needs_no_network() {
     assert!(html.len() < 1_000_000, "{}", html.len());
 }
 
+/// An empty folder of a test's own.
+fn folder(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+/// The binary, about to run in `folder`.
+fn sim_in(folder: &Path, arguments: &[&str]) -> Command {
+    let mut sim = Command::new(env!("CARGO_BIN_EXE_sim"));
+    sim.current_dir(folder).args(arguments);
+    sim
+}
+
 /// Runs the binary in a folder of its own, with this story in it as `story.toml`.
 fn sim(name: &str, story: &str, arguments: &[&str]) -> Output {
-    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    std::fs::create_dir_all(&folder).unwrap();
+    let folder = folder(name);
     std::fs::write(folder.join("story.toml"), story).unwrap();
-    let mut sim = Command::new(env!("CARGO_BIN_EXE_sim"));
-    sim.current_dir(folder).args(arguments).output().unwrap()
+    sim_in(&folder, arguments).output().unwrap()
 }
 
 /// Nobody dies in it, and it says that somebody does.
@@ -187,5 +201,82 @@ fn mistake_in_a_story_is_said_in_words_with_exit_code_6() {
         let said = String::from_utf8_lossy(&ran.stderr);
         assert_eq!(ran.status.code(), Some(6), "{wrong}: {said}");
         assert!(said.starts_with("sim: story.toml: scenario: "), "{wrong}: {said}");
+    }
+}
+
+#[test]
+fn place_that_cannot_be_written_is_named_before_the_run_and_nothing_is_left_where_nothing_is_written() {
+    let folder = folder("unwritable");
+    std::fs::write(folder.join("kept.toml"), "kept").unwrap();
+    std::fs::write(folder.join("story.toml"), BROKEN.replace("agents = 3", "agents = 2")).unwrap();
+    let run = |arguments: &[&str]| {
+        let ran = sim_in(&folder, arguments).output().unwrap();
+        (ran.status.code(), String::from_utf8_lossy(&ran.stderr).into_owned())
+    };
+    // A day of a whole fleet: nobody waits for it here.
+    let long = ["--population", "fleet", "--secs", "86400"];
+    for command in [["shrink", "--seed=1"], ["report", "--seed=1"]] {
+        let nowhere = [&command[..], &["--out", "nowhere/out"], &long[..]].concat();
+        let (code, said) = run(&nowhere);
+        assert_eq!(code, Some(6), "{said}");
+        assert!(said.starts_with("sim: nowhere/out: "), "{said}");
+    }
+    for out in ["new.toml", "kept.toml"] {
+        let nothing_breaks = ["shrink", "--seed", "1", "--secs", "1", "--out", out];
+        assert_eq!(run(&nothing_breaks), (Some(0), String::new()));
+        let (code, said) = run(&["report", "--scenario", "story.toml", "--out", out]);
+        assert!(code == Some(6) && said.starts_with("sim: story.toml: "), "{said}");
+    }
+    assert!(!folder.join("new.toml").exists());
+    assert_eq!(std::fs::read_to_string(folder.join("kept.toml")).unwrap(), "kept");
+}
+
+#[test]
+fn reader_that_has_read_enough_ends_nothing_but_the_printing() {
+    let folder = folder("read-enough");
+    std::fs::write(folder.join("story.toml"), BROKEN).unwrap();
+    for (arguments, code) in [
+        (&["run", "--secs", "1"][..], 0),
+        (&["soak", "--seeds", "1..2", "--secs", "1"], 0),
+        (&["shrink", "--seed", "1", "--secs", "1"], 0),
+        (&["run", "--scenario", "story.toml"], 1),
+    ] {
+        let mut sim = sim_in(&folder, arguments);
+        let mut sim = sim.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(sim.stdout.take());
+        let ran = sim.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&ran.stderr);
+        assert_eq!(ran.status.code(), Some(code), "{arguments:?}: {said}");
+        assert!(!said.contains("panicked"), "{arguments:?}: {said}");
+    }
+    // Nobody reads its remarks either.
+    let mut sim = sim_in(&folder, &["run", "--scenario", "story.toml"]);
+    let mut sim = sim.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(sim.stderr.take());
+    assert_eq!(sim.wait().unwrap().code(), Some(1));
+}
+
+#[test]
+fn mistake_in_a_schedule_is_said_in_words_with_exit_code_6() {
+    let mut plan = Plan::small(3);
+    plan.lasts = Duration::from_secs(6);
+    plan.weather.every_us = 1_500_000;
+    let good = Schedule::of(Size::Small, &run(plan));
+    assert!(!good.strikes.is_empty());
+    let folder = folder("mistaken-schedule");
+    for (secs, lasts_us, told) in [
+        (6, i64::MAX as u64, "lasts_us 9223372036854775807"),
+        (1, 500_000, "at_us"),
+    ] {
+        let mut bad = Schedule { secs, ..good.clone() };
+        bad.strikes[0].lasts_us = lasts_us;
+        std::fs::write(folder.join("bad.toml"), bad.to_toml()).unwrap();
+        let ran = sim_in(&folder, &["replay", "bad.toml"]).output().unwrap();
+        let said = String::from_utf8_lossy(&ran.stderr);
+        assert_eq!(ran.status.code(), Some(6), "{said}");
+        assert!(
+            said.starts_with("sim: bad.toml: schedule: strike 1 ") && said.contains(told),
+            "{said}"
+        );
     }
 }

@@ -104,39 +104,39 @@ pub(super) fn as_json(report: &Report, wall: Duration) -> Value {
     })
 }
 
-pub(super) fn print_table(report: &Report, wall: Duration) {
+pub(super) fn as_table(report: &Report, wall: Duration) -> String {
     let population = report.plan.population;
-    println!("seed          {} (commit {COMMIT})", report.plan.seed);
-    println!(
-        "population    {} clusters of {} agents, {} validators",
-        population.clusters, population.agents, population.validators
-    );
-    println!("trace hash    {}", report.trace_hash.to_hex());
-    for (word, event) in EVENTS {
-        println!("{word:<13} {}", report.counts.of(event));
-    }
-    println!(
-        "virtual time  {}.{:03} s, {:.1} times as fast as real time",
-        report.virtual_ms / 1_000,
-        report.virtual_ms % 1_000,
-        speed(report, wall)
-    );
-    println!(
-        "tasks         {} acknowledged, {} final, {} completions, {} ended and left",
-        report.tasks_acked, report.tasks_final, report.completed, report.tasks_left
-    );
-    println!(
-        "clients       {} retries, {} linearizable reads, {} refused for want of a majority",
-        report.retries, report.linearizable_reads, report.no_quorum
-    );
-    println!("height        {}", report.height);
-    for enemy in &report.enemies {
-        println!("{:<13} {enemy}", "enemy");
-    }
+    let mut lines = vec![
+        format!("seed          {} (commit {COMMIT})", report.plan.seed),
+        format!(
+            "population    {} clusters of {} agents, {} validators",
+            population.clusters, population.agents, population.validators
+        ),
+        format!("trace hash    {}", report.trace_hash.to_hex()),
+    ];
+    lines.extend(EVENTS.map(|(word, event)| format!("{word:<13} {}", report.counts.of(event))));
+    lines.extend([
+        format!(
+            "virtual time  {}.{:03} s, {:.1} times as fast as real time",
+            report.virtual_ms / 1_000,
+            report.virtual_ms % 1_000,
+            speed(report, wall)
+        ),
+        format!(
+            "tasks         {} acknowledged, {} final, {} completions, {} ended and left",
+            report.tasks_acked, report.tasks_final, report.completed, report.tasks_left
+        ),
+        format!(
+            "clients       {} retries, {} linearizable reads, {} refused for want of a majority",
+            report.retries, report.linearizable_reads, report.no_quorum
+        ),
+        format!("height        {}", report.height),
+    ]);
+    lines.extend(report.enemies.iter().map(|enemy| format!("{:<13} {enemy}", "enemy")));
     for family in Family::ALL {
         let of_family = report.faults.iter().filter(|fault| fault.family == family);
-        for fault in of_family {
-            println!(
+        lines.extend(of_family.map(|fault| {
+            format!(
                 "{:<13} {:>6}.{:03} to {:>6}.{:03} s: {}",
                 family.word(),
                 fault.from_ms / 1_000,
@@ -144,13 +144,12 @@ pub(super) fn print_table(report: &Report, wall: Duration) {
                 fault.until_ms / 1_000,
                 fault.until_ms % 1_000,
                 fault.what
-            );
-        }
+            )
+        }));
     }
     if report.violation.is_some() {
-        for line in &report.processes {
-            println!("{line}");
-        }
+        lines.extend(report.processes.iter().cloned());
     }
-    println!("violations    {}", u64::from(report.violation.is_some()));
+    lines.push(format!("violations    {}", u64::from(report.violation.is_some())));
+    lines.join("\n")
 }

@@ -16,7 +16,11 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{COMMIT, Output, Shape, complain, complain_of, timed};
+use super::{
+    COMMIT, Output, Shape, complain, complain_of,
+    say::{note, say},
+    timed,
+};
 use crate::run::{Report, run};
 
 /// What broke with one seed.
@@ -59,7 +63,7 @@ pub(super) fn soak((from, to): (u64, u64), jobs: u8, shape: Shape, output: Outpu
             let mut totals = totals.lock().unwrap_or_else(PoisonError::into_inner);
             totals.add(seed, outcome, &shape.command(seed));
             if totals.runs.is_multiple_of(RUNS_PER_WORD) {
-                eprintln!("sim: {} of {} runs, {}", totals.runs, to - from, totals.in_words());
+                note(&format!("{} of {} runs, {}", totals.runs, to - from, totals.in_words()));
             }
         }
     };
@@ -77,14 +81,14 @@ pub(super) fn soak((from, to): (u64, u64), jobs: u8, shape: Shape, output: Outpu
     let mut totals = totals.into_inner().unwrap_or_else(PoisonError::into_inner);
     totals.violations.sort_by_key(|broken| broken.seed);
     let wall = began.elapsed();
-    match output {
-        Output::Json => println!("{}", totals.as_json((from, to), wall)),
-        Output::Table => print!("{}", totals.as_table((from, to), wall)),
-    }
+    let is_said = say(&match output {
+        Output::Json => totals.as_json((from, to), wall).to_string(),
+        Output::Table => totals.as_table((from, to), wall),
+    });
     if shape.plan(from).weather.every_us > 0 && totals.faults.is_empty() {
-        eprintln!("sim: no fault came in any of these runs: more --secs or a smaller --fault-every brings some");
+        note("no fault came in any of these runs: more --secs or a smaller --fault-every brings some");
     }
-    totals.violations.is_empty()
+    is_said && totals.violations.is_empty()
 }
 
 /// A run and the wall time it took; of one that panicked, what it said.

@@ -1,11 +1,16 @@
 //! `sim shrink`, `sim replay` and `sim report`.
 
 use std::{
+    fs::{File, OpenOptions},
+    io::{self, ErrorKind},
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use super::{COMMIT, Output, Shape, complain, read_scenario, run_one};
+use super::{
+    COMMIT, Output, Shape, complain, read_scenario, run_one,
+    say::{note, say},
+};
 use crate::{
     page::page,
     run::{Staging, run, run_schedule, run_staged},
@@ -14,11 +19,21 @@ use crate::{
 };
 
 /// Input that is invalid, or a file that cannot be read or written.
-const EXIT_INVALID: u8 = 6;
+pub(super) const EXIT_INVALID: u8 = 6;
 
-fn invalid(path: &Path, problem: impl std::fmt::Display) -> ExitCode {
-    eprintln!("sim: {}: {problem}", path.display());
+pub(super) fn invalid(path: &Path, problem: impl std::fmt::Display) -> ExitCode {
+    note(&format!("{}: {problem}", path.display()));
     ExitCode::from(EXIT_INVALID)
+}
+
+/// Whether `path` can be written, asked before minutes of work: a file that is there keeps what it holds, and none is
+/// left where none was.
+fn check_writable(path: &Path) -> io::Result<()> {
+    match File::create_new(path) {
+        Ok(_) => std::fs::remove_file(path),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => OpenOptions::new().write(true).open(path).map(drop),
+        Err(error) => Err(error),
+    }
 }
 
 fn read_schedule(path: &Path) -> Result<Schedule, String> {
@@ -28,13 +43,19 @@ fn read_schedule(path: &Path) -> Result<Schedule, String> {
 
 /// Runs `seed`, and if it breaks something finds and writes the smallest schedule that breaks the same.
 pub(super) fn shrink(shape: Shape, seed: u64, tries_max: u32, out: Option<PathBuf>) -> ExitCode {
+    let out = out.unwrap_or_else(|| PathBuf::from(format!("shrunk-{seed}.toml")));
+    if let Err(error) = check_writable(&out) {
+        return invalid(&out, error);
+    }
     let report = run(shape.plan(seed));
     let Some(Violation { checker, .. }) = report.violation else {
-        println!("seed {seed} of commit {COMMIT} breaks nothing: there is nothing to shrink");
+        say(&format!(
+            "seed {seed} of commit {COMMIT} breaks nothing: there is nothing to shrink"
+        ));
         return ExitCode::SUCCESS;
     };
     let first = Schedule::of(shape.population, &report);
-    eprintln!("sim: {} faults: {}", first.strikes.len(), first.violation);
+    note(&format!("{} faults: {}", first.strikes.len(), first.violation));
     let (faults, mut last) = (first.strikes.len(), report);
     let (mut smallest, tries) = shrunk(first, tries_max, |smaller| {
         let report = run_schedule(smaller);
@@ -42,12 +63,12 @@ pub(super) fn shrink(shape: Shape, seed: u64, tries_max: u32, out: Option<PathBu
             .violation
             .as_ref()
             .is_some_and(|violation| violation.checker == checker);
-        eprintln!(
-            "sim: {} faults, {} s: {}",
+        let outcome = if is_same { "still broken" } else { "not broken so" };
+        note(&format!(
+            "{} faults, {} s: {outcome}",
             smaller.strikes.len(),
-            smaller.secs,
-            if is_same { "still broken" } else { "not broken so" }
-        );
+            smaller.secs
+        ));
         if is_same {
             last = report;
         }
@@ -56,17 +77,16 @@ pub(super) fn shrink(shape: Shape, seed: u64, tries_max: u32, out: Option<PathBu
     smallest.violation = last.violation.as_ref().map(ToString::to_string).unwrap_or_default();
     smallest.trace_hash = last.trace_hash.to_hex();
     smallest.commit = COMMIT.to_owned();
-    let out = out.unwrap_or_else(|| PathBuf::from(format!("shrunk-{seed}.toml")));
     let text = smallest.to_toml();
+    say(&text);
     if let Err(error) = std::fs::write(&out, &text) {
         return invalid(&out, error);
     }
-    println!("{text}");
-    println!(
-        "# {} of {faults} faults are needed ({tries} tries)",
-        smallest.strikes.len()
-    );
-    println!("# again with: sim replay {}", out.display());
+    let needed = smallest.strikes.len();
+    say(&format!(
+        "# {needed} of {faults} faults are needed ({tries} tries)\n# again with: sim replay {}",
+        out.display()
+    ));
     ExitCode::FAILURE
 }
 
@@ -85,10 +105,10 @@ pub(super) fn replay(file: &Path, output: Output) -> ExitCode {
     });
     let differs = !schedule.trace_hash.is_empty() && schedule.trace_hash != hash;
     if differs {
-        eprintln!(
-            "sim: the trace differs from the one in the file, which commit {} wrote; this is {COMMIT}",
+        note(&format!(
+            "the trace differs from the one in the file, which commit {} wrote; this is {COMMIT}",
             schedule.commit
-        );
+        ));
     }
     if is_clean && !(differs && is_same_build(&schedule.commit)) {
         ExitCode::SUCCESS
@@ -111,6 +131,9 @@ pub(super) fn report(
     schedule: Option<PathBuf>,
     out: &Path,
 ) -> ExitCode {
+    if let Err(error) = check_writable(out) {
+        return invalid(out, error);
+    }
     let mut staging = Staging {
         is_filmed: true,
         ..Staging::default()
@@ -135,11 +158,15 @@ pub(super) fn report(
         }
         (None, None) => (run_staged(shape.plan(seed), staging), shape.command(seed)),
     };
+    complain(&report, &again);
     if let Err(error) = std::fs::write(out, page(&report, COMMIT, &again)) {
         return invalid(out, error);
     }
-    println!("{} (seed {} of commit {COMMIT})", out.display(), report.plan.seed);
-    complain(&report, &again);
+    say(&format!(
+        "{} (seed {} of commit {COMMIT})",
+        out.display(),
+        report.plan.seed
+    ));
     if report.violation.is_none() {
         ExitCode::SUCCESS
     } else {
