@@ -4,7 +4,7 @@
 //! It is over, in order: virtual time, kind, the two ends, length and the bytes, for
 //! * every frame delivered and every frame dropped,
 //! * every disk sync,
-//! * every state digest after an apply,
+//! * the digest of a state at each look at it after it moved; entries that are applied in one go are one look,
 //! * every start and end of a process.
 //!
 //! One byte flipped or one sync left out changes it. The counts behind it are printed beside it.
@@ -26,7 +26,7 @@ pub enum Event {
     Dropped,
     /// Bytes became durable.
     Synced,
-    /// A state machine stands at a new digest.
+    /// A state machine was found to have moved.
     Applied,
     /// A process started.
     Started,

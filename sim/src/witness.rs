@@ -23,6 +23,10 @@ use crate::{
     trace::Trace,
 };
 
+/// Names of violations that no checker finds, beside [`NAMES`](crate::checkers::NAMES): a panic, a process that ends or does
+/// not start without a reason, a story that did not come about.
+pub const OF_THE_RUN: [&str; 3] = ["no-panic", "restarts", "expectation"];
+
 /// An invariant that broke.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
@@ -142,6 +146,10 @@ impl Witness {
 
     /// Something that no checker can see is wrong.
     pub fn violate(&self, checker: &'static str, what: String) {
+        debug_assert!(
+            crate::checkers::NAMES.contains(&checker) || OF_THE_RUN.contains(&checker),
+            "{checker} is in no list"
+        );
         let at_ms = self.trace.now_us() / 1_000;
         let mut inner = self.lock();
         if inner.only.is_none_or(|only| only == checker) {
