@@ -20,6 +20,7 @@ use cluster_agent::{agent::AgentHandle, raft::RaftRole};
 use common::{
     genesis::Genesis,
     ids::{ClusterId, DeviceId, Founding, NodeIdx, RaftNodeId},
+    registry::Member,
     testing::Fleet,
     wire::frame::{Hello, WIRE_VERSION},
 };
@@ -65,6 +66,30 @@ struct Machine {
     /// The faults that stop this life of its process, and since when there is one.
     paused_by: BTreeSet<u64>,
     paused_since_us: u64,
+}
+
+impl Machine {
+    /// The machine of `member`, or with [`Host::Second`] another one of its identity; nothing runs on it yet.
+    fn new(id: ProcessId, member: &Member, host: Host, disk: SimDisk, clock: SimClock) -> Self {
+        Self {
+            id,
+            idx: member.idx,
+            device: member.id,
+            cluster: member.cluster,
+            host,
+            disk,
+            clock,
+            process: None,
+            started_off_us: 0,
+            crash_at_apply: CrashSwitch::default(),
+            crash_wanted_by: BTreeSet::new(),
+            down_until_us: 0,
+            is_lost: false,
+            troubles: Troubles::default(),
+            paused_by: BTreeSet::new(),
+            paused_since_us: 0,
+        }
+    }
 }
 
 struct AgentSlot {
@@ -185,24 +210,7 @@ impl SimFleet {
             let drift_ppm = drifts.between(0, 2 * most) as i64 - most as i64;
             // Machines booted at different times.
             let clock = SimClock::new(sim.trace.clone(), u64::from(member.idx.0 + 1) * 60_000_000, drift_ppm);
-            let machine = Machine {
-                id: ProcessId(member.idx.0),
-                idx: member.idx,
-                device: member.id,
-                cluster: member.cluster,
-                host: Host::First,
-                disk,
-                clock,
-                process: None,
-                started_off_us: 0,
-                crash_at_apply: CrashSwitch::default(),
-                crash_wanted_by: BTreeSet::new(),
-                down_until_us: 0,
-                is_lost: false,
-                troubles: Troubles::default(),
-                paused_by: BTreeSet::new(),
-                paused_since_us: 0,
-            };
+            let machine = Machine::new(ProcessId(member.idx.0), member, Host::First, disk, clock);
             sim.machines.insert(name, machine);
         }
         sim

@@ -1,11 +1,8 @@
 //! Processes of a run that fall into an enemy's hands, and what is done to them beside their messages.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{CrashSwitch, Machine, SimFleet, Troubles};
+use super::{Machine, SimFleet};
 use crate::{
     byzantine::{ActorKind, Enemies, EnemyReport, Hacked, Hand, Post, twins},
     ports::{Host, SimClock, SimDisk},
@@ -69,28 +66,13 @@ impl SimFleet {
 
     /// A second host with the key of the validator `name`, and an empty disk.
     fn add_twin(&mut self, name: &str) {
-        let first = self.machine(name);
-        let (idx, device) = (first.idx, first.device);
-        let id = ProcessId(twins::FIRST_ID + idx.0);
+        let member = self.fleet.registry.by_idx(self.machine(name).idx);
+        let member = member.expect("a validator of this fleet");
+        let (id, device) = (ProcessId(twins::FIRST_ID + member.idx.0), member.id);
         let seed = self.seeds.next_u64();
-        let twin = Machine {
-            id,
-            idx,
-            device,
-            cluster: None,
-            host: Host::Second,
-            disk: SimDisk::new(id.0, seed, self.conditions.disks, self.trace.clone()),
-            clock: SimClock::new(self.trace.clone(), 30_000_000, 0),
-            process: None,
-            started_off_us: 0,
-            crash_at_apply: CrashSwitch::default(),
-            crash_wanted_by: BTreeSet::new(),
-            down_until_us: 0,
-            is_lost: false,
-            troubles: Troubles::default(),
-            paused_by: BTreeSet::new(),
-            paused_since_us: 0,
-        };
+        let disk = SimDisk::new(id.0, seed, self.conditions.disks, self.trace.clone());
+        let clock = SimClock::new(self.trace.clone(), 30_000_000, 0);
+        let twin = Machine::new(id, member, Host::Second, disk, clock);
         let twin_name = format!("{name}{}", twins::SUFFIX);
         self.network.enroll_twin(&device, id, twins::sides(seed));
         self.machines.insert(twin_name.clone(), twin);
