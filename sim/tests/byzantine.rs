@@ -117,6 +117,12 @@ fn hacked_leader_harms_no_other_cluster() {
 }
 
 #[test]
+fn hacked_member_harms_no_other_cluster() {
+    let members = [1, 3].map(|agent| Post::Member { cluster: 1, agent });
+    every_actor_at(&members, ActorKind::is_for_members);
+}
+
+#[test]
 fn poisoner_damages_most_pieces_of_a_snapshot() {
     let fleet = Fleet::dev();
     let hand = Hand::of(&fleet, "c1-1", Stream::new(7));

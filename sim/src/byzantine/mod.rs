@@ -267,7 +267,8 @@ impl Enemies {
         self.0.iter().flatten().copied()
     }
 
-    /// Draws one validator, and in half of the seeds a member of the first cluster beside it.
+    /// Draws one validator, and in half of the seeds a member of the first cluster beside it: whoever leads it after a while,
+    /// in a third of these seeds a drawn one, who may lead or follow.
     #[must_use]
     pub fn draw(seed: u64, population: Population) -> Self {
         let mut random = Stream::split(seed, 0x656e_656d);
@@ -282,7 +283,14 @@ impl Enemies {
             actor: of_validator,
         }];
         if random.between(0, 1) == 1 {
-            let post = Post::Leader { cluster: 1 };
+            let mut posts = Stream::split(seed, 0x706f_7374);
+            let post = match posts.between(0, 2) {
+                0 => Post::Member {
+                    cluster: 1,
+                    agent: posts.between(1, u64::from(population.agents)) as u32,
+                },
+                _ => Post::Leader { cluster: 1 },
+            };
             enemies.push(Enemy { post, actor: of_member });
         }
         Self::of(&enemies)
@@ -481,12 +489,35 @@ mod tests {
     #[test]
     fn seeds_draw_every_actor_within_the_bounds() {
         let mut drawn = std::collections::BTreeSet::new();
-        for seed in 0..200 {
+        let (mut leaders, mut members) = (0, std::collections::BTreeSet::new());
+        for seed in 0..600 {
             let enemies = Enemies::draw(seed, FLEET);
             assert_eq!(enemies.check(FLEET), Ok(()), "seed {seed}");
             drawn.extend(enemies.iter().map(|enemy| enemy.actor));
+            for enemy in enemies.iter() {
+                match enemy.post {
+                    Post::Validator(_) => {}
+                    Post::Leader { .. } => leaders += 1,
+                    Post::Member { agent, .. } => {
+                        members.insert((seed, agent, enemy.actor.word()));
+                    }
+                }
+            }
         }
         assert_eq!(drawn.len(), ActorKind::ALL.len());
+        let hacked = leaders + members.len();
+        assert!((200..400).contains(&hacked) && (hacked / 4..hacked / 2).contains(&members.len()));
+        for agent in 1..=FLEET.agents {
+            assert!(
+                members.iter().any(|member| member.1 == agent),
+                "c1-{agent} is never hacked"
+            );
+        }
+        let actors: std::collections::BTreeSet<_> = members.iter().map(|member| member.2).collect();
+        assert_eq!(
+            actors.len(),
+            ActorKind::ALL.iter().filter(|actor| actor.is_for_members()).count()
+        );
     }
 
     #[test]

@@ -117,7 +117,7 @@ impl Plan {
     }
 
     /// The population for enemies: 2 clusters of 3 agents and 4 validators, one of these in an enemy's
-    /// hands, and in half of the seeds the leader of a cluster as well; faults beside them.
+    /// hands, and in half of the seeds the leader of a cluster or another member as well; faults beside them.
     #[must_use]
     pub fn byzantine(seed: u64) -> Self {
         let small = Self::small(seed);
