@@ -95,7 +95,7 @@ impl Fault for Clock {
         for name in &self.who {
             fleet.clock(name).set_wall_offset_us(self.offset_us);
             if self.how == How::Booted {
-                fleet.kill(name, now_us + BOOT_US);
+                fleet.cut_power(name, now_us + BOOT_US);
             }
         }
     }

@@ -136,7 +136,7 @@ impl Fault for Rot {
             let (what, at) = (self.what, self.at);
             fleet.set_trouble(self.number, name, DiskTrouble::Rotten { what, at });
             if self.loses_power {
-                fleet.kill(name, now_us);
+                fleet.cut_power(name, now_us);
             }
         }
     }

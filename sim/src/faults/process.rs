@@ -1,4 +1,4 @@
-//! Processes that are killed, stand still, or lose power together; and one that is killed while it writes a
+//! Processes that are killed, stand still, or lose power together, with the clocks of their machines; and one that is killed while it writes a
 //! snapshot.
 
 use super::{Fault, all_names, pick, split};
@@ -8,6 +8,12 @@ use crate::{fleet::SimFleet, ports::DiskTrouble, random::Stream};
 pub struct Crash {
     /// In a few words.
     pub what: &'static str,
+    /// With the time each stays down, microseconds.
+    pub who: Vec<(String, u64)>,
+}
+
+/// Machines that lose power, each for its own time: killed, and their boot-time clocks begin anew.
+pub struct PowerLoss {
     /// With the time each stays down, microseconds.
     pub who: Vec<(String, u64)>,
 }
@@ -76,10 +82,7 @@ pub fn draw(number: u64, fleet: &SimFleet, random: &mut Stream) -> Box<dyn Fault
         }
         5 => {
             let who = down(all_names(fleet), random, 6_000_000);
-            Box::new(Crash {
-                what: "power cycle",
-                who,
-            })
+            Box::new(PowerLoss { who })
         }
         6 | 7 => {
             let most = fleet.population.agents.div_ceil(2).max(1);
@@ -113,6 +116,21 @@ impl Fault for Crash {
     fn begin(&mut self, fleet: &mut SimFleet, now_us: u64) {
         for (name, down_us) in &self.who {
             fleet.kill(name, now_us + down_us);
+        }
+    }
+
+    fn end(&mut self, _fleet: &mut SimFleet, _now_us: u64) {}
+}
+
+impl Fault for PowerLoss {
+    fn describe(&self) -> String {
+        let names: Vec<&str> = self.who.iter().map(|(name, _)| name.as_str()).collect();
+        format!("power loss: {}", names.join(","))
+    }
+
+    fn begin(&mut self, fleet: &mut SimFleet, now_us: u64) {
+        for (name, down_us) in &self.who {
+            fleet.cut_power(name, now_us + down_us);
         }
     }
 

@@ -12,7 +12,7 @@ use common::{
     },
 };
 use futures::FutureExt;
-use transport::ports::Transport;
+use transport::ports::{Clock as _, Transport};
 
 use super::{
     Family, Fault, Strike,
@@ -20,7 +20,7 @@ use super::{
     disk::{Disk, Lost, Rot},
     draw,
     partition::{Partition, between},
-    process::{Crash, CrashInApply, CrashInSnapshot, Pause},
+    process::{Crash, CrashInApply, CrashInSnapshot, Pause, PowerLoss},
 };
 use crate::{
     byzantine::{ActorKind, Enemies, Enemy, Post},
@@ -289,5 +289,60 @@ fn start_on_a_rotten_marker_or_snapshot_is_refused_and_a_running_process_does_no
             let (runs, told) = on_a_rotten_disk(&mut fleet, who, rot(who, what).under_running()).await;
             assert!(runs && told.contains("(0 refused to start)"), "{told}");
         }
+    });
+}
+
+#[test]
+fn boot_time_begins_anew_where_power_is_lost_and_nowhere_else() {
+    in_virtual_time(async {
+        let mut fleet = fleet_that_runs().await;
+        let restarted = |fleet: &mut SimFleet, who: &str, mut fault: Box<dyn Fault>| {
+            let before = fleet.clock(who).now();
+            fault.begin(fleet, 0);
+            fault.end(fleet, 0);
+            let after = fleet.clock(who).now();
+            assert!(after == before || after.us == 0);
+            after < before
+        };
+        let (agent, validator) = (who(), vec!["v1".to_owned()]);
+        let down = vec![(WHO.to_owned(), 1_000), ("v1".to_owned(), 1_000)];
+        let lost = |who| Box::new(Lost::new(who, 1_000));
+        let goes_on: [(&str, Box<dyn Fault>); 4] = [
+            (
+                WHO,
+                Box::new(Crash {
+                    what: "crash",
+                    who: down.clone(),
+                }),
+            ),
+            (
+                WHO,
+                Box::new(Pause {
+                    number: 1,
+                    who: agent.clone(),
+                }),
+            ),
+            (WHO, Box::new(Rot::new(2, agent.clone(), 700).under_running())),
+            ("v1", Box::new(Clock::jumped(validator.clone(), -5))),
+        ];
+        for (who, fault) in goes_on {
+            let what = fault.describe();
+            assert!(!restarted(&mut fleet, who, fault), "{what}");
+        }
+        let begins_anew: [(&str, Box<dyn Fault>); 6] = [
+            (WHO, Box::new(PowerLoss { who: down.clone() })),
+            ("v1", Box::new(PowerLoss { who: down })),
+            (WHO, Box::new(Rot::new(3, agent.clone(), 700))),
+            ("v1", Box::new(Clock::in_1970(validator.clone()))),
+            (WHO, lost(agent)),
+            ("v1", lost(validator)),
+        ];
+        for (who, fault) in begins_anew {
+            let what = fault.describe();
+            live(&mut fleet, 3_000).await;
+            assert!(fleet.is_running(who) && fleet.clock(who).now().us > 0);
+            assert!(restarted(&mut fleet, who, fault), "{what}");
+        }
+        assert_eq!(fleet.witness.violation(), None);
     });
 }

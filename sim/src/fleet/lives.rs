@@ -244,6 +244,12 @@ impl SimFleet {
         true
     }
 
+    /// The same of a machine that loses power: its boot-time clock begins anew.
+    pub fn cut_power(&mut self, name: &str, until_us: u64) {
+        self.kill(name, until_us);
+        self.machine(name).clock.restart();
+    }
+
     /// Nothing need be down any longer, but for what is lost.
     pub fn let_all_start(&mut self) {
         for machine in self.machines.values_mut() {

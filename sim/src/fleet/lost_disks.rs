@@ -65,10 +65,10 @@ impl SimFleet {
         if is_bft_quorum(left, all) { whole } else { Vec::new() }
     }
 
-    /// Kills a process and empties its disk. An agent starts again at `until_us`, with the next incarnation, as an
+    /// Turns a machine off and empties its disk. An agent starts again at `until_us`, with the next incarnation, as an
     /// operator would have it.
     pub fn lose_disk(&mut self, name: &str, until_us: u64) {
-        self.kill(name, until_us);
+        self.cut_power(name, until_us);
         let machine = self.machine(name);
         let (device, idx) = (machine.device, machine.idx);
         machine.disk.wipe();

@@ -2,7 +2,7 @@
 //!
 //! # Rules
 //! * The boot-time clock drifts at a constant rate within the fleet's bound. It is never stepped, and goes
-//!   on over the lives of a process: the machine was not booted.
+//!   on over the lives of a process. It begins anew, at zero, when its machine loses power.
 //! * The wall clock has an offset that faults change: it jumps, and starts in 1970 on a machine without
 //!   a battery.
 
@@ -23,7 +23,8 @@ pub const EPOCH: BlockTime = BlockTime(1_767_225_600_000_000);
 #[derive(Clone, Debug)]
 pub struct SimClock {
     trace: Trace,
-    offset_us: u64,
+    /// What the boot-time clock showed when the run began; after a restart, what it would have shown.
+    offset_us: Arc<AtomicI64>,
     drift_ppm: i64,
     wall_offset_us: Arc<AtomicI64>,
 }
@@ -35,9 +36,24 @@ impl SimClock {
     pub fn new(trace: Trace, offset_us: u64, drift_ppm: i64) -> Self {
         Self {
             trace,
-            offset_us,
+            offset_us: Arc::new(signed(offset_us.into()).into()),
             drift_ppm,
             wall_offset_us: Arc::default(),
+        }
+    }
+
+    /// The machine loses power: the boot-time clock shows zero.
+    pub fn restart(&self) {
+        let before_us = self.gained_at(self.trace.now_us());
+        self.offset_us.store(signed(-before_us), Ordering::Relaxed);
+    }
+
+    /// Clocks of the same rate that go on when this machine loses power: those of a device with power of its own.
+    #[must_use]
+    pub fn apart(&self) -> Self {
+        Self {
+            offset_us: Arc::new(self.offset_us.load(Ordering::Relaxed).into()),
+            ..self.clone()
         }
     }
 
@@ -55,10 +71,19 @@ impl SimClock {
     /// What the boot-time clock shows at the true time `true_us` of the run.
     #[must_use]
     pub fn shows_at(&self, true_us: u64) -> u64 {
-        let gained = i128::from(true_us) * i128::from(self.drift_ppm) / 1_000_000;
-        let shown = i128::from(self.offset_us) + i128::from(true_us) + gained;
-        u64::try_from(shown).expect("drift is far below the rate of time")
+        let shown = i128::from(self.offset_us.load(Ordering::Relaxed)) + self.gained_at(true_us);
+        u64::try_from(shown).expect("it is not asked what it showed before its machine booted")
     }
+
+    /// What it gains from the beginning of the run to the true time `true_us`.
+    fn gained_at(&self, true_us: u64) -> i128 {
+        let true_us = i128::from(true_us);
+        true_us + true_us * i128::from(self.drift_ppm) / 1_000_000
+    }
+}
+
+fn signed(us: i128) -> i64 {
+    i64::try_from(us).expect("no machine runs for millennia")
 }
 
 impl Clock for SimClock {
@@ -97,5 +122,23 @@ mod tests {
             clock.set_wall_offset_us(-(EPOCH.0 as i64));
             assert_eq!((clock.now(), clock.wall()), (before, BlockTime(0)));
         });
+    }
+
+    #[test]
+    fn boot_time_begins_anew_with_the_power_and_keeps_its_rate() {
+        for drift_ppm in [-500, 0, 250_000] {
+            in_virtual_time(|| {
+                let trace = Trace::begin();
+                let clock = SimClock::new(trace.clone(), 60_000_000, drift_ppm);
+                let (seen_elsewhere, other) = (clock.clone(), clock.apart());
+                let now_us = trace.now_us();
+                let before_us = clock.shows_at(now_us + 5_000_000);
+                clock.restart();
+                assert_eq!((clock.now().us, seen_elsewhere.now().us), (0, 0));
+                let second_us = 1_000_000_u64.strict_add_signed(drift_ppm);
+                assert_eq!(clock.shows_at(now_us + 1_000_000), second_us);
+                assert_eq!(other.shows_at(now_us + 5_000_000), before_us);
+            });
+        }
     }
 }

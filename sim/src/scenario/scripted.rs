@@ -10,7 +10,7 @@ use crate::{
         clock::Clock,
         disk::{Disk, Lost, Rot},
         partition::{Partition, between, one_way, ring, three_ways},
-        process::{Crash, CrashInApply, CrashInSnapshot, Pause},
+        process::{Crash, CrashInApply, CrashInSnapshot, Pause, PowerLoss},
         quality::Quality,
     },
     fleet::{Population, SimFleet},
@@ -42,6 +42,8 @@ pub enum Kind {
     FromValidators,
     /// Kills `who`; they are started again when the fault ends.
     Crash,
+    /// The machines of `who` lose power: as `crash`, and their boot-time clocks begin anew.
+    PowerLoss,
     /// Kills the drones of `who` as soon as they have applied an entry; they are started again a second later.
     CrashInApply,
     /// Kills the one drone of `who` as soon as it writes a snapshot, its own or one that it was sent.
@@ -155,6 +157,10 @@ impl Scripted {
         };
         let disk =
             |trouble| -> (Family, Box<dyn Fault>) { (Family::Disk, Box::new(Disk::new(number, who.clone(), trouble))) };
+        let down = |who: Vec<String>| {
+            let down_us = self.lasts_ms * 1_000;
+            who.into_iter().map(|name| (name, down_us)).collect()
+        };
         let usual = fleet.conditions.links;
         match self.kind {
             Kind::Isolate => cut("isolated", between(fleet, &who, &outside), 0),
@@ -166,10 +172,10 @@ impl Scripted {
             Kind::ThreeWays => cut("in three", three_ways(fleet, &who), 0),
             Kind::FromValidators => cut("from validators", between(fleet, &who, &fleet.validator_names()), 0),
             Kind::Crash => {
-                let down_us = self.lasts_ms * 1_000;
-                let who = who.into_iter().map(|name| (name, down_us)).collect();
+                let who = down(who);
                 (Family::Process, Box::new(Crash { what: "crash", who }))
             }
+            Kind::PowerLoss => (Family::Process, Box::new(PowerLoss { who: down(who) })),
             Kind::CrashInApply => (Family::Process, Box::new(CrashInApply::new(number, who, 1_000_000))),
             Kind::CrashInSnapshot => {
                 let first = who.first().cloned().expect("it was checked when it was read");

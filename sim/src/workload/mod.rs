@@ -203,8 +203,13 @@ pub fn start(fleet: &SimFleet, load: Load, seed: u64) -> Desk {
             let stream = |purpose: u64| stream(purpose ^ at << 32);
             let reader = reader::Reader::new(desk.clone(), cluster, name.clone(), stream(0x7265));
             drop(clients.spawn(reader.work(load.read_every)));
-            let vehicle =
-                vehicle::Vehicle::new(desk.clone(), cluster, name.clone(), fleet.clock(&name), stream(0x7665));
+            let vehicle = vehicle::Vehicle::new(
+                desk.clone(),
+                cluster,
+                name.clone(),
+                fleet.clock(&name).apart(),
+                stream(0x7665),
+            );
             drop(clients.spawn(vehicle.fly(load)));
         }
     }

@@ -77,7 +77,7 @@ fn told(answer: &Answer) -> Option<Told> {
 }
 
 impl Vehicle {
-    /// The vehicle of the agent `name`.
+    /// The vehicle of the agent `name`. `clock` is its own: it goes on when the agent's machine loses power.
     #[must_use]
     pub fn new(desk: Desk, cluster: ClusterId, name: String, clock: SimClock, random: Stream) -> Self {
         let stop_us = u64::from(desk.fleet.genesis.timing.lease.stop_ms) * 1_000;
@@ -151,9 +151,19 @@ impl Vehicle {
         tokio::time::timeout(self.left(), asked).await.ok().flatten()
     }
 
+    /// Rows, with their deadlines on the vehicle's own clock: what was left when the agent answered, from when it was asked.
     async fn rows(&self, request: Request) -> Vec<TaskRow> {
-        let reply = self.ask(request).await.and_then(Result::ok);
-        reply.and_then(|reply| reply.tasks).unwrap_or_default()
+        let asked_us = self.clock.now().us;
+        let Some(reply) = self.ask(request).await.and_then(Result::ok) else {
+            return Vec::new();
+        };
+        let mut rows = reply.tasks.unwrap_or_default();
+        for row in &mut rows {
+            let left_us = row.may_run_until_us.zip(reply.now_us);
+            let left_us = left_us.and_then(|(until_us, now_us)| until_us.checked_sub(now_us));
+            row.may_run_until_us = left_us.map(|left_us| asked_us + left_us);
+        }
+        rows
     }
 
     /// A later deadline, if there is one.
