@@ -101,20 +101,22 @@ impl Clock for SimClock {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
-    fn in_virtual_time(test: impl FnOnce()) {
+    fn in_virtual_time(test: impl Future<Output = ()>) {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .start_paused(true)
             .build()
             .unwrap();
-        runtime.block_on(async { test() });
+        runtime.block_on(test);
     }
 
     #[test]
     fn drift_grows_with_time_and_the_wall_clock_does_not_move_the_other() {
-        in_virtual_time(|| {
+        in_virtual_time(async {
             let clock = SimClock::new(Trace::begin(), 7, -500);
             assert_eq!(clock.shows_at(0), 7);
             assert_eq!(clock.shows_at(10_000_000), 7 + 10_000_000 - 5_000);
@@ -127,10 +129,11 @@ mod tests {
     #[test]
     fn boot_time_begins_anew_with_the_power_and_keeps_its_rate() {
         for drift_ppm in [-500, 0, 250_000] {
-            in_virtual_time(|| {
+            in_virtual_time(async {
                 let trace = Trace::begin();
                 let clock = SimClock::new(trace.clone(), 60_000_000, drift_ppm);
                 let (seen_elsewhere, other) = (clock.clone(), clock.apart());
+                tokio::time::advance(Duration::from_secs(3)).await;
                 let now_us = trace.now_us();
                 let before_us = clock.shows_at(now_us + 5_000_000);
                 clock.restart();
