@@ -32,6 +32,8 @@ fn last_strike_us(secs: u64) -> u64 {
 pub enum Size {
     /// 1 to 3 clusters of 3 to 7 agents and 4 validators: for finding bugs.
     Small,
+    /// 3 clusters of 3 agents and 4 validators, with 10 submits a second each, most of which are completed: for speed.
+    Bench,
     /// 50 clusters of 10 agents and 7 validators: for scale.
     Fleet,
     /// 2 clusters of 3 agents and 4 validators, some of all in an enemy's hands: for attacks.
@@ -44,6 +46,7 @@ impl Size {
     pub fn plan(self, seed: u64) -> Plan {
         match self {
             Self::Small => Plan::small(seed),
+            Self::Bench => Plan::bench(seed),
             Self::Fleet => Plan::fleet(seed),
             Self::Byzantine => Plan::byzantine(seed),
         }
@@ -54,6 +57,7 @@ impl Size {
     pub fn word(self) -> &'static str {
         match self {
             Self::Small => "small",
+            Self::Bench => "bench",
             Self::Fleet => "fleet",
             Self::Byzantine => "byzantine",
         }

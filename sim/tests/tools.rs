@@ -127,6 +127,23 @@ fn page_of_a_run_shows_it_and_needs_no_network() {
     assert!(html.len() < 1_000_000, "{}", html.len());
 }
 
+#[test]
+fn bench_is_the_load_by_which_speed_is_judged() {
+    for seed in [1, 2] {
+        let report = run(Plan::bench(seed));
+        assert_eq!(report.violation, None);
+        let asked_for = 10 * 3 * report.plan.lasts.as_secs();
+        let (acked, done, in_force) = (report.tasks_acked, report.completed, report.tasks_final);
+        assert!(
+            acked >= asked_for * 95 / 100,
+            "seed {seed}: {acked} of {asked_for} acknowledged"
+        );
+        assert!(done >= acked * 80 / 100, "seed {seed}: {done} of {acked} completed");
+        assert!(in_force >= acked * 90 / 100, "seed {seed}: {in_force} of {acked} final");
+        assert!(!report.faults.is_empty(), "seed {seed}: nothing was broken");
+    }
+}
+
 /// An empty folder of a test's own.
 fn folder(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);

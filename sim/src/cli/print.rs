@@ -21,6 +21,12 @@ fn speed(report: &Report, wall: Duration) -> f64 {
     report.virtual_ms as f64 / 1e3 / wall.as_secs_f64().max(1e-9)
 }
 
+/// So many a second of the time in which there was work.
+fn per_second(count: u64, report: &Report) -> f64 {
+    let worked = report.plan.lasts.min(Duration::from_millis(report.virtual_ms));
+    count as f64 / worked.as_secs_f64().max(1e-3)
+}
+
 /// Frames and bytes of each kind; every answer and refusal is of a kind of its own.
 fn frames_by_kind(report: &Report) -> Value {
     let word = |byte: u8| {
@@ -84,6 +90,8 @@ pub(super) fn as_json(report: &Report, wall: Duration) -> Value {
         "sim_seconds": report.virtual_ms as f64 / 1e3,
         "wall_seconds": wall.as_secs_f64(),
         "speed": speed(report, wall),
+        "acked_per_second": per_second(report.tasks_acked, report),
+        "completed_per_second": per_second(report.completed, report),
         "population": { "clusters": population.clusters, "agents": population.agents, "validators": population.validators },
         "nodes": population.nodes(),
         "messages": report.counts.of(Event::Delivered),
@@ -123,8 +131,13 @@ pub(super) fn as_table(report: &Report, wall: Duration) -> String {
             speed(report, wall)
         ),
         format!(
-            "tasks         {} acknowledged, {} final, {} completions, {} ended and left",
-            report.tasks_acked, report.tasks_final, report.completed, report.tasks_left
+            "tasks         {} acknowledged ({:.1} a second), {} final, {} completions ({:.1} a second), {} ended and left",
+            report.tasks_acked,
+            per_second(report.tasks_acked, report),
+            report.tasks_final,
+            report.completed,
+            per_second(report.completed, report),
+            report.tasks_left
         ),
         format!(
             "clients       {} retries, {} linearizable reads, {} refused for want of a majority",

@@ -46,6 +46,8 @@ pub struct Load {
     pub look_us: (u64, u64),
     /// How long a drone works on a task, at most.
     pub work_max: Duration,
+    /// Claims that a drone holds at once, at most: it works on one, and may wait for others to become final.
+    pub claims_max: u16,
 }
 
 /// What was acknowledged so far.

@@ -96,7 +96,7 @@ impl Vehicle {
     /// Flies for ever.
     pub async fn fly(mut self, load: Load) {
         loop {
-            self.step(load.work_max).await;
+            self.step(&load).await;
             let pause_us = self.random.between(load.look_us.0, load.look_us.1);
             let pause = Duration::from_micros(pause_us).min(self.left());
             tokio::time::sleep(pause.max(Duration::from_millis(1))).await;
@@ -112,13 +112,13 @@ impl Vehicle {
         Duration::from_micros((stopped_us - stopped_us / 1_000).min(done_us)).min(PATIENCE)
     }
 
-    async fn step(&mut self, work_max: Duration) {
+    async fn step(&mut self, load: &Load) {
         let now_us = self.clock.now().us;
         match &self.job {
             Some(job) if self.desk.witness.now_us() >= job.done_us => self.end(true).await,
             Some(job) if now_us >= job.until_us + self.stop_us => self.end(false).await,
             Some(_) => self.look_at_job().await,
-            None => self.look_for_work(work_max).await,
+            None => self.look_for_work(load).await,
         }
     }
 
@@ -181,19 +181,19 @@ impl Vehicle {
         }
     }
 
-    async fn look_for_work(&mut self, work_max: Duration) {
-        let request = Request::Work { limit: CHOICE };
-        let rows = self.rows(request).await;
-        if let Some(mine) = rows.iter().find(|row| row.is_mine) {
-            return self.begin(mine, work_max).await;
+    async fn look_for_work(&mut self, load: &Load) {
+        let limit = CHOICE + load.claims_max.saturating_sub(1);
+        let rows = self.rows(Request::Work { limit }).await;
+        let (mine, free): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.is_mine);
+        let may_claim = self.desk.is_open() && mine.len() < usize::from(load.claims_max);
+        let ready = mine.iter().find(|row| row.may_run_until_us.is_some());
+        if let Some(mine) = ready.or_else(|| mine.first().filter(|_| !may_claim)) {
+            return self.begin(mine, load.work_max).await;
         }
-        if !self.desk.is_open() {
-            return;
-        }
-        let Some(last) = (rows.len() as u64).checked_sub(1) else {
+        let Some(last) = (free.len() as u64).checked_sub(1).filter(|_| may_claim) else {
             return;
         };
-        let free = &rows[self.random.between(0, last) as usize];
+        let free = free[self.random.between(0, last) as usize];
         if let Some(task) = free.task_id() {
             let call = self.desk.called(task, free.scope, Call::Claim);
             // Another drone may be faster; then the next look shows it.
