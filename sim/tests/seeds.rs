@@ -69,3 +69,10 @@ fn fleet_that_is_well_at_the_first_look_has_recovered() {
         assert_eq!(run(plan).violation, None, "seed {seed}");
     }
 }
+
+/// An operator whose submission was refused at the door, since its task key was another task's, sent the same bytes again five
+/// seconds later, when the key had become free: they were accepted, rightly, and histories had been told of a rejection.
+#[test]
+fn write_that_was_refused_at_the_door_is_not_repeated() {
+    assert_eq!(run(Plan::small(1_085)).violation, None);
+}

@@ -3,8 +3,12 @@
 //! # Rules
 //! * Each write goes to a drawn agent of its cluster, cut off or not. After anything but an answer for
 //!   good the same signed bytes go to another one, until one says what became of them.
+//! * A refusal by a rule ends a write too: nothing of it entered a log, and no number was used up, so that the same bytes
+//!   could be accepted later. They are not sent again. After an attempt that may stand in the log such a refusal tells
+//!   nothing of that one: then the write stays unanswered for those who judge.
 //! * Several writes are open at once.
-//! * Some writes are sent once more long after they ended, as by an operator who forgot: they hear what they heard.
+//! * Some writes that stand in the log are sent once more long afterwards, as by an operator who forgot: they hear what
+//!   they heard.
 //! * Now and then an intruder sends a submission in the operator's name, under a signature of something else.
 
 use std::time::Duration;
@@ -88,10 +92,12 @@ impl Operator {
             let done = done.clone();
             drop(Process::current().spawn(async move {
                 let desk = write.desk.clone();
-                let ended = write.carry_out().await;
+                let (write, ending) = write.carry_out().await;
                 desk.journal().open_writes -= 1;
                 done.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                ended.repeat().await;
+                if let Ending::Committed(_) = ending {
+                    write.repeat().await;
+                }
             }));
         }
     }
@@ -135,23 +141,74 @@ impl Operator {
 }
 
 /// How one attempt ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Attempt {
-    Ended(Option<Answer>),
-    Again,
+    /// In the log, with this decision.
+    Committed(Answer),
+    /// By a rule, before any log.
+    Refused,
+    /// Nothing of it entered a log; another agent may take it.
+    NotTaken,
+    /// It may stand in the log, now or later.
+    Unknown,
+}
+
+/// How a write ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// In the log, with this decision.
+    Committed(Answer),
+    /// Nothing of it is in a log.
+    Refused,
+    /// Refused, and an earlier attempt may still enter the log.
+    Unknown,
+}
+
+/// The attempts of a write, one after the other.
+#[derive(Debug, Default)]
+struct Attempts {
+    may_be_written: bool,
+}
+
+impl Attempts {
+    /// The next one ended; `None`: the bytes are sent again.
+    fn take(&mut self, attempt: Attempt) -> Option<Ending> {
+        match attempt {
+            Attempt::Committed(answer) => Some(Ending::Committed(answer)),
+            Attempt::Refused if self.may_be_written => Some(Ending::Unknown),
+            Attempt::Refused => Some(Ending::Refused),
+            Attempt::NotTaken => None,
+            Attempt::Unknown => {
+                self.may_be_written = true;
+                None
+            }
+        }
+    }
+}
+
+impl Ending {
+    fn told(self) -> Option<Told> {
+        match self {
+            Self::Committed(answer) if answer.verdict == Verdict::Granted => Some(Told::Granted),
+            Self::Committed(_) | Self::Refused => Some(Told::Rejected),
+            Self::Unknown => None,
+        }
+    }
 }
 
 impl Write {
     /// Sends the bytes until somebody says for good what became of them.
-    async fn carry_out(mut self) -> Self {
+    async fn carry_out(mut self) -> (Self, Ending) {
         let scope = self.entry.header.scope;
         let call = self.desk.called(self.task, scope, self.call);
+        let mut attempts = Attempts::default();
         loop {
             let pick = self.random.between(0, self.agents.len() as u64 - 1) as usize;
-            if let Attempt::Ended(answer) = self.attempt(pick).await {
-                let is_granted = answer.is_some_and(|answer| answer.verdict == Verdict::Granted);
-                let told = if is_granted { Told::Granted } else { Told::Rejected };
-                self.desk.answered(call, self.task, told);
-                return self;
+            if let Some(ending) = attempts.take(self.attempt(pick).await) {
+                if let Some(told) = ending.told() {
+                    self.desk.answered(call, self.task, told);
+                }
+                return (self, ending);
             }
             self.desk.journal().retries += 1;
             let pause_ms = self.random.between(50, 300);
@@ -159,7 +216,7 @@ impl Write {
         }
     }
 
-    /// Sends the bytes of some writes once more: the answer must be the one that was given.
+    /// Sends the bytes of some writes once more.
     async fn repeat(mut self) {
         if self.random.between(1, REPEAT_ONE_IN) != 1 {
             return;
@@ -174,7 +231,7 @@ impl Write {
 
     async fn attempt(&self, pick: usize) -> Attempt {
         let Some(door) = self.desk.doors.open(&self.agents[pick]) else {
-            return Attempt::Again;
+            return Attempt::NotTaken;
         };
         let (desk, entry, agent_name) = (self.desk.clone(), self.entry.clone(), self.agents[pick].clone());
         let (cluster, task, makes_task) = (self.cluster, self.task, self.makes_task);
@@ -205,13 +262,41 @@ impl Write {
         // A client has a patience of its own: an agent that is paused says nothing.
         let asked = tokio::time::timeout(Duration::from_secs(10), asked).await;
         match asked.ok().flatten() {
-            Some(WriteOutcome::Committed(answer)) => Attempt::Ended(Some(answer)),
-            Some(WriteOutcome::Refused(WriteRefusal::Rejected { .. })) => Attempt::Ended(None),
+            Some(WriteOutcome::Committed(answer)) => Attempt::Committed(answer),
+            Some(WriteOutcome::Refused(WriteRefusal::Rejected { .. })) => Attempt::Refused,
             Some(WriteOutcome::Refused(WriteRefusal::NoQuorum { .. })) => {
                 self.desk.journal().no_quorum += 1;
-                Attempt::Again
+                Attempt::NotTaken
             }
-            Some(WriteOutcome::Refused(_) | WriteOutcome::Unknown) | None => Attempt::Again,
+            Some(WriteOutcome::Refused(_)) => Attempt::NotTaken,
+            Some(WriteOutcome::Unknown) | None => Attempt::Unknown,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::ids::LogIndex;
+
+    use super::*;
+
+    #[test]
+    fn refusal_after_an_attempt_that_may_stand_in_the_log_answers_nothing() {
+        let ended = |attempts: &[Attempt]| {
+            let mut course = Attempts::default();
+            attempts.iter().find_map(|attempt| course.take(*attempt))
+        };
+        assert_eq!(ended(&[Attempt::NotTaken, Attempt::Unknown]), None, "sent again");
+        let refused = ended(&[Attempt::NotTaken, Attempt::Refused]);
+        assert_eq!(refused.and_then(Ending::told), Some(Told::Rejected));
+        let unclear = ended(&[Attempt::Unknown, Attempt::NotTaken, Attempt::Refused]);
+        assert_eq!(unclear, Some(Ending::Unknown));
+        assert_eq!(unclear.and_then(Ending::told), None);
+        let answer = Answer {
+            index: LogIndex(3),
+            verdict: Verdict::Granted,
+        };
+        let committed = ended(&[Attempt::Unknown, Attempt::Committed(answer)]);
+        assert_eq!(committed.and_then(Ending::told), Some(Told::Granted));
     }
 }
