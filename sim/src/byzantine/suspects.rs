@@ -78,6 +78,7 @@ fn origin(seen: &Observation) -> (Option<&str>, Option<ClusterId>) {
         | Observation::Leads { agent, cluster, .. }
         | Observation::Backs { agent, cluster, .. }
         | Observation::Acked { agent, cluster, .. }
+        | Observation::Refused { agent, cluster, .. }
         | Observation::Read { agent, cluster, .. }
         | Observation::LinearizableRead { agent, cluster, .. }
         | Observation::Committed { agent, cluster, .. }

@@ -1,9 +1,13 @@
 //! exactly-once: each committed author-signed entry is in exactly one batch; each batch is finalized at
-//! most once; per cluster the finalized batches are a gap-free prefix.
+//! most once; per cluster the finalized batches are a gap-free prefix. Whoever sends an entry again hears the answer that it
+//! was given.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::ids::{BatchSeq, ClusterId, Digest, EntryId, Height};
+use common::{
+    ids::{BatchSeq, ClusterId, Digest, EntryId, Height, LogIndex},
+    verdict::{Reason, Verdict},
+};
 
 use super::{Checker, Observation};
 
@@ -14,6 +18,8 @@ pub struct ExactlyOnce {
     batch_of: BTreeMap<EntryId, (ClusterId, BatchSeq)>,
     executed: BTreeMap<Height, Digest>,
     finalized: BTreeMap<ClusterId, BTreeMap<BatchSeq, Digest>>,
+    /// The first answer to each entry that names its place in a log, and when it was given.
+    answers: BTreeMap<EntryId, (LogIndex, Verdict, u64)>,
     acknowledged: BTreeSet<EntryId>,
     /// Of these, acknowledged before all outboxes were empty.
     due: BTreeSet<EntryId>,
@@ -55,12 +61,38 @@ impl ExactlyOnce {
     }
 }
 
+impl ExactlyOnce {
+    fn answered(&mut self, now_us: u64, entry: EntryId, answer: (LogIndex, Verdict)) -> Result<(), String> {
+        let (index, verdict, _) = *self.answers.entry(entry).or_insert((answer.0, answer.1, now_us));
+        if (index, verdict) == answer {
+            return Ok(());
+        }
+        Err(format!(
+            "entry {} was {verdict:?} at index {index}, and now is {:?} at index {}",
+            entry.to_hex(),
+            answer.1,
+            answer.0
+        ))
+    }
+
+    /// An entry that stands in a log is not refused, unless its number is so old that nobody remembers what it was.
+    fn refused(&self, asked_us: u64, entry: &EntryId, verdict: Verdict) -> Result<(), String> {
+        match self.answers.get(entry) {
+            Some((index, first, at_us)) if *at_us <= asked_us && verdict != Verdict::Rejected(Reason::NumberWindow) => {
+                let entry = entry.to_hex();
+                Err(format!("entry {entry} was {first:?} at index {index}, and now is refused: {verdict:?}"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Checker for ExactlyOnce {
     fn name(&self) -> &'static str {
         "exactly-once"
     }
 
-    fn observe(&mut self, _now_us: u64, seen: &Observation) -> Result<(), String> {
+    fn observe(&mut self, now_us: u64, seen: &Observation) -> Result<(), String> {
         match seen {
             Observation::Closed {
                 cluster,
@@ -79,10 +111,18 @@ impl Checker for ExactlyOnce {
                 }
                 Ok(())
             }
-            Observation::Acked { entry, index, .. } if index.0 > 0 => {
+            Observation::Acked {
+                entry, index, verdict, ..
+            } if index.0 > 0 => {
                 self.acknowledged.insert(*entry);
-                Ok(())
+                self.answered(now_us, *entry, (*index, *verdict))
             }
+            Observation::Refused {
+                asked_us,
+                entry,
+                verdict,
+                ..
+            } => self.refused(*asked_us, entry, *verdict),
             // Drones go on: what they write later may be under way when the run ends.
             Observation::Health { outbox_bytes: 0, .. } => {
                 self.due.append(&mut self.acknowledged);
@@ -162,6 +202,36 @@ mod tests {
         assert!(told(&[block(1, &[(1, 1)]), block(2, &[(1, 1)])]).is_err());
         assert!(told(&[closed(1, 1, &[]), block(1, &[(1, 9)])]).is_err());
         assert!(told(&[closed(1, 1, &[]), closed(1, 9, &[])]).is_err());
+    }
+
+    #[test]
+    fn another_answer_to_the_same_entry_is_caught() {
+        let first = acked("c1-1", 0, 7, 3);
+        let with = |verdict| {
+            let mut again = acked("c1-2", 5, 7, 3);
+            if let Observation::Acked { verdict: told, .. } = &mut again {
+                *told = verdict;
+            }
+            judge(ExactlyOnce::default(), &[(4, first.clone()), (9, again)])
+        };
+        let rejected = Verdict::Rejected(Reason::Blocked);
+        assert!(!with(Verdict::Granted).is_err_and(|what| what.contains("and now is")));
+        assert!(with(rejected).unwrap_err().contains("and now is Rejected"));
+        let elsewhere = [(4, first.clone()), (9, acked("c1-2", 5, 7, 4))];
+        assert!(judge(ExactlyOnce::default(), &elsewhere).unwrap_err().contains("at index 4"));
+        let refused = |asked_us, why| {
+            let refused = Observation::Refused {
+                agent: "c1-2".into(),
+                cluster: ClusterId(0),
+                asked_us,
+                entry: EntryId([7; 32]),
+                verdict: Verdict::Rejected(why),
+            };
+            judge(ExactlyOnce::default(), &[(4, first.clone()), (9, refused)])
+        };
+        assert!(refused(5, Reason::Blocked).unwrap_err().contains("and now is refused"));
+        assert_eq!(refused(5, Reason::NumberWindow), Ok(()), "nobody remembers it");
+        assert_eq!(refused(3, Reason::Blocked), Ok(()), "it was asked before the answer was given");
     }
 
     #[test]

@@ -112,6 +112,7 @@ pub fn all(genesis: &Arc<Genesis>) -> Vec<Box<dyn Checker>> {
 use common::{
     ids::{BatchSeq, ClusterId, Digest, EntryId, Height, LogIndex, LogPosition, NodeIdx, RaftNodeId, TaskId, Term},
     task::Scope,
+    verdict::Verdict,
 };
 
 /// For tests of checkers: a history, each step with its time.
@@ -181,6 +182,7 @@ fn acked(agent: &str, asked_us: u64, number: u8, index: u64) -> Observation {
         entry: id,
         submitted: Some((TaskId::from(id), Scope::Cluster)),
         index: LogIndex(index),
+        verdict: Verdict::Granted,
         copies: 2,
         voters: 3,
     }

@@ -9,6 +9,7 @@ use common::{
     global_queue::HistoryEvent,
     ids::{BatchSeq, ClusterId, Digest, EntryId, Height, LogIndex, LogPosition, NodeIdx, RaftNodeId, TaskId, Term},
     task::{Scope, TaskState},
+    verdict::Verdict,
 };
 
 /// What a client asked of one task of cluster scope, for histories.
@@ -228,10 +229,25 @@ pub enum Observation {
         submitted: Option<(TaskId, Scope)>,
         /// Its place in the log; 0 if the answer names none.
         index: LogIndex,
+        /// What was decided there.
+        verdict: Verdict,
         /// Members that hold this entry there on their disks, or purged what was there.
         copies: usize,
         /// Members.
         voters: usize,
+    },
+    /// A write was refused by a rule before it entered any log.
+    Refused {
+        /// Who answered.
+        agent: String,
+        /// Where.
+        cluster: ClusterId,
+        /// When it was asked.
+        asked_us: u64,
+        /// The entry.
+        entry: EntryId,
+        /// Why.
+        verdict: Verdict,
     },
     /// A read that says how old it may be.
     Read {

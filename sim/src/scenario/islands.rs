@@ -87,6 +87,7 @@ mod tests {
     use common::{
         ids::{EntryId, Height, LogIndex},
         task::Scope,
+        verdict::Verdict,
     };
 
     use super::*;
@@ -110,6 +111,7 @@ mod tests {
             entry: EntryId([task; 32]),
             submitted: Some((TaskId([task; 32]), Scope::Cluster)),
             index: LogIndex(1),
+            verdict: Verdict::Granted,
             copies: 2,
             voters: 3,
         }

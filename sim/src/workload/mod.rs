@@ -22,6 +22,7 @@ use common::{
     ids::{ClusterId, EntryId, LogIndex, TaskId},
     task::Scope,
     testing::Fleet,
+    verdict::Verdict,
 };
 
 use crate::{
@@ -94,6 +95,8 @@ struct Written {
     entry: EntryId,
     /// Its place in the log; 0 if the answer names none.
     index: LogIndex,
+    /// What was decided there.
+    verdict: Verdict,
     /// Set if a task was submitted and granted.
     submitted: Option<(TaskId, Scope)>,
 }
@@ -177,6 +180,7 @@ impl Desk {
             entry: written.entry,
             submitted: written.submitted,
             index: written.index,
+            verdict: written.verdict,
             copies,
             voters,
         });

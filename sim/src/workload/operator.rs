@@ -25,7 +25,7 @@ use super::{
     wishes::{Wish, Wishes},
 };
 use crate::{
-    checkers::{Call, Told},
+    checkers::{Call, Observation, Told},
     random::Stream,
     runtime::Process,
 };
@@ -216,7 +216,7 @@ impl Write {
         }
     }
 
-    /// Sends the bytes of some writes once more.
+    /// Sends the bytes of some writes once more: the answer must be the one that was given (`exactly-once`).
     async fn repeat(mut self) {
         if self.random.between(1, REPEAT_ONE_IN) != 1 {
             return;
@@ -238,12 +238,21 @@ impl Write {
         let asked_us = desk.witness.now_us();
         let asked = door.ask(|agent| async move {
             let outcome = agent.enter(entry.clone()).await;
-            if let WriteOutcome::Committed(answer) = &outcome {
+            if let WriteOutcome::Refused(WriteRefusal::Rejected { verdict, .. }) = &outcome {
+                desk.witness.see(&Observation::Refused {
+                    agent: agent_name,
+                    cluster,
+                    asked_us,
+                    entry: entry.id(&desk.fleet.chain),
+                    verdict: *verdict,
+                });
+            } else if let WriteOutcome::Committed(answer) = &outcome {
                 let is_task = makes_task && answer.verdict == Verdict::Granted;
                 let written = Written {
                     cluster,
                     entry: entry.id(&desk.fleet.chain),
                     index: answer.index,
+                    verdict: answer.verdict,
                     submitted: is_task.then_some((task, entry.header.scope)),
                 };
                 desk.acknowledged(agent_name, asked_us, written);

@@ -13,6 +13,7 @@ use common::{
     entry::{Fence, Progress},
     ids::{ClusterId, EntryId, LogIndex, TaskId},
     task::{Scope, TaskState},
+    verdict::Verdict,
 };
 use transport::{
     local::{Answer, Request, message::TaskRow},
@@ -60,10 +61,18 @@ pub struct Vehicle {
     waiting: Option<(Fence, u64)>,
 }
 
-/// The entry that an answer names, and its place in the log.
-fn written(answer: &Answer) -> Option<(EntryId, LogIndex)> {
+/// The entry that an answer names, its place in the log, and what was decided there.
+fn written(answer: &Answer) -> Option<(EntryId, LogIndex, Verdict)> {
     let reply = answer.as_ref().ok()?;
-    Some((EntryId::from_hex(reply.entry.as_ref()?)?, LogIndex(reply.index?)))
+    let verdict = match reply.verdict.as_deref()? {
+        "late" => Verdict::Late,
+        _ => Verdict::Granted,
+    };
+    Some((
+        EntryId::from_hex(reply.entry.as_ref()?)?,
+        LogIndex(reply.index?),
+        verdict,
+    ))
 }
 
 /// What an answer says about a write; `None`: nothing for good.
@@ -137,11 +146,12 @@ impl Vehicle {
         let asked_us = desk.witness.now_us();
         let asked = door.ask(|agent| async move {
             let answer = agent.answer_local(request).await;
-            if let Some((entry, index)) = written(&answer) {
+            if let Some((entry, index, verdict)) = written(&answer) {
                 let written = Written {
                     cluster,
                     entry,
                     index,
+                    verdict,
                     submitted: None,
                 };
                 desk.acknowledged(name, asked_us, written);
