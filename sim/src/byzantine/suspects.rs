@@ -127,6 +127,7 @@ mod tests {
         let acts = |drone: &str| Observation::Acts {
             drone: drone.into(),
             task: common::ids::TaskId([1; 32]),
+            fence: common::entry::Fence::default(),
             is_begin: true,
         };
         assert!(!suspects.judges("one-holder", &acts("c1-2")));

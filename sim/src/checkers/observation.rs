@@ -6,6 +6,7 @@ use bytes::Bytes;
 use common::{
     batch::CertifiedBatch,
     certificate::{Ballot, Vote},
+    entry::Fence,
     global_queue::HistoryEvent,
     ids::{BatchSeq, ClusterId, Digest, EntryId, Height, LogIndex, LogPosition, NodeIdx, RaftNodeId, TaskId, Term},
     task::{Scope, TaskState},
@@ -314,6 +315,8 @@ pub enum Observation {
         drone: String,
         /// On which task.
         task: TaskId,
+        /// The claim by which it holds it.
+        fence: Fence,
         /// Begins or ends.
         is_begin: bool,
     },

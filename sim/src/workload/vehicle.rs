@@ -131,10 +131,11 @@ impl Vehicle {
         }
     }
 
-    fn acts(&self, task: TaskId, is_begin: bool) {
+    fn acts(&self, task: TaskId, fence: Fence, is_begin: bool) {
         self.desk.witness.see(&Observation::Acts {
             drone: self.name.clone(),
             task,
+            fence,
             is_begin,
         });
     }
@@ -248,7 +249,7 @@ impl Vehicle {
             until_us,
             done_us: self.desk.witness.now_us() + work_us,
         });
-        self.acts(task, true);
+        self.acts(task, fence, true);
         if row.state == TaskState::Claimed {
             let request = Request::Progress {
                 task,
@@ -264,7 +265,7 @@ impl Vehicle {
         let Some(Job { task, scope, fence, .. }) = self.job.take() else {
             return;
         };
-        self.acts(task, false);
+        self.acts(task, fence, false);
         let fence = Some(fence);
         let request = match self.random.between(1, FAIL_ONE_IN) {
             1 => Request::Fail {
