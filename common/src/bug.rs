@@ -71,6 +71,12 @@ bugs! {
     AuthorUnchecked = "author-unchecked",
     /// A completed task can be claimed again.
     CompletedClaimable = "completed-claimable",
+    /// An operator's cancel of a task of fleet scope is granted and changes nothing.
+    CancelWithoutEffect = "cancel-without-effect",
+    /// A task of fleet scope waits on when its deadline has passed.
+    DeadlineIgnored = "deadline-ignored",
+    /// A link counts as completed as soon as its task is known.
+    LinkNotAwaited = "link-not-awaited",
     /// A lease counts from when it is asked for, not from before the renewal was signed.
     LeaseFromArrival = "lease-from-arrival",
     /// The leader's wait for the end of a lease leaves the drift of clocks out.

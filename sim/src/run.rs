@@ -319,6 +319,9 @@ impl World {
                 tasks: Arc::new(known),
             });
         }
+        if let Some(fates) = self.fates() {
+            witness.see(&fates);
+        }
         // Proofs are made of tasks that are kept.
         let kept: Vec<TaskId> = tasks.into_iter().filter(|task| !witness.has_left(task)).collect();
         let step = (kept.len() / PROOFS).max(1);

@@ -2,6 +2,7 @@
 
 use super::{MachineEvent, execute::Execution};
 use crate::{
+    bug::{self, Bug},
     entry::transition::Event,
     ids::TaskId,
     limits::AFTER_PER_TASK_MAX,
@@ -75,7 +76,7 @@ impl Execution<'_> {
             let Some((state, scope, through)) = self.queue.state_of(linked) else {
                 continue;
             };
-            if state == TaskState::Completed {
+            if state == TaskState::Completed || bug::active(Bug::LinkNotAwaited) {
                 links.done |= 1 << at;
             } else if !state.is_open() {
                 let sees_it_at_once =

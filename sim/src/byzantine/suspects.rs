@@ -56,6 +56,10 @@ impl Suspects {
         if self.processes.is_empty() && self.clusters.is_empty() {
             return true;
         }
+        // A task of the fleet may have gone to a cluster whose claims and reports nobody tells of.
+        if checker == "ends-visibly" && matches!(seen, Observation::Acts { .. }) && !self.clusters.is_empty() {
+            return false;
+        }
         let (who, cluster) = origin(seen);
         if who.is_some_and(|who| self.has_process(who)) {
             return false;
@@ -132,5 +136,6 @@ mod tests {
         };
         assert!(!suspects.judges("one-holder", &acts("c1-2")));
         assert!(suspects.judges("one-holder", &acts("c10-2")));
+        assert!(!suspects.judges("ends-visibly", &acts("c10-2")));
     }
 }

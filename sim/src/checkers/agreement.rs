@@ -79,6 +79,7 @@ mod tests {
             block: Digest([digest; 32]),
             refs: Vec::new(),
             carried_root: Digest([0; 32]),
+            time: BlockTime(3),
         };
         let root = |validator: &str, digest: u8| Observation::Root {
             validator: validator.into(),
@@ -112,6 +113,7 @@ mod tests {
             block: Digest([1; 32]),
             refs: Vec::new(),
             carried_root: Digest([root; 32]),
+            time: BlockTime(3),
         };
         let told = |block| judge(Agreement::default(), &[(0, root.clone()), (1, block)]);
         assert_eq!(told(carries(5)), Ok(()));

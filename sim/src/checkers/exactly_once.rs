@@ -80,7 +80,9 @@ impl ExactlyOnce {
         match self.answers.get(entry) {
             Some((index, first, at_us)) if *at_us <= asked_us && verdict != Verdict::Rejected(Reason::NumberWindow) => {
                 let entry = entry.to_hex();
-                Err(format!("entry {entry} was {first:?} at index {index}, and now is refused: {verdict:?}"))
+                Err(format!(
+                    "entry {entry} was {first:?} at index {index}, and now is refused: {verdict:?}"
+                ))
             }
             _ => Ok(()),
         }
@@ -169,6 +171,7 @@ mod tests {
             block: Digest([height as u8; 32]),
             refs: refs.iter().map(of_cluster).collect(),
             carried_root: Digest([0; 32]),
+            time: BlockTime(height),
         }
     }
 
@@ -218,7 +221,11 @@ mod tests {
         assert!(!with(Verdict::Granted).is_err_and(|what| what.contains("and now is")));
         assert!(with(rejected).unwrap_err().contains("and now is Rejected"));
         let elsewhere = [(4, first.clone()), (9, acked("c1-2", 5, 7, 4))];
-        assert!(judge(ExactlyOnce::default(), &elsewhere).unwrap_err().contains("at index 4"));
+        assert!(
+            judge(ExactlyOnce::default(), &elsewhere)
+                .unwrap_err()
+                .contains("at index 4")
+        );
         let refused = |asked_us, why| {
             let refused = Observation::Refused {
                 agent: "c1-2".into(),
@@ -231,7 +238,11 @@ mod tests {
         };
         assert!(refused(5, Reason::Blocked).unwrap_err().contains("and now is refused"));
         assert_eq!(refused(5, Reason::NumberWindow), Ok(()), "nobody remembers it");
-        assert_eq!(refused(3, Reason::Blocked), Ok(()), "it was asked before the answer was given");
+        assert_eq!(
+            refused(3, Reason::Blocked),
+            Ok(()),
+            "it was asked before the answer was given"
+        );
     }
 
     #[test]

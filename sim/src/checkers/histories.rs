@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use common::ids::TaskId;
+use common::{ids::TaskId, task::Scope};
 use stateright::semantics::{ConsistencyTester, LinearizabilityTester, SequentialSpec};
 
 use super::{Call, Checker, Observation, Told};
@@ -137,7 +137,12 @@ impl Checker for Histories {
 
     fn observe(&mut self, _now_us: u64, seen: &Observation) -> Result<(), String> {
         match seen {
-            Observation::Called { call, task, what } => return self.called(*call, *task, *what),
+            Observation::Called {
+                call,
+                task,
+                scope: Scope::Cluster,
+                what,
+            } => return self.called(*call, *task, *what),
             Observation::Answered { call, task, told } => {
                 if let Some(history) = self.tasks.get_mut(task)
                     && !history.is_closed
@@ -170,6 +175,7 @@ mod tests {
             Ok(what) => Observation::Called {
                 call: *call,
                 task,
+                scope: Scope::Cluster,
                 what,
             },
             Err(told) => Observation::Answered {
@@ -237,7 +243,12 @@ mod tests {
             id[..2].copy_from_slice(&task.to_be_bytes());
             let task = TaskId(id);
             let seen = match step {
-                Ok(what) => Observation::Called { call, task, what },
+                Ok(what) => Observation::Called {
+                    call,
+                    task,
+                    scope: Scope::Cluster,
+                    what,
+                },
                 Err(told) => Observation::Answered { call, task, told },
             };
             checker.observe(0, &seen)

@@ -12,6 +12,7 @@ mod committed_on_quorum;
 mod durable;
 mod durable_before_sent;
 mod election_safety;
+mod ends_visibly;
 mod exactly_once;
 mod histories;
 mod honest_staleness;
@@ -32,7 +33,7 @@ use std::sync::Arc;
 
 use common::genesis::Genesis;
 
-pub use observation::{Call, LeaderId, LogTail, Observation, Told};
+pub use observation::{Call, Fate, LeaderId, LogTail, Observation, Told, Wanted};
 pub use recovers::SETTLE_US;
 
 /// Watches one invariant.
@@ -56,11 +57,12 @@ pub trait Checker: Send {
 }
 
 /// Names of [`all`] checkers.
-pub const NAMES: [&str; 21] = [
+pub const NAMES: [&str; 22] = [
     "durable",
     "linearizable",
     "linearizable-history",
     "exactly-once",
+    "ends-visibly",
     "agreement",
     "validity",
     "one-holder",
@@ -88,6 +90,7 @@ pub fn all(genesis: &Arc<Genesis>) -> Vec<Box<dyn Checker>> {
         Box::new(linearizable::Linearizable::default()),
         Box::new(histories::Histories::default()),
         Box::new(exactly_once::ExactlyOnce::default()),
+        Box::new(ends_visibly::EndsVisibly::default()),
         Box::new(agreement::Agreement::default()),
         Box::new(validity::Validity::new(genesis.clone())),
         Box::new(one_holder::OneHolder::default()),
@@ -110,7 +113,10 @@ pub fn all(genesis: &Arc<Genesis>) -> Vec<Box<dyn Checker>> {
 
 #[cfg(test)]
 use common::{
-    ids::{BatchSeq, ClusterId, Digest, EntryId, Height, LogIndex, LogPosition, NodeIdx, RaftNodeId, TaskId, Term},
+    ids::{
+        BatchSeq, BlockTime, ClusterId, Digest, EntryId, Height, LogIndex, LogPosition, NodeIdx, RaftNodeId, TaskId,
+        Term,
+    },
     task::Scope,
     verdict::Verdict,
 };

@@ -1,6 +1,10 @@
 //! What a run shows to its checkers: plain values with true times, made by the witness and the clients.
 
-use std::{collections::BTreeSet, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use common::{
@@ -8,12 +12,15 @@ use common::{
     certificate::{Ballot, Vote},
     entry::Fence,
     global_queue::HistoryEvent,
-    ids::{BatchSeq, ClusterId, Digest, EntryId, Height, LogIndex, LogPosition, NodeIdx, RaftNodeId, TaskId, Term},
+    ids::{
+        BatchSeq, BlockTime, ClusterId, Digest, EntryId, Height, LogIndex, LogPosition, NodeIdx, RaftNodeId, TaskId,
+        Term,
+    },
     task::{Scope, TaskState},
     verdict::Verdict,
 };
 
-/// What a client asked of one task of cluster scope, for histories.
+/// What a client asked of one task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
     /// Submit it.
@@ -47,6 +54,24 @@ pub enum Told {
     Canceled,
     /// It ended in another way.
     Ended,
+}
+
+/// What a submission asks for that decides when its task may begin.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Tasks that must be completed before.
+    pub after: Vec<TaskId>,
+    /// It ends when block time passes this, if nobody holds it then.
+    pub deadline: Option<BlockTime>,
+}
+
+/// What became of a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fate {
+    /// How it is.
+    pub state: TaskState,
+    /// What happened to it.
+    pub events: Vec<HistoryEvent>,
 }
 
 /// A log as it was on a disk: the index of its first record, and its records.
@@ -117,6 +142,8 @@ pub enum Observation {
         refs: Vec<(ClusterId, BatchSeq, Digest)>,
         /// The state that its header carries: of the block two below.
         carried_root: Digest,
+        /// Time of the block.
+        time: BlockTime,
     },
     /// A batch of a final block, as a validator holds it. Told once.
     Ordered {
@@ -276,6 +303,17 @@ pub enum Observation {
         /// Age of the state, if known.
         age_ms: Option<u64>,
     },
+    /// What a final state says of a task of fleet scope.
+    FinalState {
+        /// Who answered.
+        validator: String,
+        /// Height that was executed.
+        height: Height,
+        /// Which task.
+        task: TaskId,
+        /// How it is there.
+        state: TaskState,
+    },
     /// A linearizable read of a task was answered.
     LinearizableRead {
         /// Who answered.
@@ -291,12 +329,27 @@ pub enum Observation {
         /// Index that was applied.
         applied: LogIndex,
     },
-    /// A call on a task of cluster scope began.
+    /// An operator begins to write something.
+    Wished {
+        /// What was signed.
+        entry: EntryId,
+        /// Through which cluster.
+        cluster: ClusterId,
+        /// About which task.
+        task: TaskId,
+        /// Whose queue it is meant for.
+        scope: Scope,
+        /// Set if it is a submission.
+        wanted: Option<Wanted>,
+    },
+    /// A call on a task began.
     Called {
         /// Number of the call.
         call: u64,
         /// On which task.
         task: TaskId,
+        /// Whose queue it is in.
+        scope: Scope,
         /// What.
         what: Call,
     },
@@ -374,6 +427,13 @@ pub enum Observation {
         task: TaskId,
         /// How it had ended.
         state: TaskState,
+    },
+    /// How acknowledged tasks of fleet scope stand in one final state at the end, as far as it keeps them.
+    Fates {
+        /// Time of the block behind that state.
+        time: BlockTime,
+        /// State and history of each.
+        tasks: Arc<BTreeMap<TaskId, Fate>>,
     },
     /// The tasks that a process knows at the end, or knew until they had ended and were due.
     Knows {

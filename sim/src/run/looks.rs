@@ -8,12 +8,15 @@ use common::{
     global_queue::{HistoryEvent, Row},
     ids::{ClusterId, Height, TaskId},
     limits::ROOT_LAG,
-    task::TaskState,
+    task::{Scope, TaskState},
     wire::op::Mode,
 };
 
 use super::World;
-use crate::{checkers::Observation, timeline::Sample};
+use crate::{
+    checkers::{Fate, Observation},
+    timeline::Sample,
+};
 
 /// Records above what snapshots leave that a log may have: what comes in while one is made on a slow disk, and purged.
 const LOG_SLACK: u64 = 1_000;
@@ -133,6 +136,31 @@ impl World {
     pub(super) fn history(&self, validator: &str, task: &TaskId) -> Option<Vec<HistoryEvent>> {
         let executed = self.fleet.validator(validator)?.executed().get();
         Some(executed.queue.task(task)?.standing.events.clone())
+    }
+
+    /// What the newest final state says of the fleet's tasks that were acknowledged.
+    pub(super) fn fates(&self) -> Option<Observation> {
+        let names = self.fleet.honest_validators();
+        let states = names.iter().filter_map(|name| self.fleet.validator(name));
+        let states = states.map(|validator| validator.executed().get().queue.clone());
+        let state = states.max_by_key(|state| state.height())?;
+        let fate = |task: &TaskId| {
+            let standing = &state.task(task).filter(|row| row.scope() == Scope::Fleet)?.standing;
+            // A history with gaps explains nothing.
+            (standing.events_dropped == 0).then(|| Fate {
+                state: standing.life.state,
+                events: standing.events.clone(),
+            })
+        };
+        let journal = self.desk.journal();
+        let fates = journal
+            .acknowledged
+            .keys()
+            .filter_map(|task| Some((*task, fate(task)?)));
+        Some(Observation::Fates {
+            time: state.time(),
+            tasks: Arc::new(fates.collect()),
+        })
     }
 
     /// Batches that every honest validator has executed.

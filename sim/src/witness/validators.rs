@@ -218,6 +218,7 @@ impl Witness {
             block: found.block.digest(),
             refs: refs.collect(),
             carried_root: found.block.header.state_root,
+            time: found.block.header.time,
         });
         self.tell_batches(validator, &found.block);
     }

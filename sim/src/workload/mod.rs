@@ -152,18 +152,20 @@ impl Desk {
         !self.is_closed.load(Ordering::Relaxed)
     }
 
-    /// Tells that a call on a task of cluster scope begins; returns its number.
-    fn called(&self, task: TaskId, scope: Scope, what: Call) -> Option<u64> {
-        if scope == Scope::Fleet {
-            return None;
-        }
+    /// Tells that a call on a task begins; returns its number.
+    fn called(&self, task: TaskId, scope: Scope, what: Call) -> u64 {
         let call = {
             let mut journal = self.journal();
             journal.calls += 1;
             journal.calls
         };
-        self.witness.see(&Observation::Called { call, task, what });
-        Some(call)
+        self.witness.see(&Observation::Called {
+            call,
+            task,
+            scope,
+            what,
+        });
+        call
     }
 
     /// Tells that `agent` acknowledged an entry, in the instant in which it does.
@@ -186,10 +188,8 @@ impl Desk {
         });
     }
 
-    fn answered(&self, call: Option<u64>, task: TaskId, told: Told) {
-        if let Some(call) = call {
-            self.witness.see(&Observation::Answered { call, task, told });
-        }
+    fn answered(&self, call: u64, task: TaskId, told: Told) {
+        self.witness.see(&Observation::Answered { call, task, told });
     }
 }
 

@@ -14,7 +14,7 @@
 use std::time::Duration;
 
 use common::{
-    entry::SignedEntry,
+    entry::{Action, SignedEntry},
     ids::{ClusterId, TaskId},
     verdict::{Answer, Verdict},
     wire::{cluster::WriteOutcome, op::WriteRefusal},
@@ -25,7 +25,7 @@ use super::{
     wishes::{Wish, Wishes},
 };
 use crate::{
-    checkers::{Call, Observation, Told},
+    checkers::{Call, Observation, Told, Wanted},
     random::Stream,
     runtime::Process,
 };
@@ -200,6 +200,13 @@ impl Write {
     /// Sends the bytes until somebody says for good what became of them.
     async fn carry_out(mut self) -> (Self, Ending) {
         let scope = self.entry.header.scope;
+        self.desk.witness.see(&Observation::Wished {
+            entry: self.entry.id(&self.desk.fleet.chain),
+            cluster: self.cluster,
+            task: self.task,
+            scope,
+            wanted: self.wanted(),
+        });
         let call = self.desk.called(self.task, scope, self.call);
         let mut attempts = Attempts::default();
         loop {
@@ -214,6 +221,17 @@ impl Write {
             let pause_ms = self.random.between(50, 300);
             tokio::time::sleep(Duration::from_millis(pause_ms)).await;
         }
+    }
+
+    fn wanted(&self) -> Option<Wanted> {
+        let task = match self.entry.header.action {
+            Action::Submit => self.entry.task().ok()?,
+            _ => return None,
+        };
+        Some(Wanted {
+            after: task.after.to_vec(),
+            deadline: task.deadline,
+        })
     }
 
     /// Sends the bytes of some writes once more: the answer must be the one that was given (`exactly-once`).

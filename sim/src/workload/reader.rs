@@ -157,6 +157,9 @@ impl Reader {
 /// Wait for an answer of a validator.
 const FINAL_PATIENCE: Duration = Duration::from_secs(2);
 
+/// So many of a cluster's newest tasks are looked at.
+const RECENT: u64 = 48;
+
 /// Reads from one validator.
 pub struct FinalReader {
     desk: Desk,
@@ -188,16 +191,9 @@ impl FinalReader {
     }
 
     async fn look(&mut self) {
-        let newest = {
-            let journal = self.desk.journal();
-            let of_clusters = journal.order.values().filter_map(|order| order.last());
-            of_clusters.copied().collect::<Vec<_>>()
-        };
-        let Some(last) = newest.len().checked_sub(1) else {
-            return;
-        };
+        let Some((task, scope)) = self.draw_task() else { return };
         let request = OpRequest::Task {
-            task: newest[self.random.between(0, last as u64) as usize],
+            task,
             consistency: Consistency::Final,
             staleness_ms_max: None,
         };
@@ -208,13 +204,37 @@ impl FinalReader {
             encode(&request).into(),
             FINAL_PATIENCE,
         );
-        if let Some(OpAnswer::Task { context, .. }) = asked.await.ok().and_then(|bytes| decode(&bytes).ok()) {
-            self.desk.witness.see(&Observation::FinalRead {
+        let found = match asked.await.ok().and_then(|bytes| decode(&bytes).ok()) {
+            Some(OpAnswer::Task { task: found, context }) => {
+                self.desk.witness.see(&Observation::FinalRead {
+                    validator: self.name.clone(),
+                    asked_us,
+                    height: context.global_height,
+                    age_ms: context.staleness_ms,
+                });
+                found.map(|found| (context.global_height, found.state))
+            }
+            Some(OpAnswer::NoLongerKept { state, height, .. }) => Some((height, state)),
+            _ => None,
+        };
+        if let Some((height, state)) = found.filter(|_| scope == Scope::Fleet) {
+            self.desk.witness.see(&Observation::FinalState {
                 validator: self.name.clone(),
-                asked_us,
-                height: context.global_height,
-                age_ms: context.staleness_ms,
+                height,
+                task,
+                state,
             });
         }
+    }
+
+    /// One of the newest tasks of some cluster, often the last, whose end is still to come.
+    fn draw_task(&mut self) -> Option<(TaskId, Scope)> {
+        let journal = self.desk.journal();
+        let last = (journal.order.len() as u64).checked_sub(1)?;
+        let order = journal.order.values().nth(self.random.between(0, last) as usize)?;
+        let among = [1, RECENT][self.random.between(0, 1) as usize];
+        let back = self.random.between(1, among.min(order.len() as u64).max(1)) as usize;
+        let task = *order.get(order.len().checked_sub(back)?)?;
+        Some((task, journal.acknowledged[&task].1))
     }
 }

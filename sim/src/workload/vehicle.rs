@@ -288,13 +288,11 @@ impl Vehicle {
     async fn report(&mut self, request: Request, task: TaskId, scope: Scope) {
         let is_complete = matches!(request, Request::Complete { .. });
         for _ in 0..REPORTS_MAX {
-            let call = if is_complete {
-                self.desk.called(task, scope, Call::Complete)
-            } else {
-                None
-            };
+            let call = is_complete.then(|| self.desk.called(task, scope, Call::Complete));
             if let Some(told) = self.ask(request.clone()).await.and_then(|answer| told(&answer)) {
-                self.desk.answered(call, task, told);
+                if let Some(call) = call {
+                    self.desk.answered(call, task, told);
+                }
                 self.desk.journal().completed += u64::from(is_complete && told == Told::Granted);
                 return;
             }
