@@ -224,6 +224,8 @@ async fn simulate(plan: Plan, mut staging: Staging<'_>) -> Report {
     if world.live().await && world.settle().await {
         world.ask_at_the_end().await;
         world.has_worked();
+        // What happened since the last look counts too.
+        world.inspect();
         world.fleet.witness.finish();
     }
     world.report()
