@@ -140,7 +140,8 @@ impl Execution<'_> {
             .get(&task)
             .is_some_and(|row| row.submitted.author == header.author);
         let is_cancel = matches!(header.action, Action::Cancel { .. });
-        if !(is_own && is_cancel) && !member.roles.contains(RoleSet::OP_TASK) {
+        let may_cancel_own = is_own && is_cancel;
+        if !may_cancel_own && !member.roles.contains(RoleSet::OP_TASK) {
             return Err(Reason::Denied);
         }
         if is_expired(at, header) {
