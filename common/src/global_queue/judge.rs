@@ -1,7 +1,7 @@
 //! Decides author-signed entries that are statically good and were not seen before, and applies them.
 
 use super::{
-    RowFault,
+    MachineEvent, RowFault,
     execute::{At, Execution},
     row::{Row, Standing, Submitted, TaskKeyId, TaskKeyRow},
 };
@@ -100,6 +100,9 @@ impl Execution<'_> {
     }
 
     fn grant(&mut self, at: At<'_>, header: &EntryHeader, task: TaskId) -> Result<(), Reason> {
+        let is_marked = |row: &Row| row.standing.ends_at.is_some();
+        let keeps_mark = self.queue.tasks.get(&task).is_some_and(is_marked) && self.has_unknown_link(&task);
+        let height = self.height;
         self.queue.update(&task, |row| {
             let rules = row.rules();
             row.standing.life.grant(
@@ -124,8 +127,8 @@ impl Execution<'_> {
             }
             row.drop_ended_custody();
             if row.is_waiting() && row.standing.ends_above(at.global_height).is_none() {
-                // Queued again: `follow` marks it anew if a link has ended now.
-                row.standing.ends_at = None;
+                // Queued again: `follow` marks it anew if a link has ended now. Of one that is unknown the mark may be all that is kept.
+                row.standing.ends_at = keeps_mark.then_some((height, MachineEvent::LinkedTaskEnded));
             }
             Ok(())
         })

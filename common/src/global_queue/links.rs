@@ -64,6 +64,16 @@ impl Execution<'_> {
         ended
     }
 
+    /// Whether the task waits for one of which nothing is known: it is not submitted yet, or left so long ago that its line
+    /// is gone too.
+    pub(super) fn has_unknown_link(&self, id: &TaskId) -> bool {
+        let Some(row) = self.queue.tasks.get(id) else {
+            return false;
+        };
+        let mut links = row.task().after.iter().enumerate();
+        links.any(|(at, linked)| row.standing.links_done & (1 << at) == 0 && self.queue.state_of(linked).is_none())
+    }
+
     fn links(&self, id: &TaskId) -> Links {
         let row = self.queue.tasks.get(id).expect("the caller found the row");
         let mut links = Links {

@@ -19,7 +19,8 @@
 //! * A cluster ends its own tasks (deadline, link to a task elsewhere) when its log applies the block
 //!   that shows the reason. So this state ends them just before the first batch that stood at that height.
 //!   An entry that queues such a task again leaves no mark of an ended link from its log's height or below: the links are
-//!   looked at again when the entry is executed.
+//!   looked at again when the entry is executed. If nothing is known of one then, the mark is renewed: it may be all that is
+//!   left of a link that ended.
 //! * After the references: deadlines, then (not yet: take-back of custody), then assignment, by
 //!   priority and arrival, to a cluster in contact. At the very end closed tasks leave whose time has
 //!   come (`retention.rs`), by height and count alone.

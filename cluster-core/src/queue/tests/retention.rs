@@ -100,6 +100,37 @@ fn no_task_begins_to_wait_for_one_that_ended_badly_and_that_the_global_queue_let
 }
 
 #[test]
+fn task_that_is_queued_again_ends_in_both_tiers_with_a_link_that_the_global_queue_has_forgotten() {
+    let mut c = TestCluster::new();
+    let global = global_queue::Retention {
+        blocks: 6,
+        lines: 1,
+        ..global_queue::RETENTION
+    };
+    c.retain_globally(RETENTION, global);
+    let (link, other) = (c.assigned("op1", &task("link")), c.assigned("op1", &task("other")));
+    let waits = c.submit("op1", Scope::Cluster, &linked("waits", link));
+    let fence = c.hold("c1-1", link);
+    assert_eq!(c.fail("c1-1", link, fence, false), Verdict::Granted);
+    c.finalize(1);
+    assert_eq!(c.cancel("op1", other), Verdict::Granted);
+    let queue_again = |c: &mut TestCluster| {
+        assert_eq!(c.state(&waits), TaskState::Failed);
+        assert_eq!(operators_requeue(c, waits), Verdict::Granted);
+        assert_eq!(c.state(&waits), TaskState::Queued);
+        c.finalize(1);
+    };
+    while c.queue.global().state_of(&link).is_some() {
+        queue_again(&mut c);
+    }
+    queue_again(&mut c);
+    assert_eq!(c.state(&waits), TaskState::Failed);
+    c.submit("op1", Scope::Cluster, &task("last"));
+    c.finalize(1);
+    assert_eq!(c.queue.global().task(&waits).unwrap().state(), TaskState::Failed);
+}
+
+#[test]
 fn link_that_a_cluster_judged_before_the_mark_is_judged_alike_by_the_global_queue() {
     let mut c = forgetful_fleet();
     let first = c.submit("op1", Scope::Cluster, &task("canceled"));

@@ -180,3 +180,33 @@ fn deadline_that_has_passed_ends_a_task_that_is_queued_again_whatever_its_links(
     contact(&mut ledger, &[C1]);
     assert_eq!(state(&ledger, &id), TaskState::Expired);
 }
+
+#[test]
+fn task_that_is_queued_again_ends_with_a_link_of_which_nothing_is_kept_any_more() {
+    let retention = |lines| Retention {
+        blocks: 4,
+        rows: 100,
+        bytes: 1_000_000,
+        lines,
+    };
+    let mut ledger = ledger();
+    ledger.queue = ledger.queue.clone().with_retention(retention(100));
+    let far = assigned(&mut ledger, "far");
+    let behind = submit(&mut ledger, C1, Scope::Cluster, &after("behind", &[far]));
+    end(&mut ledger, far, fail);
+    contact(&mut ledger, &[C1]);
+    assert_eq!(state(&ledger, &behind), TaskState::Failed);
+    while ledger.queue.retired(&far).is_none() {
+        ledger.block(vec![], 100);
+    }
+    ledger.queue = ledger.queue.clone().with_retention(retention(0));
+    let cause = Cause::Operator;
+    let entry = ledger.entry("op1", C1, Scope::Cluster, Action::Requeue { task: behind, cause });
+    let batch = ledger.granted(C1, vec![entry]);
+    ledger.block(vec![], 100);
+    assert_eq!(ledger.queue.state_of(&far), None);
+    assert_eq!(verdicts(&ledger.block(vec![batch], 100)), [Verdict::Granted]);
+    assert_eq!(state(&ledger, &behind), TaskState::Queued);
+    contact(&mut ledger, &[C1]);
+    assert_eq!(state(&ledger, &behind), TaskState::Failed);
+}
