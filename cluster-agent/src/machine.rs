@@ -59,7 +59,7 @@ pub struct Pulse {
     pub open_len: usize,
     /// Global height applied.
     pub height: Height,
-    /// This log was forked: a finalized block names another batch.
+    /// Finalized blocks contradict this log: one names another batch, or another state.
     pub is_conflict: bool,
 }
 
@@ -74,7 +74,7 @@ pub struct Turn {
     pub is_open_empty: bool,
     /// Global height applied.
     pub height: Height,
-    /// This log was forked: a finalized block names another batch.
+    /// Finalized blocks contradict this log: one names another batch, or another state.
     pub is_conflict: bool,
 }
 
