@@ -90,7 +90,7 @@ struct Gave {
     /// Time of the last block that entered; `None`: there were none.
     newest: Option<BlockTime>,
     answered_us: u64,
-    /// How long the log took for them.
+    /// How long the log took for full groups of them.
     entering_us: u64,
     /// Of the blocks that entered.
     bytes: usize,
@@ -198,7 +198,10 @@ impl Shell {
             }
             let handed_over = tokio::time::Instant::now();
             self.propose_in_order(group.parts).await?;
-            entering += handed_over.elapsed();
+            if is_full {
+                // Who gives less answers for the time that little takes.
+                entering += handed_over.elapsed();
+            }
             let height = self.machine.pulse().get().height;
             if height == before {
                 return Err(Obstacle::Source(format!("blocks above {before} changed nothing")));
