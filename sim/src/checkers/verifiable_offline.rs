@@ -1,15 +1,17 @@
 //! verifiable-offline: a proof file convinces somebody who holds only the genesis file, and says what the honest
 //! validators' final state says of the task: its events with their places and decisions, and its state. One in which a
-//! single bit of a signature differs convinces nobody.
+//! signature, a path, a header or a place differs convinces nobody.
 
 use std::sync::Arc;
 
 use common::{
-    codec::decode,
+    codec::{BoundedVec, decode},
+    crypto::Signature,
     genesis::Genesis,
     global_queue::HistoryEvent,
     ids::Height,
-    proof::{self, ProofReport, ProvenEntry, ProvenEvent, TaskProof},
+    merkle::Climb,
+    proof::{self, EventProof, ProofReport, ProvenEntry, ProvenEvent, TaskProof},
 };
 
 use super::{Checker, Observation};
@@ -27,22 +29,113 @@ impl VerifiableOffline {
     }
 }
 
-impl VerifiableOffline {
-    /// Each signature under a finalization, one bit flipped.
-    fn refuses_spoilt(&self, bytes: &[u8]) -> Result<(), String> {
-        let proof: TaskProof = decode(bytes).map_err(|error| error.to_string())?;
-        let finalizations = proof.segments.iter().map(|segment| &segment.finality.finalization);
-        for signature in finalizations.flat_map(|finalization| &finalization.signers.signatures) {
-            let needle = signature.to_bytes();
-            let at = bytes.windows(needle.len()).position(|window| window == needle);
-            let at = at.ok_or("a proof does not hold the signatures that were read from it")?;
-            let mut spoilt = bytes.to_vec();
-            spoilt[at] ^= 1;
-            if proof::verify(&spoilt, &self.genesis).is_ok() {
-                return Err("a proof with a spoilt signature of a validator convinces".into());
+/// A proof in which one thing differs, and what that is.
+type Spoilt = (&'static str, TaskProof);
+
+/// One for each kind of thing that a verifier must look at, as far as `proof` has it. Attestations are in no proof: that a block
+/// is final shows that validators checked them.
+fn spoilt(proof: &TaskProof) -> Vec<Spoilt> {
+    let of = |what, spoil: &dyn Fn(&mut TaskProof) -> Option<()>| {
+        let mut spoilt = proof.clone();
+        spoil(&mut spoilt).map(|()| (what, spoilt))
+    };
+    let of_entry =
+        |what, spoil: &dyn Fn(&mut EventProof) -> Option<()>| of(what, &|proof| change(&mut proof.events, spoil));
+    let kinds = [
+        of("signature of the submission", &|proof| {
+            proof.submit.signature = flipped(&proof.submit.signature);
+            Some(())
+        }),
+        of("header of a block", &|proof| {
+            change(&mut proof.segments, |segment| {
+                change(&mut segment.headers, |header| {
+                    header.time.0 ^= 1;
+                    Some(())
+                })
+            })
+        }),
+        of_entry("signature of an author", &|event| match event {
+            EventProof::Entry {
+                signed: Some(signed), ..
+            } => {
+                signed.signature = flipped(&signed.signature);
+                Some(())
             }
-        }
-        Ok(())
+            _ => None,
+        }),
+        of_entry("place of an entry", &|event| match event {
+            EventProof::Entry { leaf, .. } => {
+                leaf.index.0 ^= 1;
+                Some(())
+            }
+            EventProof::Machine { .. } => None,
+        }),
+        of_entry("path to a batch", &|event| match event {
+            EventProof::Entry { leaf_path, .. } => lead_astray(leaf_path),
+            EventProof::Machine { .. } => None,
+        }),
+        of_entry("header of a batch", &|event| match event {
+            EventProof::Entry { batch, .. } => {
+                batch.seq.0 ^= 1;
+                Some(())
+            }
+            EventProof::Machine { .. } => None,
+        }),
+        of_entry("path to a block", &|event| match event {
+            EventProof::Entry { batch_path, .. } => lead_astray(batch_path),
+            EventProof::Machine { .. } => None,
+        }),
+        of_entry("path of a decision", &|event| match event {
+            EventProof::Entry {
+                outcome: Some(outcome), ..
+            }
+            | EventProof::Machine { outcome, .. } => lead_astray(&mut outcome.path),
+            EventProof::Entry { outcome: None, .. } => None,
+        }),
+    ];
+    let finalizations = proof.segments.iter().map(|segment| &segment.finality.finalization);
+    let of_validators = finalizations
+        .flat_map(|finalization| &finalization.signers.signatures)
+        .filter_map(|signature| {
+            of("signature of a validator", &|proof| {
+                change(&mut proof.segments, |segment| {
+                    change(&mut segment.finality.finalization.signers.signatures, |each| {
+                        (each == signature).then(|| *each = flipped(each))
+                    })
+                })
+            })
+        });
+    kinds.into_iter().flatten().chain(of_validators).collect()
+}
+
+/// Spoils the first one that `spoil` can.
+fn change<T, const MAX: usize>(all: &mut BoundedVec<T, MAX>, spoil: impl FnMut(&mut T) -> Option<()>) -> Option<()> {
+    let mut items = std::mem::take(all).into_inner();
+    let changed = items.iter_mut().find_map(spoil);
+    *all = items.try_into().ok()?;
+    changed
+}
+
+/// With one bit of it flipped.
+fn flipped(signature: &Signature) -> Signature {
+    let mut bytes = signature.to_bytes();
+    bytes[0] ^= 1;
+    Signature::from_bytes(&bytes)
+}
+
+/// To another root. `None` if it has no step: what is looked at is the root then.
+fn lead_astray(path: &mut Climb) -> Option<()> {
+    change(&mut path.steps, |step| {
+        step.sibling.0[0] ^= 1;
+        Some(())
+    })
+}
+
+/// Whether `verify`, which says if a proof convinces, is convinced by none of the spoilt ones.
+fn refuses_spoilt(proof: &TaskProof, verify: impl Fn(&TaskProof) -> bool) -> Result<(), String> {
+    match spoilt(proof).iter().find(|(_, spoilt)| verify(spoilt)) {
+        Some((what, _)) => Err(format!("a proof convinces in which the {what} is spoilt")),
+        None => Ok(()),
     }
 }
 
@@ -104,7 +197,8 @@ impl Checker for VerifiableOffline {
         match proof::verify(bytes, &self.genesis) {
             Ok(report) if report.task_id == *task => {
                 tells(&report, history, *decided).map_err(of_task)?;
-                self.refuses_spoilt(bytes)
+                let proof: TaskProof = decode(bytes).map_err(|error| error.to_string())?;
+                refuses_spoilt(&proof, |spoilt| proof::verify_proof(spoilt, &self.genesis).is_ok())
             }
             Ok(_) => Err(of_task("is of another task".into())),
             Err(error) => Err(of_task(format!("convinces nobody: {error}"))),
@@ -147,8 +241,10 @@ mod tests {
 
     /// A block with one entry, and those above it with the root over its decision.
     fn put(ledger: &mut Ledger, entry: common::entry::SignedEntry) {
-        let batch = ledger.granted(HOME, vec![entry]);
-        ledger.block(vec![batch], 100);
+        let beside = ledger.submit("op1", HOME, Scope::Cluster, &task(&ledger.queue.height().to_string()));
+        let batch = ledger.granted(HOME, vec![entry, beside]);
+        let beat = ledger.beat(ClusterId(1));
+        ledger.block(vec![batch, beat], 100);
         for _ in 0..ROOT_LAG {
             ledger.block(Vec::new(), 100);
         }
@@ -190,6 +286,30 @@ mod tests {
             decided: Height(0),
         };
         assert!(judge(VerifiableOffline::new(genesis), &[(0, proof)]).is_err());
+    }
+
+    #[test]
+    fn verifier_that_looks_away_from_one_thing_is_caught() {
+        let run = canceled();
+        let (proof, genesis) = (run.proof(), &run.ledger.fleet.genesis);
+        let convinces = |proof: &TaskProof| proof::verify_proof(proof, genesis).is_ok();
+        assert_eq!(refuses_spoilt(&proof, convinces), Ok(()));
+        let kinds: Vec<Spoilt> = spoilt(&proof);
+        for what in [
+            "signature of the submission",
+            "signature of an author",
+            "signature of a validator",
+            "header of a block",
+            "header of a batch",
+            "place of an entry",
+            "path to a batch",
+            "path to a block",
+            "path of a decision",
+        ] {
+            let (_, blind) = kinds.iter().find(|(kind, _)| *kind == what).expect(what);
+            let told = refuses_spoilt(&proof, |proof| proof == blind || convinces(proof));
+            assert!(told.unwrap_err().contains(what));
+        }
     }
 
     #[test]
