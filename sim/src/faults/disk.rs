@@ -59,8 +59,7 @@ impl Rot {
     }
 }
 
-/// Draws what of one disk is rotten. An agent's only small file, its counters, has no digest that would tell; and what a
-/// running validator reads, the checkers read with it.
+/// Draws what of one disk is rotten. What a running validator reads, the checkers read with it.
 fn draw_rot(number: u64, who: String, fleet: &SimFleet, random: &mut Stream) -> Rot {
     let rot = Rot::new(number, vec![who.clone()], random.between(0, 999) as u16);
     let (is_agent, is_other, goes_on) = (
@@ -70,7 +69,9 @@ fn draw_rot(number: u64, who: String, fleet: &SimFleet, random: &mut Stream) -> 
     );
     let rot = match (is_agent, is_other) {
         (_, false) => rot,
-        (true, true) => rot.of(Rotten::Snapshots),
+        (true, true) if rot.at % 2 == 0 => rot.of(Rotten::Snapshots),
+        // Its counters.
+        (true, true) => rot.of(Rotten::Files),
         (false, true) => rot.of(Rotten::Files),
     };
     if is_agent && goes_on { rot.under_running() } else { rot }
