@@ -1,8 +1,9 @@
 //! One run: a fleet under a workload and faults in virtual time, from one seed.
 //!
 //! # Rules
-//! * For the length of the plan the operators write and faults come. Then everything heals, nothing new is
-//!   asked for, and the fleet has a bounded time to settle.
+//! * For the length of the plan the operators write and faults come. Then everything heals, and work goes on until each
+//!   cluster has shown that it can: a submission is acknowledged, and a vehicle claims a task, acts on it and completes it. From
+//!   then on nothing new is asked for. The fleet has a bounded time for both.
 //! * A violation ends the run at once.
 
 mod looks;
@@ -179,6 +180,10 @@ const TICKS_PER_HEALTH: u64 = 10;
 const PROOFS: usize = 3;
 /// In a run of this length something is acknowledged.
 const WORK_AFTER: Duration = Duration::from_secs(10);
+/// Clusters with less or longer work than this show nothing in the time they have.
+const WRITE_EVERY_MAX: Duration = Duration::from_secs(2);
+/// See [`WRITE_EVERY_MAX`].
+const WORK_MAX: Duration = Duration::from_secs(5);
 /// Questions for one of them.
 const PROOF_TRIES: usize = 12;
 /// Wait for an answer.
@@ -259,13 +264,12 @@ impl World {
 
     /// Heals everything and waits until the fleet has settled. False when something is broken.
     async fn settle(&mut self) -> bool {
-        self.desk.close();
         let healed_us = self.trace.now_us();
         self.nemesis.heal(&mut self.fleet, healed_us);
         self.fleet.supervise().await;
         self.fleet.witness.see(&Observation::Healed);
         // Heights count from here, for the checker too.
-        self.fleet.witness.see(&self.health());
+        self.fleet.witness.see(&self.health(healed_us));
         let first = self.lowest_height();
         loop {
             if !self.tick().await {
@@ -274,12 +278,15 @@ impl World {
             if !self.ticks.is_multiple_of(TICKS_PER_HEALTH) {
                 continue;
             }
-            let health = self.health();
+            let health = self.health(healed_us);
             self.fleet.witness.see(&health);
+            if matches!(&health, Observation::Health { idle, .. } if idle.is_empty()) {
+                self.desk.close();
+            }
             let is_well = matches!(
                 &health,
-                Observation::Health { leaderless, unwell, outsiders, open_writes: 0, outbox_bytes: 0, not_final: 0, height }
-                    if leaderless.is_empty() && unwell.is_empty() && outsiders.is_empty() && *height > first
+                Observation::Health { leaderless, unwell, outsiders, idle, open_writes: 0, outbox_bytes: 0, not_final: 0, height }
+                    if leaderless.is_empty() && unwell.is_empty() && outsiders.is_empty() && idle.is_empty() && *height > first
             );
             if is_well || self.trace.now_us() - healed_us > SETTLE_US + 1_000_000 {
                 return self.fleet.witness.violation().is_none();

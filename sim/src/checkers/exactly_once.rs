@@ -251,6 +251,7 @@ mod tests {
             leaderless: Vec::new(),
             unwell: Vec::new(),
             outsiders: Vec::new(),
+            idle: Vec::new(),
             open_writes: 0,
             outbox_bytes,
             not_final: 0,

@@ -412,6 +412,8 @@ pub enum Observation {
         unwell: Vec<String>,
         /// Agents that do not vote and sign under the id of the disk that they have.
         outsiders: Vec<String>,
+        /// Clusters that have not shown since the fleet healed that tasks are taken and done there, and what they did not show.
+        idle: Vec<(ClusterId, &'static str)>,
         /// Writes whose author still waits for an answer.
         open_writes: u64,
         /// Bytes in all outboxes.

@@ -1,5 +1,5 @@
 //! recovers: within a bound after the fleet healed, every cluster has a leader, every agent is in mode `normal` and knows how
-//! old what it says is, votes and signs, every write has an answer, the outboxes are empty, everything acknowledged is final, and heights grow.
+//! old what it says is, votes and signs, drones get work and finish it, every write has an answer, the outboxes are empty, everything acknowledged is final, and heights grow.
 
 use common::ids::Height;
 
@@ -28,6 +28,7 @@ impl Checker for Recovers {
                 leaderless,
                 unwell,
                 outsiders,
+                idle,
                 open_writes,
                 outbox_bytes,
                 not_final,
@@ -46,6 +47,9 @@ impl Checker for Recovers {
                 }
                 if let Some(agent) = outsiders.first() {
                     missing.push(format!("{agent} does not vote and sign in its cluster"));
+                }
+                if let Some((cluster, what)) = idle.first() {
+                    missing.push(format!("{what} in cluster {cluster} since"));
                 }
                 if *open_writes > 0 {
                     missing.push(format!("{open_writes} writes have no answer"));
@@ -94,6 +98,7 @@ mod tests {
             leaderless: leaderless.iter().map(|cluster| ClusterId(*cluster)).collect(),
             unwell: Vec::new(),
             outsiders: Vec::new(),
+            idle: Vec::new(),
             open_writes: numbers[0],
             outbox_bytes: numbers[1],
             not_final: numbers[2],
@@ -123,6 +128,11 @@ mod tests {
             outsiders.push("c1-3".into());
         }
         assert!(told(newcomer).unwrap_err().contains("c1-3 does not vote and sign"));
+        let mut workless = health(&[], [0, 0, 0], 6);
+        if let Observation::Health { idle, .. } = &mut workless {
+            idle.push((ClusterId(1), "no vehicle has done anything"));
+        }
+        assert!(told(workless).unwrap_err().contains("no vehicle has done anything"));
         assert!(told(health(&[], [1, 0, 0], 6)).is_err());
         assert!(told(health(&[], [0, 1, 0], 6)).is_err());
         assert!(told(health(&[], [0, 0, 1], 6)).is_err());

@@ -12,7 +12,7 @@ use common::{
     wire::op::Mode,
 };
 
-use super::World;
+use super::{WORK_MAX, WRITE_EVERY_MAX, World};
 use crate::{
     checkers::{Fate, Observation},
     timeline::Sample,
@@ -178,7 +178,24 @@ impl World {
         executed.min().unwrap_or_default()
     }
 
-    pub(super) fn health(&self) -> Observation {
+    /// Clusters that have not shown since `healed_us` that tasks are taken and done there.
+    fn idle(&self, healed_us: u64) -> Vec<(ClusterId, &'static str)> {
+        let load = self.plan.load;
+        if load.write_every > WRITE_EVERY_MAX || load.work_max > WORK_MAX {
+            return Vec::new();
+        }
+        let suspects = self.fleet.witness.suspects();
+        let journal = self.desk.journal();
+        let clusters = (0..self.plan.population.clusters).map(ClusterId);
+        clusters
+            .filter(|cluster| !suspects.has_cluster(*cluster))
+            .filter_map(|cluster| Some((cluster, journal.lacks_since(cluster, healed_us)?)))
+            .collect()
+    }
+
+    /// How the fleet is, which healed at `healed_us`.
+    pub(super) fn health(&self, healed_us: u64) -> Observation {
+        let idle = self.idle(healed_us);
         let (mut leaderless, mut unwell, mut outsiders) = (Vec::new(), Vec::new(), Vec::new());
         let mut outbox_bytes = 0;
         let suspects = self.fleet.witness.suspects();
@@ -216,6 +233,7 @@ impl World {
             leaderless,
             unwell,
             outsiders,
+            idle,
             open_writes,
             outbox_bytes,
             not_final: acknowledged - self.tasks_final(),

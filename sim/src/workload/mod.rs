@@ -70,10 +70,37 @@ pub struct Journal {
     pub linearizable_reads: u64,
     /// Writes and reads refused for want of a majority.
     pub no_quorum: u64,
+    /// Of each cluster, the newest submission that was acknowledged, by when it was asked for. Microseconds.
+    submitted_us: BTreeMap<ClusterId, u64>,
+    /// Of each cluster, the newest task that a vehicle claimed, acted on and completed, by when it was claimed.
+    worked_us: BTreeMap<ClusterId, u64>,
     calls: u64,
 }
 
 impl Journal {
+    fn has_submitted(&mut self, cluster: ClusterId, asked_us: u64) {
+        let newest = self.submitted_us.entry(cluster).or_default();
+        *newest = asked_us.max(*newest);
+    }
+
+    fn has_worked(&mut self, cluster: ClusterId, claimed_us: u64) {
+        let newest = self.worked_us.entry(cluster).or_default();
+        *newest = claimed_us.max(*newest);
+    }
+
+    /// What `cluster` has not shown by anything that was asked for at `since_us` or later; `None` if nothing is missing.
+    #[must_use]
+    pub fn lacks_since(&self, cluster: ClusterId, since_us: u64) -> Option<&'static str> {
+        let is_old = |newest: &BTreeMap<ClusterId, u64>| newest.get(&cluster).is_none_or(|at_us| *at_us < since_us);
+        if is_old(&self.submitted_us) {
+            Some("no submission was acknowledged")
+        } else if is_old(&self.worked_us) {
+            Some("no vehicle has claimed a task, acted on it and completed it")
+        } else {
+            None
+        }
+    }
+
     /// A task submitted through `cluster` that waits in `unknown`, to be freed by force: each once.
     fn free(&mut self, cluster: ClusterId) -> Option<(TaskId, Scope)> {
         let Self {

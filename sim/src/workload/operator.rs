@@ -275,6 +275,9 @@ impl Write {
                 };
                 desk.acknowledged(agent_name, asked_us, written);
                 let mut journal = desk.journal();
+                if is_task {
+                    journal.has_submitted(cluster, asked_us);
+                }
                 if is_task
                     && journal
                         .acknowledged

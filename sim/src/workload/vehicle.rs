@@ -46,6 +46,8 @@ struct Job {
     until_us: u64,
     /// True time at which the work is done.
     done_us: u64,
+    /// True time at which it asked for the task, if its claim was the last that it heard of.
+    claimed_us: Option<u64>,
 }
 
 /// One vehicle.
@@ -57,6 +59,8 @@ pub struct Vehicle {
     stop_us: u64,
     random: Stream,
     job: Option<Job>,
+    /// The task that was last granted to it, and when it asked for that.
+    claimed: Option<(TaskId, u64)>,
     /// A claim that may not be acted on yet, and since when.
     waiting: Option<(Fence, u64)>,
 }
@@ -98,6 +102,7 @@ impl Vehicle {
             stop_us,
             random,
             job: None,
+            claimed: None,
             waiting: None,
         }
     }
@@ -207,9 +212,13 @@ impl Vehicle {
         let free = free[self.random.between(0, last) as usize];
         if let Some(task) = free.task_id() {
             let call = self.desk.called(task, free.scope, Call::Claim);
+            let asked_us = self.desk.witness.now_us();
             // Another drone may be faster; then the next look shows it.
             if let Some(told) = self.ask(Request::Claim { task }).await.and_then(|answer| told(&answer)) {
                 self.desk.answered(call, task, told);
+                if told == Told::Granted {
+                    self.claimed = Some((task, asked_us));
+                }
             }
         }
     }
@@ -248,6 +257,10 @@ impl Vehicle {
             fence,
             until_us,
             done_us: self.desk.witness.now_us() + work_us,
+            claimed_us: self
+                .claimed
+                .filter(|(claimed, _)| *claimed == task)
+                .map(|(_, at_us)| at_us),
         });
         self.acts(task, fence, true);
         if row.state == TaskState::Claimed {
@@ -262,9 +275,8 @@ impl Vehicle {
 
     /// Has stopped, with the work done or not.
     async fn end(&mut self, is_done: bool) {
-        let Some(Job { task, scope, fence, .. }) = self.job.take() else {
-            return;
-        };
+        let Some(job) = self.job.take() else { return };
+        let Job { task, scope, fence, .. } = job;
         self.acts(task, fence, false);
         let fence = Some(fence);
         let request = match self.random.between(1, FAIL_ONE_IN) {
@@ -282,10 +294,15 @@ impl Vehicle {
                 reason: String::new(),
             },
         };
-        self.report(request, task, scope).await;
+        if self.report(request, task, scope).await
+            && let Some(claimed_us) = job.claimed_us
+        {
+            self.desk.journal().has_worked(self.cluster, claimed_us);
+        }
     }
 
-    async fn report(&mut self, request: Request, task: TaskId, scope: Scope) {
+    /// Until somebody hears it. Whether the task is completed by that.
+    async fn report(&mut self, request: Request, task: TaskId, scope: Scope) -> bool {
         let is_complete = matches!(request, Request::Complete { .. });
         for _ in 0..REPORTS_MAX {
             let call = is_complete.then(|| self.desk.called(task, scope, Call::Complete));
@@ -293,11 +310,13 @@ impl Vehicle {
                 if let Some(call) = call {
                     self.desk.answered(call, task, told);
                 }
-                self.desk.journal().completed += u64::from(is_complete && told == Told::Granted);
-                return;
+                let is_done = is_complete && told == Told::Granted;
+                self.desk.journal().completed += u64::from(is_done);
+                return is_done;
             }
             let pause_ms = self.random.between(200, 1_000);
             tokio::time::sleep(Duration::from_millis(pause_ms)).await;
         }
+        false
     }
 }
