@@ -178,7 +178,7 @@ const TICKS_PER_INSPECTION: u64 = 50;
 const TICKS_PER_HEALTH: u64 = 10;
 /// Proofs asked for at the end.
 const PROOFS: usize = 3;
-/// In a run of this length something is acknowledged.
+/// In a run of this length something is acknowledged, and done after it healed.
 const WORK_AFTER: Duration = Duration::from_secs(10);
 /// Clusters with less or longer work than this show nothing in the time they have.
 const WRITE_EVERY_MAX: Duration = Duration::from_secs(2);

@@ -12,7 +12,7 @@ use common::{
     wire::op::Mode,
 };
 
-use super::{WORK_MAX, WRITE_EVERY_MAX, World};
+use super::{WORK_AFTER, WORK_MAX, WRITE_EVERY_MAX, World};
 use crate::{
     checkers::{Fate, Observation},
     timeline::Sample,
@@ -181,7 +181,8 @@ impl World {
     /// Clusters that have not shown since `healed_us` that tasks are taken and done there.
     fn idle(&self, healed_us: u64) -> Vec<(ClusterId, &'static str)> {
         let load = self.plan.load;
-        if load.write_every > WRITE_EVERY_MAX || load.work_max > WORK_MAX {
+        let is_short = self.plan.lasts < WORK_AFTER;
+        if is_short || load.write_every > WRITE_EVERY_MAX || load.work_max > WORK_MAX {
             return Vec::new();
         }
         let suspects = self.fleet.witness.suspects();
