@@ -69,7 +69,7 @@ fn draw_rot(number: u64, who: String, fleet: &SimFleet, random: &mut Stream) -> 
     );
     let rot = match (is_agent, is_other) {
         (_, false) => rot,
-        (true, true) if rot.at % 2 == 0 => rot.of(Rotten::Snapshots),
+        (true, true) if rot.at.is_multiple_of(2) => rot.of(Rotten::Snapshots),
         // Its counters.
         (true, true) => rot.of(Rotten::Files),
         (false, true) => rot.of(Rotten::Files),
