@@ -247,9 +247,9 @@ impl Intake {
         }
     }
 
-    /// Checks a batch under the roster in force, or, if the core asked for it, under an older one of its cluster. Others
-    /// may have stored it before that roster was replaced, and a final block refers to it: whether it counts is for the
-    /// execution to say, which must have it.
+    /// Checks a batch under the roster in force, or, if the core asked for it, under another one that its cluster had, or
+    /// will have by a batch that is stored here. Others may have stored it before that roster was replaced, and a final
+    /// block refers to it: whether it counts is for the execution to say, which must have it.
     fn verify(
         &self,
         queue: &GlobalQueue,
