@@ -21,7 +21,6 @@ use common::{
     ids::{ClusterId, Digest, Height, TaskId},
     recall::Recall,
     retention_scale::Shortened,
-    validator_set::ValidatorSet,
     wire::{
         frame::FrameKind,
         op::{OpAnswer, OpRequest},
@@ -204,10 +203,9 @@ async fn simulate(plan: Plan, mut staging: Staging<'_>) -> Report {
     let extra = std::mem::take(&mut staging.checkers);
     let make = |fleet: &common::testing::Fleet| {
         let genesis = Arc::new(fleet.genesis.clone());
-        let set = ValidatorSet::from_genesis(&genesis);
         let mut checkers = checkers::all(&genesis);
         checkers.extend(extra);
-        Witness::new(trace.clone(), set, checkers).only(plan.judge)
+        Witness::new(trace.clone(), genesis, checkers).only(plan.judge)
     };
     let mut fleet = SimFleet::new(plan.seed, plan.population, plan.conditions, trace.clone(), make);
     fleet.hack(plan.enemies);

@@ -2,12 +2,14 @@
 //!
 //! * `agents`: what they apply and close, when they lead, what their logs' disks hold.
 //! * `validators`: what they send, execute and order, and what their disks hold.
+//! * `chain`: the final blocks, executed once more.
 //!
 //! # Rules
 //! * It sees true time, disks and links; the shells do not see it.
 //! * The first violation counts: what follows from it says little. The run ends there.
 
 mod agents;
+mod chain;
 mod validators;
 
 use std::{
@@ -15,7 +17,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use common::validator_set::ValidatorSet;
+use common::{genesis::Genesis, validator_set::ValidatorSet};
 
 use crate::{
     byzantine::suspects::Suspects,
@@ -46,12 +48,14 @@ impl fmt::Display for Violation {
 }
 
 struct Inner {
+    genesis: Arc<Genesis>,
     set: ValidatorSet,
     checkers: Vec<Box<dyn Checker>>,
     violation: Option<Violation>,
     suspects: Suspects,
     agents: agents::Known,
     validators: validators::Known,
+    chain: chain::Chain,
     /// Only this checker is asked.
     only: Option<&'static str>,
     applies: u64,
@@ -65,11 +69,13 @@ pub struct Witness {
 }
 
 impl Witness {
-    /// A witness that asks `checkers` about a fleet with these validators.
+    /// A witness that asks `checkers` about the fleet of `genesis`.
     #[must_use]
-    pub fn new(trace: Trace, set: ValidatorSet, checkers: Vec<Box<dyn Checker>>) -> Self {
+    pub fn new(trace: Trace, genesis: Arc<Genesis>, checkers: Vec<Box<dyn Checker>>) -> Self {
         let inner = Inner {
-            set,
+            set: ValidatorSet::from_genesis(&genesis),
+            chain: chain::Chain::begin(&genesis),
+            genesis,
             checkers,
             violation: None,
             suspects: Suspects::default(),
@@ -98,7 +104,7 @@ impl Witness {
     /// Another witness of the same run, who asks nobody: for clients whom nothing was promised.
     #[must_use]
     pub fn blind(&self) -> Self {
-        Self::new(self.trace.clone(), self.lock().set.clone(), Vec::new())
+        Self::new(self.trace.clone(), self.lock().genesis.clone(), Vec::new())
     }
 
     /// Who is held to nothing, or to less.

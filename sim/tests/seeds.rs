@@ -76,3 +76,12 @@ fn fleet_that_is_well_at_the_first_look_has_recovered() {
 fn write_that_was_refused_at_the_door_is_not_repeated() {
     assert_eq!(run(Plan::small(1_085)).violation, None);
 }
+
+/// After everything was cut off, more tasks ended, left and lost their lines within a moment than a state remembers. The
+/// witness looked at validators now and then, and three tasks seemed lost; now it executes each block itself.
+#[test]
+fn task_that_comes_and_goes_between_two_looks_is_not_taken_for_lost() {
+    for seed in [1_867, 1_957] {
+        assert_eq!(run(Plan::small(seed)).violation, None, "seed {seed}");
+    }
+}

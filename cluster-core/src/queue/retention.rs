@@ -22,7 +22,7 @@
 use std::borrow::Cow;
 
 use common::{
-    global_queue::Row,
+    global_queue::{Retired, Row},
     ids::{Height, TaskId},
     retention_scale::{scaled, scaled_count},
     task::{Scope, TaskState},
@@ -118,9 +118,9 @@ impl ClusterQueue {
     }
 
     /// Counts the tasks that the global queue has just dropped, and whose rows left before.
-    pub(super) fn follow_dropped(&mut self, dropped: &[TaskId]) {
-        for task in dropped {
-            if let Some(state) = self.set_retired(task, None) {
+    pub(super) fn follow_dropped(&mut self, dropped: &[Retired]) {
+        for line in dropped {
+            if let Some(state) = self.set_retired(&line.id, None) {
                 self.state.gone[state as usize] += 1;
             }
         }

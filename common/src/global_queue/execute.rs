@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    BlockOutcome, Cursor, Evidence, GlobalQueue, MachineEvent, Outcome, RowFault,
+    BlockOutcome, Cursor, Evidence, GlobalQueue, MachineEvent, Outcome, Retired, RowFault,
     outcome::outcome_root,
     plan::{ExecutePlan, RefPlan, is_good_roster},
     row::{EventEntry, HistoryEvent, NOTE_BYTES_MAX, Row, StreamKey, StreamRow, What},
@@ -26,7 +26,7 @@ pub(super) struct Execution<'q> {
     pub(super) time: BlockTime,
     outcomes: Vec<Outcome>,
     evidence: Vec<Evidence>,
-    pub(super) dropped: Vec<TaskId>,
+    pub(super) dropped: Vec<Retired>,
 }
 
 /// A row of a batch, with where it stands.

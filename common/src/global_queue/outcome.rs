@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Retired;
 use crate::{
     block::BatchRef,
     codec::{Wire, to_bytes},
@@ -172,6 +173,7 @@ pub struct BlockOutcome {
     pub state_root: Digest,
     /// Faults found in executed batches.
     pub evidence: Vec<Evidence>,
-    /// Tasks that left the state with this block; in no digest of its own, the state's root says it.
-    pub dropped: Vec<TaskId>,
+    /// Lines of the tasks that left the state with this block, in order, whether the state still keeps them or not; in no
+    /// digest of its own, the state's root says it.
+    pub dropped: Vec<Retired>,
 }

@@ -127,17 +127,6 @@ impl GlobalQueue {
         self.retired.get(id)
     }
 
-    /// The lines of the tasks that left after the first `known` ones, the first first, as far as they are kept.
-    pub fn left_after(&self, known: u64) -> impl Iterator<Item = &Retired> {
-        let newer = self.left().saturating_sub(known);
-        let skipped = (self.retired.len() as u64).saturating_sub(newer);
-        let lines = self
-            .index
-            .retired()
-            .skip(usize::try_from(skipped).unwrap_or(usize::MAX));
-        lines.map(|id| self.retired.get(&id).expect("indexed lines exist"))
-    }
-
     /// State, scope and first cluster of a task that is kept or of which a line is kept.
     #[must_use]
     pub fn state_of(&self, id: &TaskId) -> Option<(TaskState, Scope, ClusterId)> {
@@ -166,24 +155,21 @@ impl GlobalQueue {
         maps.iter().map(|bytes| *bytes as u64).sum()
     }
 
-    /// Lets everything leave whose time has come, and says who left. Called at the end of every block.
-    pub(super) fn retire(&mut self) -> Vec<TaskId> {
-        let mut dropped = Vec::new();
+    /// Lets everything leave whose time has come, and says who left, in order. Called at the end of every block.
+    pub(super) fn retire(&mut self) -> Vec<Retired> {
+        let mut settled = Vec::new();
         for cluster in self.clusters() {
             let applied = self.cursors[cluster.0 as usize].global_height;
-            dropped.extend(self.index.leaving(cluster, applied));
+            settled.extend(self.index.leaving(cluster, applied));
         }
-        for id in &dropped {
-            self.leave(id);
-        }
+        let mut dropped: Vec<Retired> = settled.iter().map(|id| self.leave(id)).collect();
         let height = self.height;
         for id in self.due() {
             let row = self.tasks.get(&id).expect("indexed rows exist");
             if row.is_closed_for_its_cluster() {
                 self.update(&id, |row| row.standing.leaving = Some(height));
             } else {
-                self.leave(&id);
-                dropped.push(id);
+                dropped.push(self.leave(&id));
             }
         }
         self.forget();
@@ -209,7 +195,7 @@ impl GlobalQueue {
         due
     }
 
-    fn leave(&mut self, id: &TaskId) {
+    fn leave(&mut self, id: &TaskId) -> Retired {
         let row = self.tasks.remove(id).expect("who leaves is there");
         self.index.remove(&row);
         let order = self.left();
@@ -224,7 +210,8 @@ impl GlobalQueue {
             key: is_fleet.then(|| TaskKeyId::of(&row.submitted.author, row.task())),
         };
         self.index.insert_retired(order, *id);
-        self.retired.insert(*id, line);
+        self.retired.insert(*id, line.clone());
+        line
     }
 
     /// Drops the oldest lines beyond the bound, with their task keys.

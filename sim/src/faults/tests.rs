@@ -5,7 +5,6 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use common::{
     codec::{decode, encode},
-    validator_set::ValidatorSet,
     wire::{
         frame::FrameKind,
         op::{OpAnswer, OpRequest, ValidatorStatus},
@@ -54,8 +53,8 @@ async fn hacked_fleet_that_runs(enemies: &[Enemy]) -> SimFleet {
     plan.conditions.snapshot_entries = (20, 10);
     let trace = Trace::begin();
     let make = |fleet: &common::testing::Fleet| {
-        let set = ValidatorSet::from_genesis(&Arc::new(fleet.genesis.clone()));
-        Witness::new(trace.clone(), set, Vec::new())
+        let genesis = Arc::new(fleet.genesis.clone());
+        Witness::new(trace.clone(), genesis, Vec::new())
     };
     let mut fleet = SimFleet::new(plan.seed, plan.population, plan.conditions, trace.clone(), make);
     fleet.hack(Enemies::of(enemies));

@@ -15,7 +15,7 @@ use common::{
     wire::frame::FrameKind,
 };
 use global_core::GuardRecord;
-use global_validator::Validator;
+use global_validator::{Validator, batch_store::SharedBatch};
 
 use super::Witness;
 use crate::{
@@ -34,10 +34,6 @@ pub(super) struct Known {
     executed: Height,
     /// Highest block whose batches were told.
     ordered: Height,
-    /// Tasks that left the final state, and how many had left before each.
-    left: BTreeMap<TaskId, u64>,
-    /// So many were told.
-    told_left: u64,
     /// What proposals refer to, by view and digest; the newest.
     proposals: BTreeMap<(View, Digest), Vec<BatchRef>>,
     /// The last proposal of each validator, which goes to everybody.
@@ -169,7 +165,6 @@ impl Witness {
                     height = height.next();
                     witness.tell_block(&validator, &name, height);
                 }
-                witness.tell_left(&now.queue);
                 let root = now.queue.state_root();
                 witness.trace.record(Event::Applied, idx.0, idx.0, &[&root.0]);
                 let mut inner = witness.lock();
@@ -183,21 +178,6 @@ impl Witness {
                 });
             }
         }));
-    }
-
-    /// Tasks that left the final state and were not told yet.
-    fn tell_left(&self, state: &GlobalQueue) {
-        let told = self.lock().validators.told_left;
-        for line in state.left_after(told) {
-            let mut inner = self.lock();
-            inner.validators.left.insert(line.id, line.order);
-            inner.validators.told_left = line.order + 1;
-            drop(inner);
-            self.see(&Observation::Left {
-                task: line.id,
-                state: line.state,
-            });
-        }
     }
 
     fn tell_block(&self, validator: &Validator, name: &str, height: Height) {
@@ -220,11 +200,11 @@ impl Witness {
             carried_root: found.block.header.state_root,
             time: found.block.header.time,
         });
-        self.tell_batches(validator, &found.block);
+        self.tell_order(validator, &found.block);
     }
 
-    /// The batches of a block, if nobody told them before.
-    fn tell_batches(&self, validator: &Validator, block: &Block) {
+    /// The batches of a block and what becomes of them, if nobody told them before.
+    fn tell_order(&self, validator: &Validator, block: &Block) {
         let height = block.header.height;
         {
             let mut inner = self.lock();
@@ -245,16 +225,38 @@ impl Witness {
                 ),
             }
         }
+        self.execute(validator, block);
+    }
+
+    /// Executes a block that nobody told before, and tells the state after it and who left.
+    fn execute(&self, validator: &Validator, block: &Block) {
+        let batches: Vec<Option<SharedBatch>> = block
+            .refs
+            .iter()
+            .map(|batch| validator.batches().verified(&batch.digest).ok().flatten())
+            .collect();
+        let executed = self.lock().chain.execute(block, &batches);
+        let outcome = match executed {
+            Ok(outcome) => outcome,
+            Err(error) => return self.violate("agreement", format!("block {}: {error}", block.header.height)),
+        };
+        self.see(&Observation::Root {
+            validator: "the witness".into(),
+            height: outcome.height,
+            root: outcome.state_root,
+        });
+        for line in &outcome.dropped {
+            self.see(&Observation::Left {
+                task: line.id,
+                state: line.state,
+            });
+        }
     }
 
     /// Whether `state` has the task, or had it and let it leave.
     #[must_use]
     pub fn knows(&self, state: &GlobalQueue, task: &TaskId) -> bool {
-        let has_left = || {
-            let order = self.lock().validators.left.get(task).copied();
-            order.is_some_and(|order| order < state.left())
-        };
-        state.state_of(task).is_some() || has_left()
+        self.lock().chain.is_known_to(state, task)
     }
 
     /// Highest block that a validator executed.
@@ -266,6 +268,6 @@ impl Witness {
     /// Whether the task has left a final state, so that machines may say that they do not know it.
     #[must_use]
     pub fn has_left(&self, task: &TaskId) -> bool {
-        self.lock().validators.left.contains_key(task)
+        self.lock().chain.has_left(task)
     }
 }
