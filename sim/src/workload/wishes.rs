@@ -8,6 +8,7 @@
 //!   often takes it from a vehicle that holds it by then.
 
 use common::{
+    crypto::DeviceKey,
     entry::{Action, Cause, EntryDraft, SignedEntry},
     ids::{BlockTime, ClusterId, Height, TaskId},
     task::{AfterCustody, OnLeaseLoss, Scope, Task},
@@ -46,6 +47,8 @@ pub(super) struct Wish {
 /// Thinks of wishes, one after the other.
 pub(super) struct Wishes {
     desk: Desk,
+    /// Made once: the public half takes a scalar multiplication.
+    operator: DeviceKey,
     cluster: ClusterId,
     clusters: u32,
     random: Stream,
@@ -57,6 +60,7 @@ impl Wishes {
     pub fn new(desk: Desk, cluster: ClusterId, random: Stream) -> Self {
         let clusters = u32::try_from(desk.fleet.genesis.clusters.len()).expect("clusters are few");
         Self {
+            operator: desk.fleet.key("op1"),
             desk,
             cluster,
             clusters,
@@ -102,7 +106,7 @@ impl Wishes {
         let draft = self.draft(scope, Action::Submit);
         let fleet = &self.desk.fleet;
         Wish {
-            entry: SignedEntry::submit(&fleet.key("op1"), &fleet.chain, draft, &task),
+            entry: SignedEntry::submit(&self.operator, &fleet.chain, draft, &task),
             call: Call::Submit,
             makes_task: !(is_reused && scope == Scope::Fleet),
         }
@@ -160,7 +164,7 @@ impl Wishes {
         let draft = self.draft(scope, action);
         let fleet = &self.desk.fleet;
         Some(Wish {
-            entry: SignedEntry::sign(&fleet.key("op1"), &fleet.chain, draft, Default::default()),
+            entry: SignedEntry::sign(&self.operator, &fleet.chain, draft, Default::default()),
             call,
             makes_task: false,
         })
