@@ -49,8 +49,8 @@ impl VerifiedEntries {
         }
     }
 
-    fn name(entry: &SignedEntry, chain: &ChainId, key: &AdmittedKey) -> Digest {
-        sha256(&[&key.to_bytes(), &entry.signature.to_bytes(), &entry.preimage(chain)])
+    fn name(entry: &SignedEntry, preimage: &[u8], key: &AdmittedKey) -> Digest {
+        sha256(&[&key.to_bytes(), &entry.signature.to_bytes(), preimage])
     }
 
     fn is_known(&self, name: &Digest) -> bool {
@@ -86,11 +86,12 @@ impl VerifiedEntries {
 
 impl SignatureOracle for VerifiedEntries {
     fn is_signed_by(&mut self, entry: &SignedEntry, chain: &ChainId, key: &AdmittedKey) -> bool {
-        let name = Self::name(entry, chain, key);
+        let preimage = entry.preimage(chain);
+        let name = Self::name(entry, &preimage, key);
         if self.is_known(&name) {
             return true;
         }
-        let is_good = entry.is_signed_by(chain, key);
+        let is_good = entry.is_signature_over(&preimage, key);
         if is_good {
             self.remember(name);
         }
@@ -117,7 +118,7 @@ mod tests {
         let mut verified = VerifiedEntries::new(Arc::new(fleet.registry.clone()));
         verified.learn(&batch);
         let key = *fleet.registry.key(&fleet.id("op1"), Default::default()).unwrap();
-        assert!(verified.is_known(&VerifiedEntries::name(&entry, &fleet.chain, &key)));
+        assert!(verified.is_known(&VerifiedEntries::name(&entry, &entry.preimage(&fleet.chain), &key)));
         assert!(verified.is_signed_by(&entry, &fleet.chain, &key));
         let other = *fleet.registry.key(&fleet.id("c1-1"), Default::default()).unwrap();
         assert!(!verified.is_signed_by(&entry, &fleet.chain, &other));

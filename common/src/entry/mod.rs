@@ -198,7 +198,13 @@ impl SignedEntry {
     /// Whether the signature verifies under `key`. About 30 us.
     #[must_use]
     pub fn is_signed_by(&self, chain: &ChainId, key: &AdmittedKey) -> bool {
-        key.verifies(&self.preimage(chain), &self.signature) || bug::active(Bug::AuthorUnchecked)
+        self.is_signature_over(&self.preimage(chain), key)
+    }
+
+    /// The same, for who has the [`preimage`](Self::preimage) at hand.
+    #[must_use]
+    pub fn is_signature_over(&self, preimage: &[u8], key: &AdmittedKey) -> bool {
+        key.verifies(preimage, &self.signature) || bug::active(Bug::AuthorUnchecked)
     }
 
     /// All static checks, with the keys that `registry` ever recorded.

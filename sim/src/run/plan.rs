@@ -138,7 +138,7 @@ impl Plan {
             load: Load {
                 write_every: Duration::from_millis(80),
                 read_every: Duration::from_millis(500),
-                look_us: (5_000, 20_000),
+                look_us: (15_000, 45_000),
                 work_max: Duration::from_millis(40),
                 claims_max: 8,
             },
