@@ -87,10 +87,14 @@ bugs! {
     HeartbeatIsEvidence = "heartbeat-is-evidence",
     /// A leader takes its own state for fresh.
     LeaderAlwaysFresh = "leader-always-fresh",
+    /// A read that allows an age is answered however old the state is.
+    AllowedAgeIgnored = "allowed-age-ignored",
     /// A validator tells ages by its wall clock before a block was compared with that.
     StartClockTrusted = "start-clock-trusted",
     /// The arrival of a block counts as evidence of a fresh global view.
     BlockIsEvidence = "block-is-evidence",
+    /// An agent that was cut off shows its vehicle no work any more.
+    WorkHidden = "work-hidden",
     /// Submissions enter an outbox that is full.
     OutboxUnbounded = "outbox-unbounded",
     /// No snapshot is ever due, so the log is never purged.

@@ -13,6 +13,7 @@ use std::{sync::Arc, time::Duration};
 
 use cluster_core::queue::ClusterQueue;
 use common::{
+    bug::{self, Bug},
     entry::{Action, Fence, Payload, SignedEntry},
     ids::{Assignment, DeviceId, EntryId, LogIndex, TaskId},
     registry::Registry,
@@ -178,7 +179,10 @@ impl Shell {
                 Ok(self.rows(state, tasks, more))
             }),
             Request::Work { limit } => self.machine.with(|state| {
-                let (tasks, more) = work_of(&state.queue, &self.me.device, usize::from(limit));
+                // A start alone changes the mode up to three times.
+                let is_hidden = bug::active(Bug::WorkHidden) && self.mode.get().changes > 3;
+                let limit = if is_hidden { 0 } else { usize::from(limit) };
+                let (tasks, more) = work_of(&state.queue, &self.me.device, limit);
                 Ok(self.rows(state, tasks, more))
             }),
             Request::Status => Ok(self.local_status()),

@@ -84,6 +84,7 @@ fn origin(seen: &Observation) -> (Option<&str>, Option<ClusterId>) {
         | Observation::Acked { agent, cluster, .. }
         | Observation::Refused { agent, cluster, .. }
         | Observation::Read { agent, cluster, .. }
+        | Observation::ReadWithin { agent, cluster, .. }
         | Observation::LinearizableRead { agent, cluster, .. }
         | Observation::Committed { agent, cluster, .. }
         | Observation::Side { agent, cluster, .. } => (Some(agent), Some(*cluster)),

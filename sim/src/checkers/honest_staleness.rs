@@ -5,6 +5,7 @@
 //!   checker knows the first instant at which any member applied anything above `i`.
 //! * The same for the global view, with the first instant at which a validator executed a higher block.
 //! * "Unknown" says nothing, and is never wrong.
+//! * Who allows an age is answered if the age told is known and within it, and not otherwise.
 
 use std::collections::BTreeMap;
 
@@ -86,6 +87,18 @@ impl Checker for HonestStaleness {
                 let newer = self.executed.first_above(*height);
                 judge_age(agent, "global view", now_us, *global_age_ms, newer)?;
             }
+            Observation::ReadWithin {
+                agent,
+                age_ms_max,
+                age_ms,
+                is_answered,
+                ..
+            } if *is_answered != age_ms.is_some_and(|age_ms| age_ms <= *age_ms_max) => {
+                let done = if *is_answered { "answered" } else { "refused" };
+                return Err(format!(
+                    "{agent} {done} a read that allows {age_ms_max} ms, with an age of {age_ms:?} ms"
+                ));
+            }
             // It was answered at some time behind the question.
             Observation::FinalRead {
                 validator,
@@ -142,5 +155,22 @@ mod tests {
         assert!(told(read(Some(3_999), None)).unwrap_err().contains("its state"));
         assert!(told(read(None, Some(2_999))).unwrap_err().contains("global view"));
         assert_eq!(told(read(None, None)), Ok(()), "unknown is an answer");
+    }
+
+    #[test]
+    fn answer_beyond_the_allowed_age_is_caught_and_so_is_a_refusal_within_it() {
+        let within = |age_ms, is_answered| Observation::ReadWithin {
+            agent: "c1-3".into(),
+            cluster: ClusterId(0),
+            age_ms_max: 300,
+            age_ms,
+            is_answered,
+        };
+        assert_eq!(told(within(Some(300), true)), Ok(()));
+        assert_eq!(told(within(Some(301), false)), Ok(()));
+        assert_eq!(told(within(None, false)), Ok(()));
+        assert!(told(within(Some(301), true)).unwrap_err().contains("answered"));
+        assert!(told(within(None, true)).unwrap_err().contains("answered"));
+        assert!(told(within(Some(300), false)).unwrap_err().contains("refused"));
     }
 }

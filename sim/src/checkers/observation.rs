@@ -292,6 +292,19 @@ pub enum Observation {
         /// Age of the global view, if known.
         global_age_ms: Option<u64>,
     },
+    /// A read of somebody who allows an age was answered, or refused for that.
+    ReadWithin {
+        /// Who was asked.
+        agent: String,
+        /// Where.
+        cluster: ClusterId,
+        /// Greatest age that is allowed.
+        age_ms_max: u64,
+        /// Age that was told, if it is known.
+        age_ms: Option<u64>,
+        /// Whether it was answered.
+        is_answered: bool,
+    },
     /// A validator answered a read of final state.
     FinalRead {
         /// Who answered.

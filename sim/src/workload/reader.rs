@@ -3,6 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use cluster_agent::agent::AgentHandle;
 use common::{
     codec::{decode, encode},
     ids::{ClusterId, DeviceId, TaskId},
@@ -23,6 +24,28 @@ use crate::{
 
 /// A look in this many is a linearizable read.
 const LINEARIZABLE_ONE_IN: u64 = 6;
+
+/// A local read by somebody who allows an age: up to four seconds, by the task.
+async fn read_within(agent: &AgentHandle, name: String, cluster: ClusterId, task: TaskId) -> Option<Observation> {
+    let age_ms_max = u64::from(task.0[0]) * 16;
+    let request = OpRequest::Task {
+        task,
+        consistency: Consistency::Local,
+        staleness_ms_max: Some(age_ms_max),
+    };
+    let (age_ms, is_answered) = match agent.answer(request).await {
+        OpAnswer::Task { context, .. } => (context.staleness_ms, true),
+        OpAnswer::TooStale { staleness_ms, .. } => (staleness_ms, false),
+        _ => return None,
+    };
+    Some(Observation::ReadWithin {
+        agent: name,
+        cluster,
+        age_ms_max,
+        age_ms,
+        is_answered,
+    })
+}
 
 /// Reads from one agent.
 pub struct Reader {
@@ -80,6 +103,9 @@ impl Reader {
             let context = match task {
                 None => agent.status().context,
                 Some(task) => {
+                    if let Some(seen) = read_within(&agent, agent_name.clone(), cluster, task).await {
+                        desk.witness.see(&seen);
+                    }
                     let request = OpRequest::Task {
                         task,
                         consistency: Consistency::Local,
