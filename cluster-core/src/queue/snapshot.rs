@@ -1,4 +1,4 @@
-//! The whole state as a stream of pieces, and as a digest.
+//! The whole state as a stream of pieces.
 //!
 //! # Rules
 //! * Pieces are bounded and come section by section, so neither side holds the encoded whole in memory.
@@ -12,27 +12,24 @@ use std::sync::Arc;
 #[cfg(feature = "seeded-bugs")]
 use common::bug::{self, Bug};
 use common::{
-    codec::{DecodeError, Wire, encode, take},
-    crypto::sha256,
+    codec::{DecodeError, Wire, take},
     genesis::Genesis,
     global_queue::{GlobalQueue, Pieces, Restoring, Section},
-    ids::{
-        BatchSeq, ChainId, ClusterId, DeviceId, Digest, EntryNumber, Founding, Height, KeyVersion, LogPosition, TaskId,
-    },
+    ids::{BatchSeq, ChainId, ClusterId, DeviceId, Digest, Founding, KeyVersion, LogPosition, TaskId},
     number_stream::NumberStream,
-    task::{Scope, TaskKey, TaskState},
+    task::{TaskKey, TaskState},
     validator_set::ValidatorSet,
     wire::op::EventView,
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CLAIMS_PER_DEVICE_MAX, ClusterQueue, Conflict, Derived, HolderRow, KeyRow, RecentRoots, Retention, State, TaskRow,
-    derived::Sum,
+    ClusterQueue, Conflict, Derived, HolderRow, KeyRow, RecentRoots, Retention, State, TaskRow, derived::Sum,
+    digest::digest_of,
 };
 use crate::{
     Shared, SharedMap,
-    batcher::{Batcher, Cursor, OutboxBatch},
+    batcher::{Batcher, OutboxBatch},
     global_view::Collected,
 };
 
@@ -119,29 +116,6 @@ pub enum SnapshotError {
     /// It contradicts itself.
     #[error("the snapshot contradicts itself: {0}")]
     Invariant(&'static str),
-}
-
-/// What the digest of a queue is over.
-#[derive(Serialize, Deserialize)]
-struct Summary {
-    applied: LogPosition,
-    chain: Digest,
-    parts: Sum,
-    gone: [u64; 10],
-    streams: Vec<(DeviceId, KeyVersion, EntryNumber)>,
-    holders: Vec<(DeviceId, HolderRow)>,
-    open: (BatchSeq, u64),
-    last_closed: Cursor,
-    last_final: Cursor,
-    roster: Digest,
-    collected: (Height, u16),
-    conflict: Option<Conflict>,
-    roots: RecentRoots,
-    global: Digest,
-}
-
-impl Wire for Summary {
-    const BYTES_MAX: usize = 512 * 1024 * 1024;
 }
 
 /// Gives all records of a section to `put`, in pieces.
@@ -429,30 +403,6 @@ impl QueueView {
     }
 }
 
-/// See [`ClusterQueue::digest`].
-fn digest_of(state: &State, global: &GlobalQueue, parts: Sum) -> Digest {
-    let streams = state.streams.iter();
-    let summary = Summary {
-        applied: state.applied,
-        chain: state.chain,
-        parts,
-        gone: state.gone,
-        streams: streams
-            .map(|((author, version), stream)| (*author, *version, stream.highest()))
-            .collect(),
-        holders: state.holders.iter().map(|(id, row)| (*id, row.clone())).collect(),
-        open: (state.batcher.open_seq(), state.batcher.pending_bytes()),
-        last_closed: state.batcher.last_closed(),
-        last_final: state.batcher.last_final(),
-        roster: state.batcher.roster().digest(),
-        collected: state.collected.progress(),
-        conflict: state.conflict,
-        roots: state.roots,
-        global: global.state_root(),
-    };
-    sha256(&[b"muster/v1/cluster-queue", &encode(&summary)])
-}
-
 impl ClusterQueue {
     /// The state as it is now, to be written later.
     #[must_use]
@@ -497,114 +447,5 @@ impl ClusterQueue {
             rest = after;
         }
         restoring.finish()
-    }
-
-    /// A digest of the state. Members that applied the same index have the same one. It covers all that is
-    /// replicated; of a number stream the highest number alone, of the outbox the chain of digests, and of the
-    /// open batch and the collected parts how far they are: the rest of these follows from the log, whose chain
-    /// is covered.
-    #[must_use]
-    pub fn digest(&self) -> Digest {
-        digest_of(&self.state, &self.global, self.derived.sum)
-    }
-
-    /// Checks everything that must hold between two entries. Run after every step in tests and in
-    /// the simulator, and on every snapshot that arrives.
-    ///
-    /// # Errors
-    /// A phrase that says what is broken.
-    pub fn check_invariants(&self) -> Result<(), &'static str> {
-        let check = |holds: bool, what| if holds { Ok(()) } else { Err(what) };
-        let state = &self.state;
-        state.batcher.check_invariants(&state.chain_id)?;
-        self.check_cursors()?;
-        check(
-            state.roots.newest() == self.global.state_root(),
-            "the newest root is not that of the global queue",
-        )?;
-        check(
-            self.derived == Derived::of(state),
-            "what is derived from the rows differs from them",
-        )?;
-        check(
-            state.retired.iter().all(|(task, _)| !state.rows.contains_key(task)),
-            "a row has left and is here",
-        )?;
-        check(
-            state.retired.iter().all(|(task, _)| self.global.task(task).is_some()),
-            "the state is kept of a task that the global queue has dropped",
-        )?;
-        let mut held = 0;
-        for (task, row) in state.rows.iter() {
-            check(row.changed_at <= state.applied.index, "a row was changed in the future")?;
-            let is_cluster = row.scope == Scope::Cluster;
-            check(
-                !is_cluster || (row.cluster == Some(state.cluster) && row.assignment.0 == 0),
-                "a cluster-scope task is elsewhere",
-            )?;
-            check(
-                !is_cluster
-                    || state.keys.get(&(row.author, row.task.key.clone()))
-                        == Some(&KeyRow {
-                            task: *task,
-                            content: row.content,
-                            left: None,
-                        }),
-                "a cluster-scope task is missing among the keys",
-            )?;
-            if row.state().is_held() {
-                let holder = row.holder().ok_or("a held task has no holder")?;
-                if row.cluster == Some(state.cluster) {
-                    held += 1;
-                    let claims = state.holders.get(&holder.device).map(|holder| &holder.claims);
-                    check(
-                        claims.is_some_and(|claims| claims.contains(task)),
-                        "a holder does not know its claim",
-                    )?;
-                    check(
-                        holder.fence.assignment == row.assignment && holder.fence.index <= state.applied.index,
-                        "a fence is not of this log",
-                    )?;
-                }
-            }
-        }
-        let claims: usize = state.holders.values().map(|holder| holder.claims.len()).sum();
-        check(claims == held, "a holder has a claim that no row names")?;
-        check(
-            state
-                .holders
-                .values()
-                .all(|holder| holder.claims.len() <= CLAIMS_PER_DEVICE_MAX),
-            "a device holds too many tasks",
-        )?;
-        let mut keys = state.keys.values();
-        check(
-            keys.all(|key| key.left.is_none() == state.rows.contains_key(&key.task)),
-            "a task key does not know whether its row has left",
-        )
-    }
-
-    /// The outbox begins where the global queue ends.
-    fn check_cursors(&self) -> Result<(), &'static str> {
-        let check = |holds: bool, what| if holds { Ok(()) } else { Err(what) };
-        let batcher = &self.state.batcher;
-        let cursor = self
-            .global
-            .cursor(self.state.cluster)
-            .ok_or("the global queue does not know this cluster")?;
-        let last = batcher.last_final();
-        check(
-            cursor.founding == self.state.founding,
-            "the global queue is of another founding",
-        )?;
-        check(
-            (cursor.next_seq, cursor.last_digest, cursor.cut.index) == (last.seq.next(), last.digest, last.cut),
-            "the outbox does not begin where the global queue ends",
-        )?;
-        let first = batcher.outbox().next().map(|batch| batch.header.roster);
-        check(
-            first.unwrap_or_else(|| batcher.roster_before().digest()) == cursor.roster_digest,
-            "the first batch that is not final is under another roster than the global queue's",
-        )
     }
 }
