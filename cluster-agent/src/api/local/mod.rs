@@ -9,35 +9,35 @@
 //!   After a restart of the agent the drone names it.
 //! * `may_run_until_us` is read from the lease after the answer was built, and never lies beyond it.
 
+mod errors;
+mod rows;
+
 use std::{sync::Arc, time::Duration};
 
-use cluster_core::queue::ClusterQueue;
 use common::{
     bug::{self, Bug},
     entry::{Action, Fence, Payload, SignedEntry},
-    ids::{Assignment, DeviceId, EntryId, LogIndex, TaskId},
-    registry::Registry,
-    task::{Scope, TaskState},
+    ids::{Assignment, EntryId, LogIndex, TaskId},
+    task::Scope,
     verdict::{Answer as Decision, Reason, Verdict},
     wire::{
         cluster::WriteOutcome,
-        op::{Consistency, Finality, TaskView, WriteRefusal},
+        op::{Consistency, WriteRefusal},
     },
 };
 use futures::{
     FutureExt,
     future::{Either, select},
 };
-use transport::local::{
-    Answer, ErrorCode, FenceJson, LocalError, Reply, Request, TaskRow, base64,
-    message::{PlaceJson, StatusRow},
-    server::LocalHandler,
-};
+use transport::local::{Answer, ErrorCode, FenceJson, LocalError, Reply, Request, server::LocalHandler};
 
+use self::{
+    errors::{ending, error, refused, rejected},
+    rows::{tasks_in_scope, work_of},
+};
 use super::op::tasks_of;
 use crate::{
     keeper::{Counted, Wish},
-    machine::State,
     ports::BoxFuture,
     shell::Shell,
     unreleased::End,
@@ -65,10 +65,6 @@ struct Reported {
     scope: Scope,
     fence: Fence,
     assignment: Assignment,
-}
-
-fn error(code: ErrorCode, reason: impl std::fmt::Display) -> LocalError {
-    LocalError::new(code, reason)
 }
 
 impl Shell {
@@ -366,83 +362,6 @@ impl Shell {
         };
         Ok((reply, decision))
     }
-
-    fn local_status(&self) -> Reply {
-        let raft = self.raft.status();
-        let (context, now) = self.machine.with(|state| {
-            let context = self.context(state, &raft, Consistency::Local);
-            (context, self.mode.get())
-        });
-        let cluster = &self.genesis.clusters[self.me.cluster.0 as usize];
-        let leader = raft.leader.and_then(|leader| self.registry.by_idx(leader.idx()));
-        let status = StatusRow {
-            label: self.me.label.as_str().to_owned(),
-            device: self.me.device.to_hex(),
-            cluster: cluster.label.as_str().to_owned(),
-            mode: now.mode.word().to_owned(),
-            mode_since_us: now.since_us,
-            mode_before: now.before.map(|mode| mode.word().to_owned()),
-            is_leader: raft.leader == Some(self.me.raft),
-            leader: leader.map(|member| member.label.as_str().to_owned()),
-            applied: context.applied.0,
-            global_height: context.global_height.0,
-        };
-        Reply {
-            status: Some(status),
-            staleness_ms: context.staleness_ms,
-            position: Some(self.position_at(context.applied)),
-            now_us: Some(self.now_us()),
-            ..Reply::default()
-        }
-    }
-
-    fn rows(&self, state: &mut State, views: Vec<TaskView>, more: bool) -> Reply {
-        let mut rows: Vec<TaskRow> = views.into_iter().map(|view| self.row(state, view)).collect();
-        // The clock is read after the answer is built, and before the deadlines leave.
-        let now_us = self.now_us();
-        for row in rows.iter_mut().filter(|row| row.is_mine) {
-            row.may_run_until_us = row.task_id().and_then(|task| state.leases.may_run(&task, now_us));
-        }
-        let staleness_us = state.freshness.staleness_us(now_us);
-        Reply {
-            tasks: Some(rows),
-            more: Some(more),
-            staleness_ms: staleness_us.map(|age_us| age_us.div_ceil(1_000)),
-            position: Some(self.position_at(state.queue.applied().0.index)),
-            now_us: Some(now_us),
-            ..Reply::default()
-        }
-    }
-
-    fn row(&self, state: &State, view: TaskView) -> TaskRow {
-        let holder = holder_of(state, &view);
-        let clusters = &self.genesis.clusters;
-        let cluster = view.cluster.and_then(|cluster| clusters.get(cluster.0 as usize));
-        TaskRow {
-            id: view.id.to_hex(),
-            key: String::from_utf8_lossy(&view.task.key).into_owned(),
-            state: view.state,
-            kind: view.task.kind,
-            scope: view.scope,
-            cluster: cluster.map(|cluster| cluster.label.as_str().to_owned()),
-            holder: holder.map(|(device, _)| label_of(&self.registry, &device)),
-            is_mine: view.state.is_held() && holder.is_some_and(|(device, _)| device == self.me.device),
-            fence: holder.map(|(_, fence)| fence.into()),
-            may_run_until_us: None,
-            priority: view.task.priority,
-            attempts: view.attempts,
-            percent: view.percent,
-            places: view.task.places.iter().copied().map(PlaceJson).collect(),
-            earliest_start_ms: view.task.earliest_start.map(|time| time.0 / 1_000),
-            deadline_ms: view.task.deadline.map(|time| time.0 / 1_000),
-            after: view.task.after.iter().map(|task| task.to_hex()).collect(),
-            payload_base64: base64::encode(&view.task.payload),
-            final_height: match view.finality {
-                Finality::Buffered | Finality::Refused { .. } | Finality::ClusterCommitted => None,
-                Finality::Final { height, .. } => Some(height.0),
-            },
-        }
-    }
 }
 
 impl Reported {
@@ -454,52 +373,6 @@ impl Reported {
             is_retriable,
         }
     }
-}
-
-/// Who holds the task, or held it last while its state is `unknown`.
-fn holder_of(state: &State, view: &TaskView) -> Option<(DeviceId, Fence)> {
-    let shown = view.holder.map(|holder| (holder.device, holder.fence));
-    let last = || {
-        let row = state.queue.task_row(&view.id)?;
-        row.life.holder.map(|holder| (holder.device, holder.fence))
-    };
-    shown.or_else(|| if view.state == TaskState::Unknown { last() } else { None })
-}
-
-fn label_of(registry: &Registry, device: &DeviceId) -> String {
-    registry
-        .by_id(device)
-        .map_or_else(|| device.to_string(), |member| member.label.as_str().to_owned())
-}
-
-fn tasks_in_scope(
-    state: &State,
-    states: &[TaskState],
-    after: Option<TaskId>,
-    limit: usize,
-    scope: Option<Scope>,
-) -> (Vec<TaskView>, bool) {
-    let (mut found, mut from) = (Vec::new(), after);
-    loop {
-        let (page, more) = tasks_of(state, states, from, limit, Consistency::Local);
-        from = page.last().map(|task| task.id);
-        let is_wanted = |task: &TaskView| scope.is_none_or(|scope| task.scope == scope);
-        found.extend(page.into_iter().filter(is_wanted));
-        if !more || found.len() > limit {
-            let is_cut = found.len() > limit;
-            return (found, more || is_cut);
-        }
-    }
-}
-
-/// What `device` holds, and behind it what it could claim; and whether there is more of them.
-fn work_of(queue: &ClusterQueue, device: &DeviceId, limit: usize) -> (Vec<TaskView>, bool) {
-    let mut tasks: Vec<TaskId> = queue.held_by(device).map(|held| held.task).take(limit + 1).collect();
-    tasks.extend(queue.claimable(limit + 1 - tasks.len()));
-    let more = tasks.len() > limit;
-    tasks.truncate(limit);
-    let views = tasks.iter().filter_map(|task| queue.task_view(task)).collect();
-    (views, more)
 }
 
 /// The same key with the same content was submitted before: that task is the answer, as it was then.
@@ -519,40 +392,4 @@ fn duplicate(entry: EntryId, first: TaskId) -> (Reply, Decision) {
 
 fn note_of(text: &str) -> Result<Payload, LocalError> {
     Payload::try_from(text.as_bytes().to_vec()).map_err(|long| error(ErrorCode::Invalid, long))
-}
-
-fn ending() -> LocalError {
-    error(ErrorCode::Unavailable, "the agent is ending")
-}
-
-fn rejected(reason: Reason) -> LocalError {
-    let code = match reason {
-        Reason::Denied | Reason::UnknownKey | Reason::StaleKey => ErrorCode::Denied,
-        Reason::Conflict | Reason::KeyConflict(_) => ErrorCode::Conflict,
-        Reason::Malformed => ErrorCode::Invalid,
-        Reason::UnknownTask => ErrorCode::NotFound,
-        _ => ErrorCode::Rejected,
-    };
-    error(code, reason)
-}
-
-fn refused(refusal: WriteRefusal) -> LocalError {
-    match refusal {
-        WriteRefusal::NoQuorum { retry_after_ms, .. } => LocalError {
-            retry_after_ms: Some(retry_after_ms),
-            ..error(ErrorCode::NoQuorum, "the cluster has no majority here")
-        },
-        WriteRefusal::CatchingUp { behind } => {
-            error(ErrorCode::Unavailable, format!("this agent is {behind} entries behind"))
-        }
-        WriteRefusal::Overloaded { what, retry_after_ms } => LocalError {
-            retry_after_ms: Some(retry_after_ms),
-            ..error(ErrorCode::Unavailable, format!("overloaded: {what}"))
-        },
-        WriteRefusal::Rejected {
-            verdict: Verdict::Rejected(reason),
-            ..
-        } => rejected(reason),
-        WriteRefusal::Rejected { detail, .. } => error(ErrorCode::Rejected, detail),
-    }
 }
