@@ -9,6 +9,8 @@ mod enemies;
 mod lives;
 mod lost_disks;
 mod sides;
+#[cfg(test)]
+mod tests;
 mod troubles;
 
 use std::{
@@ -129,6 +131,17 @@ pub struct SimFleet {
     placed: Vec<Placed>,
     /// Enemies that wait for a leader.
     waiting: Vec<Enemy>,
+}
+
+impl Drop for SimFleet {
+    /// A soak plays thousands of fleets in one process.
+    fn drop(&mut self) {
+        for process in self.machines.values().filter_map(|machine| machine.process.as_ref()) {
+            process.kill();
+        }
+        self.doors.close_all();
+        self.network.dissolve();
+    }
 }
 
 impl SimFleet {

@@ -61,6 +61,13 @@ impl Doors {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
+    pub(super) fn close_all(&self) {
+        let mut doors = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let closed = std::mem::take(&mut *doors);
+        drop(doors);
+        drop(closed);
+    }
+
     pub(super) fn set(&self, name: &str, door: Option<OpenDoor>) {
         let mut doors = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match door {

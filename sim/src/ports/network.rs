@@ -188,6 +188,16 @@ impl SimNetwork {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Lets go of everybody. Processes and the network hold each other, and would do so for ever.
+    pub fn dissolve(&self) {
+        let mut state = self.lock();
+        let known = std::mem::take(&mut state.known);
+        let listener = state.listener.take();
+        // What is dropped may ask the network something.
+        drop(state);
+        drop((known, listener));
+    }
+
     /// Tells `listener` of every request from now on.
     pub fn listen(&self, listener: Listener) {
         self.lock().listener = Some(listener);
