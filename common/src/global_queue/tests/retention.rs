@@ -295,3 +295,17 @@ fn equal_blocks_make_equal_tasks_leave_whatever_snapshots_were_taken_between() {
     }
     assert!(one.queue.left() > 5);
 }
+
+#[test]
+fn outcome_has_the_lines_of_who_left_though_the_state_keeps_none() {
+    let mut ledger = retaining(Retention { lines: 0, ..SHORT });
+    let ids = ["a", "b"].map(|key| assigned(&mut ledger, key));
+    for id in ids {
+        cancel(&mut ledger, id);
+    }
+    let dropped: Vec<_> = (0..8).flat_map(|_| ledger.block(vec![], 100).dropped).collect();
+    let told: Vec<_> = dropped.iter().map(|line| (line.id, line.state, line.order)).collect();
+    let (canceled, [first, second]) = (TaskState::Canceled, ids);
+    assert_eq!(told, [(first, canceled, 0), (second, canceled, 1)]);
+    assert_eq!(ledger.queue.retired(&first), None);
+}
