@@ -4,6 +4,7 @@
 //! * Pieces are bounded and come section by section, so neither side holds the encoded whole in memory.
 //! * A snapshot holds rows, the states of those that have left, number streams, holders, open batch, outbox, cursors, rosters, collected
 //!   parts, the chain at its last index, the global queue and its roots of the last heights. Attestations travel beside it.
+//! * A peer's frames unpack to far more than they are, so what they unpack to is bounded by itself.
 //! * Decoding is bounded and canonical, and a snapshot that breaks an invariant is refused: it comes
 //!   from another member.
 
@@ -16,6 +17,7 @@ use common::{
     genesis::Genesis,
     global_queue::{GlobalQueue, Pieces, Restoring, Section},
     ids::{BatchSeq, ChainId, ClusterId, DeviceId, Digest, Founding, KeyVersion, LogPosition, TaskId},
+    limits::{ADVANCE_PART_BYTES_MAX, ADVANCE_PARTS_MAX},
     number_stream::NumberStream,
     task::{TaskKey, TaskState},
     validator_set::ValidatorSet,
@@ -32,6 +34,9 @@ use crate::{
     batcher::{Batcher, OutboxBatch},
     global_view::Collected,
 };
+
+/// Bytes of all pieces together. Twice what admission lets a state grow to.
+const RESTORED_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
 
 /// Version of the snapshot format that this build reads and writes.
 const SNAPSHOT_VERSION: u16 = 7;
@@ -110,6 +115,12 @@ pub enum SnapshotError {
         /// Ours.
         want: ClusterId,
     },
+    /// It unpacks to more than any state has.
+    #[error("a snapshot of more than {max} bytes, unpacked")]
+    TooLarge {
+        /// Bound.
+        max: u64,
+    },
     /// The global queue in it is malformed.
     #[error("the global queue in the snapshot is not valid")]
     Global,
@@ -142,9 +153,11 @@ pub struct QueueRestoring {
     holders: SharedMap<DeviceId, HolderRow>,
     retired: SharedMap<TaskId, TaskState>,
     outbox: Option<BatchSeq>,
-    parts: u64,
+    parts: usize,
     global: Restoring,
     newest: u8,
+    bytes: u64,
+    pub(super) bytes_max: u64,
 }
 
 /// Adds a record whose key must be above all others.
@@ -174,6 +187,8 @@ impl QueueRestoring {
             outbox: None,
             parts: 0,
             newest: 0,
+            bytes: 0,
+            bytes_max: RESTORED_BYTES_MAX,
         }
     }
 
@@ -186,6 +201,10 @@ impl QueueRestoring {
             return Err(SnapshotError::Invariant("sections are not in order"));
         }
         self.newest = section;
+        self.bytes += bytes.len() as u64;
+        if self.bytes > self.bytes_max {
+            return Err(SnapshotError::TooLarge { max: self.bytes_max });
+        }
         if let Some((_, section)) = GLOBAL.iter().find(|(number, _)| *number == section) {
             return self.global.add(*section, bytes).map_err(|_| SnapshotError::Global);
         }
@@ -241,6 +260,9 @@ impl QueueRestoring {
             PARTS => {
                 let part: Vec<u8> = take(bytes)?;
                 self.parts += 1;
+                if self.parts > ADVANCE_PARTS_MAX || part.len() > ADVANCE_PART_BYTES_MAX {
+                    return Err(SnapshotError::Invariant("more parts of a block than it has"));
+                }
                 self.small_mut().collected.put_back(part);
                 Ok(())
             }

@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use common::{
     codec::Label,
     ids::{ClusterId, TaskId},
+    limits::{ADVANCE_PART_BYTES_MAX, ADVANCE_PARTS_MAX},
     task::{Constraints, Scope, Task, TaskState},
     testing::{Fleet, GENESIS_TIME, task},
 };
 
 use crate::{
-    queue::{ClusterQueue, SnapshotError},
+    queue::{ClusterQueue, QueueRestoring, SnapshotError},
     testing::{OWN, TestCluster},
 };
 
@@ -102,6 +103,60 @@ fn snapshot_of_another_fleet_or_cluster_or_with_a_flipped_bit_is_refused() {
     trailing.push(0);
     assert!(ClusterQueue::from_bytes(genesis.clone(), OWN, &trailing).is_err());
     assert!(ClusterQueue::from_bytes(genesis, OWN, &bytes[..bytes.len() / 2]).is_err());
+}
+
+fn pieces(queue: &ClusterQueue) -> Vec<(u8, Vec<u8>)> {
+    let mut pieces = Vec::new();
+    let put = |section, bytes: &[u8]| {
+        pieces.push((section, bytes.to_vec()));
+        Ok::<_, core::convert::Infallible>(())
+    };
+    match queue.view().write_pieces(put) {
+        Ok(()) => pieces,
+        Err(never) => match never {},
+    }
+}
+
+/// Frames of a peer unpack to 255 times their length.
+#[test]
+fn snapshot_that_unpacks_to_more_than_a_state_has_is_refused_before_it_is_kept() {
+    let mut c = TestCluster::new();
+    c.assigned("op1", &task("k"));
+    let pieces = pieces(&c.queue);
+    let total: usize = pieces.iter().map(|(_, bytes)| bytes.len()).sum();
+    let restore = |bytes_max: usize| {
+        let mut restoring = QueueRestoring::new(c.queue.genesis_file().clone(), OWN);
+        restoring.bytes_max = bytes_max as u64;
+        pieces
+            .iter()
+            .try_for_each(|(section, bytes)| restoring.add(*section, bytes))
+    };
+    assert_eq!(restore(total), Ok(()));
+    let max = total as u64 - 1;
+    assert_eq!(restore(total - 1), Err(SnapshotError::TooLarge { max }));
+}
+
+#[test]
+fn parts_beyond_those_of_one_block_are_refused_as_they_come() {
+    const PARTS: u8 = 8;
+    let mut c = TestCluster::new();
+    c.assigned("op1", &task("k"));
+    let (first, small) = pieces(&c.queue).swap_remove(0);
+    let restore = |parts: &[u8]| {
+        let mut restoring = QueueRestoring::new(c.queue.genesis_file().clone(), OWN);
+        restoring.add(first, &small).unwrap();
+        restoring.add(PARTS, parts)
+    };
+    // An empty part is one zero.
+    assert_eq!(restore(&[0; ADVANCE_PARTS_MAX]), Ok(()));
+    let refused = Err(SnapshotError::Invariant("more parts of a block than it has"));
+    assert_eq!(restore(&[0; ADVANCE_PARTS_MAX + 1]), refused);
+    let mut part = Vec::new();
+    common::codec::append(&mut part, &vec![7_u8; ADVANCE_PART_BYTES_MAX]);
+    assert_eq!(restore(&part), Ok(()));
+    part.clear();
+    common::codec::append(&mut part, &vec![7_u8; ADVANCE_PART_BYTES_MAX + 1]);
+    assert_eq!(restore(&part), refused);
 }
 
 #[test]
