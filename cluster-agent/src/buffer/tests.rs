@@ -225,6 +225,29 @@ async fn journal_and_outcomes_stay_bounded_over_thousands_of_entries() {
 }
 
 #[tokio::test]
+async fn journal_stays_bounded_though_every_life_is_short() {
+    let (fleet, disk) = (fleet(), MemoryDisk::new());
+    let large = |number: u64| {
+        let task = Task {
+            payload: vec![7; 8 * 1024].try_into().unwrap(),
+            ..task(&format!("k{number}"))
+        };
+        fleet.submit("op1", C1, number, Scope::Cluster, &task)
+    };
+    for life in 0..5 {
+        let journal = open(&disk, &fleet, LIMITS).await;
+        for number in 1..=80 {
+            let entry = large(life * 80 + number);
+            keep(&journal, &fleet, &entry).await.unwrap();
+            journal.end(&entry.id(&fleet.chain), granted(number)).await.unwrap();
+        }
+        disk.crash();
+    }
+    let (journal, _) = disk.open_journal("buffer").unwrap();
+    assert!(journal.bytes() < 2 * 1024 * 1024, "{}", journal.bytes());
+}
+
+#[tokio::test]
 async fn content_of_refused_entries_is_kept_up_to_its_bound_and_their_outcomes_longer() {
     let (fleet, disk) = (fleet(), MemoryDisk::new());
     let journal = open(&disk, &fleet, LIMITS).await;

@@ -136,14 +136,19 @@ impl Attester {
         let (journal, records) = disk.open_journal(GUARD)?;
         let records: Result<Vec<GuardRecord>, _> = records.iter().map(|(_, bytes)| decode(bytes)).collect();
         let guard = AttestGuard::replay(records.map_err(GuardError::Damaged)?)?;
-        let rewritten_bytes = journal.bytes();
         Ok(Self {
             guard,
             journal,
-            rewritten_bytes,
+            // Whatever of it earlier lives could have left out: lives may all be shorter than what makes one rewrite it.
+            rewritten_bytes: 0,
             sent: BTreeMap::new(),
             last_leader: None,
         })
+    }
+
+    /// Whether the journal has grown by enough to be rewritten.
+    fn is_grown(&self) -> bool {
+        self.journal.bytes() >= self.rewritten_bytes + COMPACT_BYTES
     }
 }
 
@@ -380,7 +385,7 @@ impl Shell {
         if let Some(first_us) = closed.values().rev().find_map(|sent| sent.first_us) {
             self.learn_usual_final(self.now_us().saturating_sub(first_us));
         }
-        if attester.journal.bytes() < attester.rewritten_bytes + COMPACT_BYTES {
+        if !attester.is_grown() {
             return Ok(());
         }
         let _ = attester.guard.finalized(self.me.founding, last_final);
@@ -426,7 +431,7 @@ mod tests {
         ids::{Digest, Founding},
     };
     use powercut::{Cut, Machine, Report, Rng};
-    use transport::machine::MachineDisk;
+    use transport::{machine::MachineDisk, memory::MemoryDisk};
 
     use super::*;
 
@@ -461,6 +466,25 @@ mod tests {
                 let records = attester.guard.compacted().iter().map(encode).collect();
                 attester.journal.rewrite(records).await.unwrap();
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn journal_that_grew_in_short_lives_is_rewritten_in_the_next_one() {
+        let disk = MemoryDisk::new();
+        let mut seq = 0;
+        for life in 0.. {
+            let mut attester = Attester::open(&disk, life == 0).unwrap();
+            if attester.is_grown() {
+                assert!(attester.journal.bytes() < 2 * COMPACT_BYTES);
+                break;
+            }
+            let records = (0..300).map(|_| {
+                seq += 1;
+                encode(&signed(seq, 7))
+            });
+            attester.journal.append(records.collect()).await.unwrap();
+            assert!(life < 100, "{} bytes", attester.journal.bytes());
         }
     }
 
