@@ -85,3 +85,10 @@ fn task_that_comes_and_goes_between_two_looks_is_not_taken_for_lost() {
         assert_eq!(run(Plan::small(seed)).violation, None, "seed {seed}");
     }
 }
+
+/// A write left through a cut of one direction and was committed by the majority; its agent heard of that seconds later from
+/// members who had been cut off meanwhile, and was said to have acknowledged it without a majority.
+#[test]
+fn write_that_left_through_a_one_way_cut_is_acknowledged_when_it_is_heard_of() {
+    assert_eq!(run(Plan::small(6_608)).violation, None);
+}

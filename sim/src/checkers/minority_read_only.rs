@@ -1,7 +1,8 @@
 //! minority-read-only: whoever is on a side without a majority acknowledges nothing, and answers no
 //! linearizable read.
 //!
-//! What was committed before the question may still be told: it is not a new promise.
+//! What was committed before the question may still be told: it is not a new promise. Neither is what a majority committed
+//! meanwhile: a write may leave through a cut of one direction, and its place in the log be heard of later.
 
 use std::collections::BTreeMap;
 
@@ -14,6 +15,8 @@ use super::{Checker, Observation};
 pub struct MinorityReadOnly {
     cut_off_since_us: BTreeMap<String, u64>,
     applied: BTreeMap<ClusterId, Vec<(LogIndex, u64)>>,
+    /// Highest index that somebody with a majority on its side applied.
+    applied_by_majority: BTreeMap<ClusterId, LogIndex>,
 }
 
 impl MinorityReadOnly {
@@ -37,7 +40,16 @@ impl Checker for MinorityReadOnly {
 
     fn observe(&mut self, now_us: u64, seen: &Observation) -> Result<(), String> {
         match seen {
-            Observation::Applied { cluster, position, .. } => {
+            Observation::Applied {
+                agent,
+                cluster,
+                position,
+                ..
+            } => {
+                if !self.cut_off_since_us.contains_key(agent) {
+                    let highest = self.applied_by_majority.entry(*cluster).or_default();
+                    *highest = (*highest).max(position.index);
+                }
                 let rises = self.applied.entry(*cluster).or_default();
                 if rises.last().is_none_or(|(highest, _)| *highest < position.index) {
                     rises.push((position.index, now_us));
@@ -60,7 +72,11 @@ impl Checker for MinorityReadOnly {
                 ..
             } if index.0 > 0
                 && self.is_cut_off_since(agent, *asked_us)
-                && !self.was_applied_before(*cluster, *index, *asked_us) =>
+                && !self.was_applied_before(*cluster, *index, *asked_us)
+                && self
+                    .applied_by_majority
+                    .get(cluster)
+                    .is_none_or(|highest| highest < index) =>
             {
                 return Err(format!(
                     "{agent} acknowledged index {index} without a majority on its side since before it was asked"
@@ -110,10 +126,18 @@ mod tests {
         );
         let old = (5, applied("c1-1", 1, 5, 0));
         assert_eq!(
-            told(&[old, cut, (30, acked("c1-1", 20, 1, 5))]),
+            told(&[old, cut.clone(), (30, acked("c1-1", 20, 1, 5))]),
             Ok(()),
             "committed long ago"
         );
+        let by = |agent| (25, applied(agent, 1, 5, 0));
+        let later = (30, acked("c1-1", 20, 1, 5));
+        assert_eq!(
+            told(&[cut.clone(), by("c1-2"), later.clone()]),
+            Ok(()),
+            "committed by the others, to whom the question still came"
+        );
+        assert!(told(&[cut.clone(), by("c1-1"), later]).is_err(), "by nobody but itself");
     }
 
     #[test]
