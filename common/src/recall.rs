@@ -26,6 +26,8 @@ use crate::ids::Digest;
 pub enum Room {
     /// Whether a signature is good.
     Signature,
+    /// The same, for who believes nobody but the signer: no verdict of a machine that checked it comes in here.
+    Signed,
     /// Whether 32 bytes are admitted as a key.
     Key,
     /// Multiples of a key that signs much.
@@ -137,7 +139,7 @@ mod memory {
         const fn most(self) -> usize {
             match self {
                 // More than a fleet makes within the time that a signature travels.
-                Self::Signature => 32_768,
+                Self::Signature | Self::Signed => 32_768,
                 Self::Key => 4_096,
                 // 30 KB each: who writes in one cluster, or in all of them.
                 Self::Table => 256,
@@ -150,7 +152,7 @@ mod memory {
     }
 
     std::thread_local! {
-        static ROOMS: RefCell<Option<[Answers; 7]>> = const { RefCell::new(None) };
+        static ROOMS: RefCell<Option<[Answers; 8]>> = const { RefCell::new(None) };
     }
 
     /// While it lives, this thread recalls. Not to be sent to another thread.
@@ -298,6 +300,17 @@ mod memory {
                 assert_eq!(ask(number), number);
             }
             assert!((5..60).contains(&asked.get()), "{}", asked.get());
+        }
+
+        #[test]
+        fn who_believes_signers_alone_does_not_take_the_verdict_of_a_machine() {
+            let _recall = Recall::begin();
+            let key = AdmittedKey::admit(&DeviceKey::from_seed(&[7; 32]).public()).unwrap();
+            let (message, forged) = (b"what nobody signed", Signature::from_bytes(&[1; 64]));
+            let question = || sha256(&[&key.to_bytes(), &forged.to_bytes(), message]);
+            assert!(recalled(Room::Signature, question, || true), "a machine was wrong");
+            assert!(key.verifies(message, &forged));
+            assert!(!key.has_signed(message, &forged));
         }
 
         #[test]

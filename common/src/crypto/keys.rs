@@ -118,9 +118,17 @@ impl AdmittedKey {
         )
     }
 
-    /// The same, and nothing that was recalled is the answer.
+    /// The same, and no verdict of anybody who verified it is the answer: who made it says so, or it is computed.
     #[must_use]
-    pub fn verifies_afresh(&self, message: &[u8], signature: &Signature) -> bool {
+    pub fn has_signed(&self, message: &[u8], signature: &Signature) -> bool {
+        recalled(
+            Room::Signed,
+            || question(&self.to_bytes(), signature, message),
+            || self.verifies_afresh(message, signature),
+        )
+    }
+
+    fn verifies_afresh(&self, message: &[u8], signature: &Signature) -> bool {
         let signature = ed25519_dalek::Signature::from_bytes(&signature.to_bytes());
         self.0.verify_strict(message, &signature).is_ok()
     }
@@ -238,7 +246,9 @@ fn sign<T: Serialize>(key: &SigningKey, tag: Tag, chain: &ChainId, body: &T) -> 
     let message = preimage(tag, chain, body);
     let signature = Signature::from_bytes(&key.sign(&message).to_bytes());
     let public = || key.verifying_key().to_bytes();
-    known(Room::Signature, || question(&public(), &signature, &message), true);
+    for room in [Room::Signature, Room::Signed] {
+        known(room, || question(&public(), &signature, &message), true);
+    }
     signature
 }
 
