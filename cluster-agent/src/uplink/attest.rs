@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn journal_that_grew_in_short_lives_is_rewritten_in_the_next_one() {
+    async fn journal_that_grew_in_short_lives_is_due_to_be_rewritten() {
         let disk = MemoryDisk::new();
         let mut seq = 0;
         for life in 0.. {

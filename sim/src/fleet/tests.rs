@@ -19,8 +19,13 @@ fn fleet_that_is_dropped_leaves_nothing_behind() {
         fleet.hack(plan.enemies);
         fleet.supervise().await;
         let desk = workload::start(&fleet, plan.load, plan.seed);
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        assert!(desk.journal().acknowledged.len() > 5, "it ran");
+        let works = async {
+            while desk.journal().acknowledged.len() < 5 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let worked = tokio::time::timeout(Duration::from_secs(30), works).await;
+        assert_eq!(worked, Ok(()), "nothing is acknowledged");
         assert!(fleet.kill("c1-1", 0));
         fleet.supervise().await;
         // Every process has a share of it.
