@@ -97,6 +97,12 @@ bugs! {
     WorkHidden = "work-hidden",
     /// Submissions enter an outbox that is full.
     OutboxUnbounded = "outbox-unbounded",
+    /// Of the outbox the open batch alone counts towards its quota.
+    OutboxUncounted = "outbox-uncounted",
+    /// A validator keeps every block and the state after it.
+    BlocksKept = "blocks-kept",
+    /// A validator keeps every batch in mind that it ever stored.
+    BatchesKept = "batches-kept",
     /// No snapshot is ever due, so the log is never purged.
     LogNeverPurged = "log-never-purged",
     /// A snapshot leaves out which answers were given.

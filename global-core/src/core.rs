@@ -20,7 +20,10 @@
 //! * Upon a notarized block whose roots differ from those computed here, and upon a final block that
 //!   does not descend from mine: halt.
 
+mod holdings;
 mod settle;
+
+pub use holdings::Holdings;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -296,6 +299,8 @@ impl<E: Execution> GlobalCore<E> {
         assert!(self.view() > self.tip().view, "the view is above the last final one");
         assert!(self.ledger.executed_height() <= self.tip().height, "executed is final");
         assert!(self.block_fetches.len() <= FETCHES_MAX && self.batch_fetches.len() <= FETCHES_MAX);
+        let held = self.holdings(Height(0));
+        assert!(held.views <= held.views_max(), "too many views are held: {held:?}");
     }
 
     fn tell(&mut self, now: Now, input: consensus::Input, effects: &mut Vec<Effect>) {

@@ -33,7 +33,7 @@ pub mod verify;
 pub use crate::{
     clock::{Instant, Now},
     config::{Config, ConfigError, Timing},
-    core::{GlobalCore, Input, Recovered},
+    core::{GlobalCore, Holdings, Input, Recovered},
     effect::{Draft, Effect, Evidence, HaltReason, Recipient, Record},
     guard::{Guard, GuardRecord},
     ledger::{Cursor, Execution, Ledger, Roots},

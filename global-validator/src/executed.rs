@@ -6,6 +6,7 @@ use common::{
     global_queue::GlobalQueue,
     ids::{Epoch, View},
 };
+use global_core::Holdings;
 use transport::watch::Watch;
 
 /// The state of the chain at its executed final tip, and the validator's place in the protocol.
@@ -19,6 +20,8 @@ pub struct Executed {
     pub view: View,
     /// Whether it still listens before its first vote.
     pub is_listening: bool,
+    /// How much its core held when it came here.
+    pub holdings: Holdings,
 }
 
 /// The newest [`Executed`], written by the driver alone.

@@ -12,6 +12,7 @@ use common::{
     testing::{ClusterLog, Fleet, Ledger, task},
     verdict::{Reason, Verdict},
 };
+use global_core::Holdings;
 use transport::{memory::MemoryDisk, ports::Disk, watch::Watch};
 
 use super::*;
@@ -55,6 +56,7 @@ impl Place {
             epoch: Epoch(0),
             view: View(1),
             is_listening: false,
+            holdings: Holdings::default(),
         }));
         let verified = VerifiedEntries::new(registry.clone());
         let intake = Intake::new(registry, batches, blocks, executed, verified, heard.clone(), halt);

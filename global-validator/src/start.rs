@@ -13,7 +13,7 @@ use common::{
     validator_set::ValidatorSet,
     wire::bft::{BatchNotice, BftMessage},
 };
-use global_core::{Config, Ledger, Recipient, Verifier, batch_pool::StoredBatch};
+use global_core::{Config, Holdings, Ledger, Recipient, Verifier, batch_pool::StoredBatch};
 use tokio::sync::mpsc;
 use transport::{
     ports::{BoxFuture, Disk},
@@ -367,6 +367,7 @@ impl Parts {
             epoch: set.epoch(),
             view: stores.ledger.tip().view.next(),
             is_listening: true,
+            holdings: Holdings::default(),
         }));
         let announcer = Announcer {
             events: events.clone(),

@@ -20,6 +20,12 @@ impl Core {
         self.view
     }
 
+    /// How many views something is held of, above the last final one.
+    #[must_use]
+    pub fn views_held(&self) -> usize {
+        self.slots.len()
+    }
+
     /// The configuration.
     #[must_use]
     pub fn config(&self) -> &Config {

@@ -380,6 +380,7 @@ impl Driver {
             epoch: self.config.set.epoch(),
             view: core.view(),
             is_listening: false,
+            holdings: core.holdings(before.queue.height()),
         }));
     }
 }

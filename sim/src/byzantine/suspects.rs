@@ -60,6 +60,10 @@ impl Suspects {
         if checker == "ends-visibly" && matches!(seen, Observation::Acts { .. }) && !self.clusters.is_empty() {
             return false;
         }
+        // What a cluster closed bounds what validators hold, whatever the cluster is.
+        if checker == "bounded-memory" && matches!(seen, Observation::Closed { .. }) {
+            return true;
+        }
         let (who, cluster) = origin(seen);
         if who.is_some_and(|who| self.has_process(who)) {
             return false;
@@ -88,7 +92,9 @@ fn origin(seen: &Observation) -> (Option<&str>, Option<ClusterId>) {
         | Observation::LinearizableRead { agent, cluster, .. }
         | Observation::Committed { agent, cluster, .. }
         | Observation::Side { agent, cluster, .. } => (Some(agent), Some(*cluster)),
-        Observation::Executed { validator, .. } | Observation::Root { validator, .. } => (Some(validator), None),
+        Observation::Executed { validator, .. }
+        | Observation::Root { validator, .. }
+        | Observation::Holds { validator, .. } => (Some(validator), None),
         Observation::Knows { process, cluster, .. } => (Some(process), *cluster),
         Observation::Sizes { agent, .. } | Observation::Stands { agent, .. } | Observation::Begins { agent } => {
             (Some(agent), None)

@@ -107,7 +107,7 @@ pub fn all(genesis: &Arc<Genesis>) -> Vec<Box<dyn Checker>> {
         Box::new(one_vote::OneVote::default()),
         Box::new(batches_held::BatchesHeld),
         Box::new(durable_before_sent::DurableBeforeSent),
-        Box::new(bounded_memory::BoundedMemory),
+        Box::new(bounded_memory::BoundedMemory::default()),
     ]
 }
 

@@ -19,6 +19,7 @@ use common::{
     task::{Scope, TaskState},
     verdict::Verdict,
 };
+use global_core::Holdings;
 
 /// What a client asked of one task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -414,6 +415,15 @@ pub enum Observation {
         log_records: u64,
         /// Most that snapshots should leave.
         log_records_max: u64,
+    },
+    /// What a validator's core holds.
+    Holds {
+        /// Who.
+        validator: String,
+        /// Height that it has executed.
+        height: Height,
+        /// How much, by its own count.
+        holdings: Holdings,
     },
     /// Every fault is over and everything runs.
     Healed,

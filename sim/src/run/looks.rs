@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use cluster_agent::raft::RaftConfig;
-use cluster_core::queue::ClusterQueue;
+use cluster_core::{batcher::Batcher, queue::ClusterQueue};
 use common::{
     global_queue::{HistoryEvent, Row},
     ids::{ClusterId, Height, TaskId},
@@ -20,6 +20,13 @@ use crate::{
 
 /// Records above what snapshots leave that a log may have: what comes in while one is made on a slow disk, and purged.
 const LOG_SLACK: u64 = 1_000;
+
+/// Bytes that wait to become final: the rows of closed batches are counted here, whatever the batcher takes their sum for.
+fn outbox_bytes(batcher: &Batcher) -> u64 {
+    let closed = batcher.outbox().flat_map(|batch| batch.entries.iter());
+    let closed: usize = closed.map(|row| row.encoded_len()).sum();
+    closed as u64 + batcher.pending_bytes().saturating_sub(batcher.outbox_bytes())
+}
 
 /// What became of all tasks.
 #[derive(Default)]
@@ -38,6 +45,17 @@ impl World {
             .conditions
             .limits(&RaftConfig::for_profile(self.plan.conditions.profile))
             .outbox_bytes_max;
+        for name in self.fleet.honest_validators() {
+            let Some(validator) = self.fleet.validator(&name) else {
+                continue;
+            };
+            let executed = validator.executed().get();
+            self.fleet.witness.see(&Observation::Holds {
+                validator: name,
+                height: executed.queue.height(),
+                holdings: executed.holdings.clone(),
+            });
+        }
         for name in self.fleet.agent_names() {
             let (Some(agent), Some(log)) = (self.fleet.agent(&name), self.fleet.log(&name)) else {
                 continue;
@@ -48,7 +66,7 @@ impl World {
             let records = log.range().map_or(0, |(first, last)| last.0 + 1 - first.0);
             self.fleet.witness.see(&Observation::Sizes {
                 agent: name.clone(),
-                outbox_bytes: agent.machine().with(|state| state.queue.batcher().pending_bytes()),
+                outbox_bytes: agent.machine().with(|state| outbox_bytes(state.queue.batcher())),
                 outbox_bytes_max: quota,
                 log_records: records,
                 log_records_max: entries + kept + LOG_SLACK,
