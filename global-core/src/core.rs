@@ -199,6 +199,8 @@ impl<E: Execution> GlobalCore<E> {
                 self.tell(now, consensus::Input::OwnProposal(proposal), effects);
             }
             Input::Tick => self.tell(now, consensus::Input::Tick, effects),
+            // Two ways lead it to the disk, and the second one may end after its block was executed.
+            Input::BatchStored(stored) if self.admission(&stored.batch) == Some(Admission::Executed) => {}
             Input::BatchStored(stored) => self.pool.insert(stored),
             // What would not be stored if its cluster brought it is not fetched either.
             Input::BatchHeard { batch, .. } if self.admission(&batch) != Some(Admission::Store) => {}

@@ -366,6 +366,24 @@ fn executed_follows_final_height_by_height() {
     assert_eq!(bench.core.admission(&batch(1)), Some(Admission::Executed));
 }
 
+/// Two ways lead a batch to the disk, and a slow disk tells of the second one late.
+#[test]
+fn batch_that_is_stored_once_more_after_it_was_executed_is_not_held() {
+    let mut bench = Bench::follower_of(&[1, 2]);
+    let one = bench.block(1, bench.genesis(), vec![batch(1)]);
+    let two = bench.block(2, one.digest(), vec![]);
+    bench.give(stored(1));
+    assert_eq!(bench.core.holdings(Height(0)).batches.len(), 1);
+    bench.give(bench.proposal(&one));
+    bench.give(bench.proposal(&two));
+    bench.certify(finalize(&two));
+    assert_eq!(bench.core.ledger().executed_height(), Height(2));
+    bench.give(stored(1));
+    assert_eq!(bench.core.holdings(Height(2)).batches, Default::default());
+    bench.give(stored(2));
+    assert_eq!(bench.core.holdings(Height(2)).batches.len(), 1, "it comes next");
+}
+
 /// `count` blocks of empty heights, each final by its own finalization.
 fn chain(bench: &mut Bench, count: u64) -> Vec<FinalizedBlock> {
     let mut parent = bench.genesis();
