@@ -162,8 +162,7 @@ impl SimFleet {
         );
         let network = SimNetwork::new(seed, conditions.links, trace.clone());
         let witness = make(&fleet);
-        let listener = witness.clone();
-        network.listen(Arc::new(move |from, kind, body| listener.hear(from, kind, body)));
+        network.listen(Arc::new(witness.clone()));
         let mut drifts = Stream::split(seed, 0x6472_6966);
         let mut sim = Self {
             genesis: Arc::new(fleet.genesis.clone()),
@@ -205,7 +204,8 @@ impl SimFleet {
                     snapshots: SimSnapshots::new(disk.clone()),
                     handle: None,
                 };
-                sim.witness.watch_log(cluster, name.clone(), slot.log.clone());
+                sim.witness
+                    .watch_log(cluster, member.idx, name.clone(), slot.log.clone());
                 sim.agents.insert(name.clone(), slot);
             } else if member.consensus_key.is_some() {
                 sim.witness.watch_disk(member.idx, &disk, sim.fleet.chain);

@@ -17,11 +17,13 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use common::{genesis::Genesis, validator_set::ValidatorSet};
+use bytes::Bytes;
+use common::{genesis::Genesis, ids::NodeIdx, validator_set::ValidatorSet, wire::frame::FrameKind};
 
 use crate::{
     byzantine::suspects::Suspects,
     checkers::{Checker, Observation},
+    ports::{Listener, Sender},
     trace::Trace,
 };
 
@@ -44,6 +46,16 @@ impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (secs, ms) = (self.at_ms / 1_000, self.at_ms % 1_000);
         write!(f, "{secs}.{ms:03} s: {}: {}", self.checker, self.what)
+    }
+}
+
+impl Listener for Witness {
+    fn hear_request(&self, from: Sender, kind: FrameKind, body: &Bytes) {
+        self.hear_validator(from, kind, body);
+    }
+
+    fn hear_answer(&self, from: NodeIdx, kind: FrameKind, request: &[u8], answer: &[u8]) {
+        self.hear_member(from, kind, request, answer);
     }
 }
 

@@ -92,3 +92,9 @@ fn task_that_comes_and_goes_between_two_looks_is_not_taken_for_lost() {
 fn write_that_left_through_a_one_way_cut_is_acknowledged_when_it_is_heard_of() {
     assert_eq!(run(Plan::small(6_608)).violation, None);
 }
+
+/// A slow disk tells of a batch that it stored for the second time after the block with it was executed.
+#[test]
+fn validator_does_not_hold_a_batch_again_that_it_executed() {
+    assert_eq!(run(Plan::small(7_701)).violation, None);
+}

@@ -91,6 +91,7 @@ fn origin(seen: &Observation) -> (Option<&str>, Option<ClusterId>) {
         | Observation::ReadWithin { agent, cluster, .. }
         | Observation::LinearizableRead { agent, cluster, .. }
         | Observation::Committed { agent, cluster, .. }
+        | Observation::Promised { agent, cluster, .. }
         | Observation::Side { agent, cluster, .. } => (Some(agent), Some(*cluster)),
         Observation::Executed { validator, .. }
         | Observation::Root { validator, .. }

@@ -1,11 +1,14 @@
-//! durable-before-sent: when a vote or a proposal of a validator leaves, its record is on the validator's disk, and when
-//! a finalize vote leaves, so is the notarization that it answers.
+//! durable-before-sent: what a vote, a proposal or an answer promises is on the disk of whoever sends it when it leaves.
 //!
-//! What is only in memory is forgotten in a crash, and the validator contradicts itself in its next life.
+//! # Rules
+//! * Of a validator: the record of its vote or proposal, and of a finalize vote the notarization that it answers.
+//! * Of a member of a cluster: the vote that it grants, and the leader and the log that it acknowledges.
+//!
+//! What is only in memory is forgotten in a crash, and whoever sent it contradicts itself in its next life.
 
 use super::{Checker, Observation};
 
-/// Keeps nothing: the witness looks at the journal in the instant in which they leave.
+/// Keeps nothing: the witness looks at the disk in the instant in which they leave.
 pub struct DurableBeforeSent;
 
 impl Checker for DurableBeforeSent {
@@ -14,21 +17,35 @@ impl Checker for DurableBeforeSent {
     }
 
     fn observe(&mut self, _now_us: u64, seen: &Observation) -> Result<(), String> {
-        let (what, validator, view, lacks) = match seen {
+        let (what, lacks) = match seen {
             Observation::Voted {
                 validator, vote, lacks, ..
-            } => ("vote", validator, vote.view(), lacks),
+            } => (
+                format!("a vote of validator {validator} in view {}", vote.view()),
+                lacks,
+            ),
             Observation::Proposed {
                 validator,
                 ballot,
                 lacks,
-            } => ("proposal", validator, ballot.view, lacks),
+            } => (
+                format!("a proposal of validator {validator} in view {}", ballot.view),
+                lacks,
+            ),
+            Observation::Promised {
+                agent,
+                term,
+                index,
+                lacks,
+                ..
+            } => (
+                format!("an answer of {agent} in term {term} for its log up to {index}"),
+                lacks,
+            ),
             _ => return Ok(()),
         };
         match lacks {
-            Some(lacks) => Err(format!(
-                "a {what} of validator {validator} in view {view} left, and its disk lacks {lacks}"
-            )),
+            Some(lacks) => Err(format!("{what} left, and its disk lacks {lacks}")),
             None => Ok(()),
         }
     }
@@ -38,7 +55,7 @@ impl Checker for DurableBeforeSent {
 mod tests {
     use common::{
         certificate::{Ballot, NullifyBallot, Vote},
-        ids::{Epoch, View},
+        ids::{ClusterId, Epoch, LogIndex, Term, View},
     };
 
     use super::{super::*, *};
@@ -73,5 +90,19 @@ mod tests {
         };
         assert_eq!(judge(DurableBeforeSent, &[(0, voted(None))]), Ok(()));
         assert!(judge(DurableBeforeSent, &[(0, voted(Some("its record")))]).is_err());
+    }
+
+    #[test]
+    fn answer_that_left_before_what_it_promises_was_durable_is_caught() {
+        let promised = |lacks| Observation::Promised {
+            agent: "c1-2".into(),
+            cluster: ClusterId(0),
+            term: Term(3),
+            index: LogIndex(9),
+            lacks,
+        };
+        assert_eq!(judge(DurableBeforeSent, &[(0, promised(None))]), Ok(()));
+        let told = judge(DurableBeforeSent, &[(0, promised(Some("the entry")))]);
+        assert!(told.unwrap_err().contains("c1-2 in term 3 for its log up to 9"));
     }
 }

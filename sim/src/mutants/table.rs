@@ -22,10 +22,12 @@ const fn row(bug: Bug, checker: &'static str, stage: Stage) -> Row {
 /// Every bug has a row, and so has every checker.
 pub const TABLE: &[Row] = &[
     row(Bug::AppendAckedEarly, "durable", Stage::Storm),
+    row(Bug::AppendAckedEarly, "durable-before-sent", Stage::Storm),
     row(Bug::CommitOnMinority, "committed-on-quorum", Stage::Cuts),
     row(Bug::CommitOnMinority, "minority-read-only", Stage::Cuts),
     row(Bug::VoteNotDurable, "monotonic", Stage::Crashes),
     row(Bug::VoteNotDurable, "election-safety", Stage::Crashes),
+    row(Bug::VoteNotDurable, "durable-before-sent", Stage::Crashes),
     row(Bug::VoteForShortLog, "leader-completeness", Stage::Cuts),
     row(Bug::LostIdAnswered, "leader-completeness", Stage::LostDisks),
     row(Bug::RosterKept, "recovers", Stage::LostDisks),

@@ -6,7 +6,11 @@
 //! * When the server's process was killed the opener hears nothing more: its own deadline ends the lane.
 //!   When the opener's was, the server's end breaks.
 
-use std::time::Duration;
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use common::{
@@ -40,7 +44,12 @@ pub(super) struct Way {
     is_request: bool,
     /// Whose tap sees the requests, and whom they are for.
     opener: Option<(DeviceId, Host, NodeIdx)>,
+    /// Who answers.
+    server: Option<DeviceId>,
 }
+
+/// What the server of a lane took and has not answered, in order: whoever listens hears both together.
+type Taken = Arc<Mutex<VecDeque<Bytes>>>;
 
 impl Way {
     pub(super) fn requests(direction: Direction, kind: FrameKind, opener: (DeviceId, Host, NodeIdx)) -> Self {
@@ -49,15 +58,17 @@ impl Way {
             kind,
             is_request: true,
             opener: Some(opener),
+            server: None,
         }
     }
 
-    pub(super) fn answers(direction: Direction, kind: FrameKind) -> Self {
+    pub(super) fn answers(direction: Direction, kind: FrameKind, server: DeviceId) -> Self {
         Self {
             direction,
             kind,
             is_request: false,
             opener: None,
+            server: Some(server),
         }
     }
 
@@ -92,10 +103,12 @@ type UnderWay = (Instant, Option<Frame>);
 pub(super) fn pair(network: &SimNetwork, requests: Way, answers: Way) -> (Lane, Lane) {
     let (to_server, from_opener) = mpsc::channel(FRAMES_MAX);
     let (to_opener, from_server) = mpsc::channel(FRAMES_MAX);
+    let taken = Taken::default();
     let end = |frames, sends, received, receives| Lane {
         sender: Box::new(Sender {
             network: network.clone(),
             way: sends,
+            taken: taken.clone(),
             frames: Some(frames),
             arrives: Instant::now(),
             is_silenced: false,
@@ -103,6 +116,8 @@ pub(super) fn pair(network: &SimNetwork, requests: Way, answers: Way) -> (Lane, 
         receiver: Box::new(Receiver {
             network: network.clone(),
             way: receives,
+            taken: taken.clone(),
+            is_opened: false,
             frames: received,
             held: None,
             is_silenced: false,
@@ -115,9 +130,14 @@ pub(super) fn pair(network: &SimNetwork, requests: Way, answers: Way) -> (Lane, 
     )
 }
 
+fn taken(taken: &Taken) -> MutexGuard<'_, VecDeque<Bytes>> {
+    taken.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 struct Sender {
     network: SimNetwork,
     way: Way,
+    taken: Taken,
     /// `None` after the end.
     frames: Option<mpsc::Sender<UnderWay>>,
     /// When the last frame arrives.
@@ -151,6 +171,11 @@ impl Sender {
 
 impl LaneSender for Sender {
     fn send(&mut self, body: Bytes) -> BoxFuture<'_, Result<(), CallError>> {
+        if let Some(server) = &self.way.server
+            && let Some(request) = taken(&self.taken).pop_front()
+        {
+            self.network.overhear_answer(server, self.way.kind, &request, &body);
+        }
         let body = match &self.way.opener {
             None => Some(body),
             Some((from, host, to)) => self.network.tapped_lane(from, *host, *to, self.way.kind, body),
@@ -181,6 +206,9 @@ impl LaneSender for Sender {
 struct Receiver {
     network: SimNetwork,
     way: Way,
+    taken: Taken,
+    /// The first frame of a lane opens it, and has no answer.
+    is_opened: bool,
     frames: mpsc::Receiver<UnderWay>,
     /// Taken, and still under way.
     held: Option<UnderWay>,
@@ -225,6 +253,9 @@ impl Receiver {
         };
         self.way.record(&self.network, Event::Delivered, Some(&frame));
         if self.way.read(&frame) {
+            if self.way.is_request && std::mem::replace(&mut self.is_opened, true) {
+                taken(&self.taken).push_back(frame.body.clone());
+            }
             return Ok(Some(frame.body));
         }
         match common::codec::decode::<Refusal>(&frame.body) {

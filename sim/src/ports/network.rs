@@ -14,6 +14,7 @@
 //! * A process in an enemy's hands has a tap ([`super::tap`]); an identity on two hosts has sides ([`super::twins`]).
 
 mod calls;
+mod listening;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,14 +28,12 @@ use std::{
 use bytes::Bytes;
 use common::{
     ids::{DeviceId, NodeIdx, RaftNodeId},
-    wire::{
-        bft::Bundle,
-        frame::{FRAME_HEADER_BYTES, FrameKind, Hello, Protocol, frame_header},
-    },
+    wire::frame::{FRAME_HEADER_BYTES, FrameKind, Hello, Protocol, frame_header},
 };
 use transport::ports::{Peer, Service};
 
 pub use calls::SimTransport;
+pub use listening::{Listener, Sender};
 
 use super::{
     links::{Direction, Fate, IDLE_US, LinkConditions, Links},
@@ -130,23 +129,10 @@ struct Ends {
     is_connected: bool,
 }
 
-/// Who sends a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sender {
-    /// The device, by its key.
-    pub idx: NodeIdx,
-    /// Whether it is in an enemy's hands.
-    pub is_hacked: bool,
-}
-
-/// Told of every request that leaves a device, before anything happens to it on the way. Of a device with a tap: of
-/// what the tap lets out.
-pub type Listener = Arc<dyn Fn(Sender, FrameKind, &Bytes) + Send + Sync>;
-
 struct State {
     links: Links,
     known: BTreeMap<DeviceId, Known>,
-    listener: Option<Listener>,
+    listener: Option<Arc<dyn Listener>>,
 }
 
 impl State {
@@ -196,11 +182,6 @@ impl SimNetwork {
         // What is dropped may ask the network something.
         drop(state);
         drop((known, listener));
-    }
-
-    /// Tells `listener` of every request from now on.
-    pub fn listen(&self, listener: Listener) {
-        self.lock().listener = Some(listener);
     }
 
     /// Makes a device known under the identity that peers are told; the network vouches for it as TLS would.
@@ -320,31 +301,6 @@ impl SimNetwork {
             is_reached: sides.is_none_or(|(sides, _)| sides.reaches(host, far.idx, now_us)),
             is_connected: state.is_connected(near.place(host), far.place(far_host), now_us),
         })
-    }
-
-    /// Tells the listener of a request that leaves `device`, if it leaves honest or hacked hands, whichever is asked for.
-    fn overhear(&self, device: &DeviceId, of_hacked: bool, kind: FrameKind, body: &Bytes) {
-        if of_hacked && !self.is_tapped.load(Ordering::Relaxed) {
-            return;
-        }
-        let (listener, sender) = {
-            let state = self.lock();
-            let (Some(listener), Some(known)) = (&state.listener, state.known.get(device)) else {
-                return;
-            };
-            let sender = Sender {
-                idx: known.idx,
-                is_hacked: known.first.tap.is_some(),
-            };
-            (listener.clone(), sender)
-        };
-        if sender.is_hacked != of_hacked {
-            return;
-        }
-        match unbundled(kind, body) {
-            None => listener(sender, kind, body),
-            Some(messages) => messages.iter().for_each(|(kind, body)| listener(sender, *kind, body)),
-        }
     }
 
     /// Whether a host is in an enemy's hands.
@@ -493,17 +449,6 @@ impl SimNetwork {
         };
         Some((peer, running.process.clone(), running.service.clone()))
     }
-}
-
-/// The messages of a bundle. `None` if it is none.
-fn unbundled(kind: FrameKind, body: &[u8]) -> Option<Vec<(FrameKind, Bytes)>> {
-    let bundle: Bundle = (kind == FrameKind::Bundle).then(|| common::codec::decode(body).ok())??;
-    let messages = bundle.messages.iter();
-    Some(
-        messages
-            .map(|message| (message.kind.frame_kind(), Bytes::copy_from_slice(&message.body)))
-            .collect(),
-    )
 }
 
 /// What crosses a link: a header as on a real stream, and the body behind it. A body is not copied.

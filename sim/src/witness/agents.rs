@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use cluster_agent::{
     agent::AgentHandle,
+    peers::MEMBER_BYTES,
     raft::{
-        RaftRole, RaftStatus,
+        Promise, RaftRole, RaftRpc, RaftStatus, promise_of,
         store::{record_command, record_leader, record_vote},
     },
 };
@@ -14,6 +15,7 @@ use common::{
     codec::decode,
     entry::LogEntry,
     ids::{BatchSeq, ChainId, ClusterId, Digest, EntryId, LogIndex, NodeIdx, Term},
+    wire::frame::FrameKind,
 };
 
 use super::Witness;
@@ -29,6 +31,10 @@ use crate::{
 #[derive(Default)]
 pub(super) struct Known {
     logs: BTreeMap<ClusterId, Vec<(String, SimLog)>>,
+    /// Where members are in `logs`.
+    places: BTreeMap<NodeIdx, (ClusterId, usize)>,
+    /// Answers in lanes.
+    lane_answers: u64,
     /// Batches whose entries were told already.
     closed: BTreeMap<(ClusterId, BatchSeq), Digest>,
     /// Highest index that was applied in each cluster.
@@ -67,6 +73,27 @@ impl Known {
             }
         }
         new
+    }
+
+    /// What a member promised by an answer, and what its disk lacks of that.
+    fn promised(&self, member: NodeIdx, kind: FrameKind, request: &[u8], answer: &[u8]) -> Option<Observation> {
+        let promise = match kind {
+            FrameKind::RaftLane => promise_of(RaftRpc::Append, request, answer),
+            FrameKind::RaftAppend => promise_of(RaftRpc::Append, request.get(MEMBER_BYTES..)?, answer),
+            _ => {
+                let (rpc, request) = request.get(MEMBER_BYTES..)?.split_first()?;
+                promise_of(RaftRpc::from_code(*rpc)?, request, answer)
+            }
+        }?;
+        let (cluster, place) = self.places.get(&member)?;
+        let (agent, log) = self.logs.get(cluster)?.get(*place)?;
+        Some(Observation::Promised {
+            agent: agent.clone(),
+            cluster: *cluster,
+            term: promise.vote.0,
+            index: promise.entry.map_or(LogIndex(0), |(.., index)| index),
+            lacks: lacks(log, &promise),
+        })
     }
 
     /// The highest index that was applied in a cluster, and whose record a member's disk has there.
@@ -127,6 +154,22 @@ impl Known {
     }
 }
 
+/// What a disk lacks of what was promised.
+fn lacks(log: &SimLog, promise: &Promise) -> Option<&'static str> {
+    let vote = log.vote().and_then(|vote| record_vote(&vote));
+    let Some(vote) = vote.filter(|vote| *vote >= promise.vote) else {
+        return Some("the vote");
+    };
+    let (term, leader, index) = promise.entry?;
+    let is_held = match log.kept(index) {
+        Kept::Record(record) => record_leader(&record) == Some((term, leader)),
+        Kept::Purged => true,
+        Kept::Nothing => false,
+    };
+    // A later leader may have had it replaced by now.
+    (!is_held && vote == promise.vote).then_some("the entry")
+}
+
 /// Who led when a record was appended.
 fn leader_of(record: &[u8]) -> Option<LeaderId> {
     let (term, member) = record_leader(record)?;
@@ -141,6 +184,8 @@ fn entry_of(record: &[u8], chain: &ChainId) -> Option<EntryId> {
     }
 }
 
+/// One in so many answers in lanes is looked at: to read what it answers is dear.
+const LANE_ANSWERS_ONE_IN: u64 = 8;
 /// Records at the end of each log that are compared.
 const TAIL: usize = 96;
 
@@ -155,8 +200,28 @@ impl Witness {
     }
 
     /// Makes a log known, to be looked at when something is acknowledged.
-    pub fn watch_log(&self, cluster: ClusterId, agent: String, log: SimLog) {
-        self.lock().agents.logs.entry(cluster).or_default().push((agent, log));
+    pub fn watch_log(&self, cluster: ClusterId, member: NodeIdx, agent: String, log: SimLog) {
+        let Known { logs, places, .. } = &mut self.lock().agents;
+        let logs = logs.entry(cluster).or_default();
+        places.insert(member, (cluster, logs.len()));
+        logs.push((agent, log));
+    }
+
+    /// An honest member of a cluster answers another one.
+    pub(super) fn hear_member(&self, member: NodeIdx, kind: FrameKind, request: &[u8], answer: &[u8]) {
+        let promised = {
+            let known = &mut self.lock().agents;
+            if kind == FrameKind::RaftLane {
+                known.lane_answers += 1;
+                if !known.lane_answers.is_multiple_of(LANE_ANSWERS_ONE_IN) {
+                    return;
+                }
+            }
+            known.promised(member, kind, request, answer)
+        };
+        if let Some(promised) = promised {
+            self.see(&promised);
+        }
     }
 
     /// Disks of a cluster that hold this entry at `index`, or purged what was there, or did so when they were lost, and how many

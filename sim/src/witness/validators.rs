@@ -79,7 +79,7 @@ impl Witness {
 
     /// A frame leaves a device. What others than its signer send says nothing about the signer: honest validators pass
     /// on what an enemy proposed twice, and enemies put any name under anything.
-    pub fn hear(&self, from: Sender, kind: FrameKind, body: &Bytes) {
+    pub(super) fn hear_validator(&self, from: Sender, kind: FrameKind, body: &Bytes) {
         match kind {
             FrameKind::Vote if !from.is_hacked => {
                 // It goes to everybody, and is judged when it first leaves.

@@ -12,7 +12,7 @@ use common::{
 use futures::future::join_all;
 use transport::ports::{BoxFuture, CallError, Lane, Peer, Service, Transport};
 
-use super::{Ends, Frame, SimNetwork, unbundled};
+use super::{Ends, Frame, SimNetwork, listening::unbundled};
 use crate::{
     ports::{
         lane::{self, Way},
@@ -74,6 +74,9 @@ impl SimTransport {
         let Ok(handled) = process.spawn(handle(service, peer, kind, request)).await else {
             return Exchange::Silence;
         };
+        if let Ok(answer) = &handled {
+            network.overhear_answer(&ends.to, kind, &body, answer);
+        }
         let answer = match network.tapped_answer(&ends, kind, &body, handled) {
             Ok(body) => Frame::new(ANSWER_KIND, body),
             Err(refusal) => Frame::new(REFUSAL_KIND, common::codec::encode(&refusal).into()),
@@ -249,7 +252,7 @@ impl Transport for SimTransport {
             let (ours, theirs) = lane::pair(
                 &network,
                 Way::requests((near, far), kind, opener),
-                Way::answers((far, near), kind),
+                Way::answers((far, near), kind, ends.to),
             );
             // Ends with the receiver's process.
             drop(process.spawn(service.lane(peer, kind, theirs)));
