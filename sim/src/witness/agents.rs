@@ -33,8 +33,8 @@ pub(super) struct Known {
     logs: BTreeMap<ClusterId, Vec<(String, SimLog)>>,
     /// Where members are in `logs`.
     places: BTreeMap<NodeIdx, (ClusterId, usize)>,
-    /// Answers in lanes.
-    lane_answers: u64,
+    /// Answers to appends.
+    append_answers: u64,
     /// Batches whose entries were told already.
     closed: BTreeMap<(ClusterId, BatchSeq), Digest>,
     /// Highest index that was applied in each cluster.
@@ -184,8 +184,8 @@ fn entry_of(record: &[u8], chain: &ChainId) -> Option<EntryId> {
     }
 }
 
-/// One in so many answers in lanes is looked at: to read what it answers is dear.
-const LANE_ANSWERS_ONE_IN: u64 = 8;
+/// One in so many answers to appends is looked at: to read what it answers is dear.
+const APPEND_ANSWERS_ONE_IN: u64 = 16;
 /// Records at the end of each log that are compared.
 const TAIL: usize = 96;
 
@@ -211,9 +211,9 @@ impl Witness {
     pub(super) fn hear_member(&self, member: NodeIdx, kind: FrameKind, request: &[u8], answer: &[u8]) {
         let promised = {
             let known = &mut self.lock().agents;
-            if kind == FrameKind::RaftLane {
-                known.lane_answers += 1;
-                if !known.lane_answers.is_multiple_of(LANE_ANSWERS_ONE_IN) {
+            if kind != FrameKind::RaftVote {
+                known.append_answers += 1;
+                if !known.append_answers.is_multiple_of(APPEND_ANSWERS_ONE_IN) {
                     return;
                 }
             }
