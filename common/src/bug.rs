@@ -129,6 +129,10 @@ bugs! {
     NoResend = "no-resend",
     /// A validator votes for a block whose batches it does not hold.
     BatchesUnchecked = "batches-unchecked",
+    /// A proof file leaves out how the task's entries were decided.
+    DecisionUnproven = "decision-unproven",
+    /// Whoever verifies a proof file believes what it says of decisions.
+    DecisionUnchecked = "decision-unchecked",
     /// Signatures inside of certificates are not verified.
     CertificateUnchecked = "certificate-unchecked",
 }

@@ -267,7 +267,7 @@ impl World {
         self.fleet.supervise().await;
         self.fleet.witness.see(&Observation::Healed);
         // Heights count from here, for the checker too.
-        self.fleet.witness.see(&self.health(healed_us));
+        self.fleet.witness.see(&Observation::Health(self.health(healed_us)));
         let first = self.lowest_height();
         loop {
             if !self.tick().await {
@@ -277,15 +277,11 @@ impl World {
                 continue;
             }
             let health = self.health(healed_us);
-            self.fleet.witness.see(&health);
-            if matches!(&health, Observation::Health { idle, .. } if idle.is_empty()) {
+            if health.idle.is_empty() {
                 self.desk.close();
             }
-            let is_well = matches!(
-                &health,
-                Observation::Health { leaderless, unwell, outsiders, idle, open_writes: 0, outbox_bytes: 0, not_final: 0, height }
-                    if leaderless.is_empty() && unwell.is_empty() && outsiders.is_empty() && idle.is_empty() && *height > first
-            );
+            let is_well = health.missing(first).is_empty();
+            self.fleet.witness.see(&Observation::Health(health));
             if is_well || self.trace.now_us() - healed_us > SETTLE_US + 1_000_000 {
                 return self.fleet.witness.violation().is_none();
             }

@@ -9,7 +9,7 @@ use common::{
     verdict::{Reason, Verdict},
 };
 
-use super::{Checker, Observation};
+use super::{Checker, Health, Observation};
 
 /// Remembers every batch that was closed and every one that was finalized.
 #[derive(Default)]
@@ -126,7 +126,7 @@ impl Checker for ExactlyOnce {
                 ..
             } => self.refused(*asked_us, entry, *verdict),
             // Drones go on: what they write later may be under way when the run ends.
-            Observation::Health { outbox_bytes: 0, .. } => {
+            Observation::Health(Health { outbox_bytes: 0, .. }) => {
                 self.due.append(&mut self.acknowledged);
                 Ok(())
             }
@@ -247,15 +247,11 @@ mod tests {
 
     #[test]
     fn acknowledged_entry_that_never_becomes_final_is_caught() {
-        let health = |outbox_bytes| Observation::Health {
-            leaderless: Vec::new(),
-            unwell: Vec::new(),
-            outsiders: Vec::new(),
-            idle: Vec::new(),
-            open_writes: 0,
-            outbox_bytes,
-            not_final: 0,
-            height: Height(1),
+        let health = |outbox_bytes| {
+            Observation::Health(Health {
+                outbox_bytes,
+                ..Health::default()
+            })
         };
         let begun = [acked("c1-1", 0, 7, 3), closed(1, 1, &[7])];
         let history = |outbox_bytes| [&begun[..], &[health(outbox_bytes)]].concat();

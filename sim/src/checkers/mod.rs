@@ -33,7 +33,7 @@ use std::sync::Arc;
 
 use common::genesis::Genesis;
 
-pub use observation::{Call, Fate, LeaderId, LogTail, Observation, Told, Wanted};
+pub use observation::{Call, Fate, Health, LeaderId, LogTail, Observation, Told, Wanted};
 pub use recovers::SETTLE_US;
 
 /// Watches one invariant.

@@ -102,6 +102,27 @@ impl fmt::Display for LeaderId {
     }
 }
 
+/// How a fleet is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// Clusters without a leader that its members agree on.
+    pub leaderless: Vec<ClusterId>,
+    /// Agents that are not in mode `normal`, or do not know how old what they say is.
+    pub unwell: Vec<String>,
+    /// Agents that do not vote and sign under the id of the disk that they have.
+    pub outsiders: Vec<String>,
+    /// Clusters that have not shown since the fleet healed that tasks are taken and done there, and what they did not show.
+    pub idle: Vec<(ClusterId, &'static str)>,
+    /// Writes whose author still waits for an answer.
+    pub open_writes: u64,
+    /// Bytes in all outboxes.
+    pub outbox_bytes: u64,
+    /// Acknowledged tasks that are not final everywhere.
+    pub not_final: u64,
+    /// Lowest height of a validator.
+    pub height: Height,
+}
+
 /// Something that a run shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Observation {
@@ -441,24 +462,7 @@ pub enum Observation {
     /// Every fault is over and everything runs.
     Healed,
     /// How the fleet is, now and then after it healed.
-    Health {
-        /// Clusters without a leader that its members agree on.
-        leaderless: Vec<ClusterId>,
-        /// Agents that are not in mode `normal`, or do not know how old what they say is.
-        unwell: Vec<String>,
-        /// Agents that do not vote and sign under the id of the disk that they have.
-        outsiders: Vec<String>,
-        /// Clusters that have not shown since the fleet healed that tasks are taken and done there, and what they did not show.
-        idle: Vec<(ClusterId, &'static str)>,
-        /// Writes whose author still waits for an answer.
-        open_writes: u64,
-        /// Bytes in all outboxes.
-        outbox_bytes: u64,
-        /// Acknowledged tasks that are not final everywhere.
-        not_final: u64,
-        /// Lowest height of a validator.
-        height: Height,
-    },
+    Health(Health),
     /// A task left the final state, since it had ended and was due.
     Left {
         /// Which.

@@ -74,6 +74,8 @@ pub const TABLE: &[Row] = &[
     row(Bug::NoFetch, "recovers", Stage::Storm),
     row(Bug::NoResend, "recovers", Stage::Apart),
     row(Bug::BatchesUnchecked, "batches-held", Stage::Storm),
+    row(Bug::DecisionUnproven, "verifiable-offline", Stage::Rush),
+    row(Bug::DecisionUnchecked, "verifiable-offline", Stage::Rush),
     row(Bug::CertificateUnchecked, "verifiable-offline", Stage::Rush),
 ];
 

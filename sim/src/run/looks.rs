@@ -14,7 +14,7 @@ use common::{
 
 use super::{WORK_AFTER, WORK_MAX, WRITE_EVERY_MAX, World};
 use crate::{
-    checkers::{Fate, Observation},
+    checkers::{Fate, Health, Observation},
     timeline::Sample,
 };
 
@@ -213,7 +213,7 @@ impl World {
     }
 
     /// How the fleet is, which healed at `healed_us`.
-    pub(super) fn health(&self, healed_us: u64) -> Observation {
+    pub(super) fn health(&self, healed_us: u64) -> Health {
         let idle = self.idle(healed_us);
         let (mut leaderless, mut unwell, mut outsiders) = (Vec::new(), Vec::new(), Vec::new());
         let mut outbox_bytes = 0;
@@ -248,7 +248,7 @@ impl World {
             let journal = self.desk.journal();
             (journal.acknowledged.len() as u64, journal.open_writes)
         };
-        Observation::Health {
+        Health {
             leaderless,
             unwell,
             outsiders,
