@@ -204,8 +204,8 @@ impl SimFleet {
                     snapshots: SimSnapshots::new(disk.clone()),
                     handle: None,
                 };
-                sim.witness
-                    .watch_log(cluster, member.idx, name.clone(), slot.log.clone());
+                let kept = (slot.log.clone(), slot.snapshots.clone());
+                sim.witness.watch_log(cluster, member.idx, name.clone(), kept);
                 sim.agents.insert(name.clone(), slot);
             } else if member.consensus_key.is_some() {
                 sim.witness.watch_disk(member.idx, &disk, sim.fleet.chain);

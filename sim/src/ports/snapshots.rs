@@ -9,7 +9,7 @@ use cluster_agent::raft::store::{
     StoreError,
     snapshot::{DraftName, MemorySnapshots, SnapshotBytes, SnapshotDraft, SnapshotStore},
 };
-use common::ids::LogPosition;
+use common::ids::{LogIndex, LogPosition};
 use transport::ports::BoxFuture;
 
 use super::{Rotten, SimDisk};
@@ -20,6 +20,8 @@ pub struct SimSnapshots {
     disk: SimDisk,
     memory: MemorySnapshots,
     begun: Arc<AtomicU64>,
+    /// Up to where the newest one stands for the log.
+    upto: Arc<AtomicU64>,
 }
 
 impl SimSnapshots {
@@ -30,17 +32,25 @@ impl SimSnapshots {
             disk,
             memory: MemorySnapshots::default(),
             begun: Arc::default(),
+            upto: Arc::default(),
         }
     }
 
     /// The disk under them is gone.
     pub fn wipe(&mut self) {
         self.memory = MemorySnapshots::default();
+        self.upto.store(0, Ordering::Relaxed);
     }
 
     fn on_the_disk(&self, bytes: Arc<dyn SnapshotBytes>) -> Arc<dyn SnapshotBytes> {
         let disk = self.disk.clone();
         Arc::new(OnDisk { disk, bytes })
+    }
+
+    /// Last index for which the newest durable one stands; 0 without one.
+    #[must_use]
+    pub fn upto(&self) -> LogIndex {
+        LogIndex(self.upto.load(Ordering::Relaxed))
     }
 
     /// How many were begun to be written, over all lives.
@@ -97,6 +107,7 @@ impl SnapshotStore for SimSnapshots {
                 return Err(StoreError::Io(error.to_string()));
             }
             let published = store.memory.publish(draft, at).await?;
+            store.upto.store(at.index.0, Ordering::Relaxed);
             Ok(store.on_the_disk(published))
         })
     }

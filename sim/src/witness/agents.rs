@@ -22,7 +22,7 @@ use super::Witness;
 use crate::{
     checkers::{LeaderId, LogTail, Observation},
     fleet::CrashSwitch,
-    ports::{Kept, SimLog},
+    ports::{Kept, SimLog, SimSnapshots},
     runtime::Process,
     trace::Event,
 };
@@ -31,8 +31,8 @@ use crate::{
 #[derive(Default)]
 pub(super) struct Known {
     logs: BTreeMap<ClusterId, Vec<(String, SimLog)>>,
-    /// Where members are in `logs`.
-    places: BTreeMap<NodeIdx, (ClusterId, usize)>,
+    /// Where members are in `logs`, and their snapshots.
+    places: BTreeMap<NodeIdx, (ClusterId, usize, SimSnapshots)>,
     /// Answers to appends.
     append_answers: u64,
     /// Batches whose entries were told already.
@@ -85,14 +85,14 @@ impl Known {
                 promise_of(RaftRpc::from_code(*rpc)?, request, answer)
             }
         }?;
-        let (cluster, place) = self.places.get(&member)?;
+        let (cluster, place, snapshots) = self.places.get(&member)?;
         let (agent, log) = self.logs.get(cluster)?.get(*place)?;
         Some(Observation::Promised {
             agent: agent.clone(),
             cluster: *cluster,
             term: promise.vote.0,
             index: promise.entry.map_or(LogIndex(0), |(.., index)| index),
-            lacks: lacks(log, &promise),
+            lacks: lacks(log, snapshots, &promise),
         })
     }
 
@@ -155,7 +155,7 @@ impl Known {
 }
 
 /// What a disk lacks of what was promised.
-fn lacks(log: &SimLog, promise: &Promise) -> Option<&'static str> {
+fn lacks(log: &SimLog, snapshots: &SimSnapshots, promise: &Promise) -> Option<&'static str> {
     let vote = log.vote().and_then(|vote| record_vote(&vote));
     let Some(vote) = vote.filter(|vote| *vote >= promise.vote) else {
         return Some("the vote");
@@ -164,7 +164,8 @@ fn lacks(log: &SimLog, promise: &Promise) -> Option<&'static str> {
     let is_held = match log.kept(index) {
         Kept::Record(record) => record_leader(&record) == Some((term, leader)),
         Kept::Purged => true,
-        Kept::Nothing => false,
+        // A snapshot that was taken over is durable before the records below it are purged.
+        Kept::Nothing => index <= snapshots.upto(),
     };
     // A later leader may have had it replaced by now.
     (!is_held && vote == promise.vote).then_some("the entry")
@@ -200,10 +201,11 @@ impl Witness {
     }
 
     /// Makes a log known, to be looked at when something is acknowledged.
-    pub fn watch_log(&self, cluster: ClusterId, member: NodeIdx, agent: String, log: SimLog) {
+    pub fn watch_log(&self, cluster: ClusterId, member: NodeIdx, agent: String, kept: (SimLog, SimSnapshots)) {
+        let (log, snapshots) = kept;
         let Known { logs, places, .. } = &mut self.lock().agents;
         let logs = logs.entry(cluster).or_default();
-        places.insert(member, (cluster, logs.len()));
+        places.insert(member, (cluster, logs.len(), snapshots));
         logs.push((agent, log));
     }
 
