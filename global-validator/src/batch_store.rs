@@ -2,7 +2,8 @@
 //! In: verified batches. Out: batches, once asked for by digest. Called by: intake, peers, the driver.
 //!
 //! # Rules
-//! * Upon a batch: durable before anybody is told. The same batch again changes nothing.
+//! * Upon a batch: durable before anybody is told. The same batch again changes nothing; one that is just being written
+//!   is waited for.
 //! * Upon a batch wanted for execution: from memory, or from the disk with its certificate checked again
 //!   under the roster that its header names. Whether that roster is in force is for the state to say.
 //!
@@ -11,8 +12,9 @@
 //! * What is in the store was certified under a roster that was in force in its cluster: when it came, or before.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     io,
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -28,6 +30,7 @@ use common::{
     roster::Roster,
 };
 use global_core::batch_pool::StoredBatch;
+use tokio::sync::Notify;
 use transport::ports::{Disk, Spawner};
 
 use crate::{
@@ -46,6 +49,8 @@ pub type SharedBatch = Arc<Verified<CertifiedBatch>>;
 
 #[derive(Default)]
 struct Index {
+    /// On their way to the disk.
+    writing: BTreeSet<Digest>,
     by_digest: BTreeMap<Digest, Place>,
     by_seq: BTreeMap<(ClusterId, Founding, BatchSeq), Vec<StoredBatch>>,
     /// Every roster that a header of a cluster's batch may name.
@@ -107,6 +112,21 @@ pub struct BatchStore {
     registry: Arc<Registry>,
     segments: Segments,
     index: Arc<Mutex<Index>>,
+    /// Somebody has written a batch, or gave it up.
+    written: Arc<Notify>,
+}
+
+/// A batch that is being written: by whoever holds this, until it is dropped.
+struct Writing<'a> {
+    store: &'a BatchStore,
+    digest: Digest,
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.store.index().writing.remove(&self.digest);
+        self.store.written.notify_waiters();
+    }
 }
 
 fn damaged(what: impl std::fmt::Display) -> io::Error {
@@ -142,6 +162,7 @@ impl BatchStore {
             registry,
             segments,
             index: Arc::new(Mutex::new(index)),
+            written: Arc::default(),
         })
     }
 
@@ -159,16 +180,36 @@ impl BatchStore {
         let bytes = encode::<CertifiedBatch>(&batch);
         let len = bytes.len();
         let stored = stored(&name, &batch, len);
-        if self.contains(&name.digest) {
+        let Some(writing) = self.begin_writing(name.digest).await else {
             return Ok((stored, false));
-        }
+        };
         let places = self.segments.append(vec![bytes]).await?;
-        let mut index = self.index();
-        // Two callers may have brought the same batch at once; one of them made it new.
-        let is_new = !index.by_digest.contains_key(&name.digest);
-        index.insert(&self.registry, &name, &batch, len, places[0]);
-        index.keep(name.digest, batch, len);
-        Ok((stored, is_new))
+        {
+            let mut index = self.index();
+            index.insert(&self.registry, &name, &batch, len, places[0]);
+            index.keep(name.digest, batch, len);
+        }
+        drop(writing);
+        Ok((stored, true))
+    }
+
+    /// The right to write a batch, when nobody else does. `None`: it is here.
+    async fn begin_writing(&self, digest: Digest) -> Option<Writing<'_>> {
+        loop {
+            let mut written = pin!(self.written.notified());
+            // What is written between the look and the wait is heard of.
+            written.as_mut().enable();
+            {
+                let mut index = self.index();
+                if index.by_digest.contains_key(&digest) {
+                    return None;
+                }
+                if index.writing.insert(digest) {
+                    return Some(Writing { store: self, digest });
+                }
+            }
+            written.await;
+        }
     }
 
     /// A batch for execution, or `None` if it is not here, or if no roster known here certifies it.
@@ -303,6 +344,45 @@ mod tests {
                 Arc::new(batch.verify(&fleet.registry, &roster, FaultModel::Byzantine).unwrap())
             })
             .collect()
+    }
+
+    #[tokio::test]
+    async fn batch_that_two_bring_at_once_is_written_once() {
+        let (disk, fleet) = (MemoryDisk::new(), Fleet::new(1, 3, 4));
+        let store = open(&disk, &fleet);
+        let batch = batches(&fleet, 1).remove(0);
+        let puts = futures::future::join_all((0..3).map(|_| store.put(batch.clone()))).await;
+        let news = puts.into_iter().filter(|put| put.as_ref().unwrap().1);
+        assert_eq!(news.count(), 1);
+        drop(store);
+        let mut records = 0;
+        Segments::open(
+            &on(&disk),
+            &spawner(),
+            &Halt::default(),
+            BATCHES,
+            SEGMENT_BYTES,
+            |_, _| {
+                records += 1;
+                Ok(())
+            },
+        )
+        .unwrap();
+        assert_eq!(records, 1);
+    }
+
+    #[tokio::test]
+    async fn batch_whose_writer_went_away_is_written_by_the_next_one() {
+        let (disk, fleet) = (MemoryDisk::new(), Fleet::new(1, 3, 4));
+        let store = open(&disk, &fleet);
+        let batch = batches(&fleet, 1).remove(0);
+        let digest = batch.digest(&fleet.chain);
+        let writing = store.begin_writing(digest).await.unwrap();
+        let mut put = pin!(store.put(batch));
+        assert!(futures::poll!(put.as_mut()).is_pending(), "somebody writes it");
+        drop(writing);
+        assert!(put.await.unwrap().1);
+        assert!(store.contains(&digest));
     }
 
     #[tokio::test]
