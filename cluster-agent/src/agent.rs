@@ -60,7 +60,7 @@ use crate::{
     peers::{Door, Membership, PeerLink, Requests},
     ports::{AgentPorts, AsyncRuntime, BoxFuture, Lane, Peer},
     raft::{
-        Member, OpenError, RaftConfig, RaftHandle, RaftPorts, RaftRpc, RpcRefusal,
+        AlarmSink, Member, OpenError, RaftConfig, RaftHandle, RaftPorts, RaftRpc, RpcRefusal,
         store::{Recovered, StoreError},
     },
     replica::Replica,
@@ -171,7 +171,7 @@ impl Agent {
                 link: Arc::new(PeerLink::new(registry.clone(), ports.transport.clone())),
                 machine: machine.clone(),
                 check: Arc::new(machine.append_check(registry.clone(), me.cluster)),
-                alarms: Arc::new(|alarm| tracing::error!(?alarm, "a member breaks the protocol")),
+                alarms: log_alarms(),
             },
         )
         .await?;
@@ -230,6 +230,16 @@ impl Agent {
         tracing::info!(label = %shell.me.label, raft = %shell.me.raft, is_new, "agent started");
         Ok(AgentHandle { shell })
     }
+}
+
+/// Writes alarms down, of each device as many as anybody reads.
+fn log_alarms() -> AlarmSink {
+    let complaints = LogLimits::default();
+    Arc::new(move |alarm| {
+        if let Some(not_logged) = complaints.admit(alarm.about().map(RaftNodeId::idx)) {
+            tracing::error!(?alarm, not_logged, "a member breaks the protocol");
+        }
+    })
 }
 
 fn identify(settings: &Settings, registry: &Registry) -> Result<Me, StartError> {

@@ -88,3 +88,20 @@ pub enum RaftAlarm {
         why: String,
     },
 }
+
+impl RaftAlarm {
+    /// Whom it is about, if the evidence names somebody.
+    #[must_use]
+    pub fn about(&self) -> Option<RaftNodeId> {
+        match self {
+            Self::ForkedLog { .. } | Self::ConflictBelowCommitted { .. } => None,
+            Self::BadCommand { from, .. }
+            | Self::BadMembership { from, .. }
+            | Self::NotAMember { from, .. }
+            | Self::WrongSender { from, .. }
+            | Self::TermJump { from, .. }
+            | Self::BadSnapshot { from, .. } => Some(*from),
+            Self::TwoLeaders { second, .. } => Some(*second),
+        }
+    }
+}

@@ -20,6 +20,7 @@ use openraft::{
 };
 use openraft_rt::{AsyncRuntime, Instant};
 use tokio::sync::Semaphore;
+use transport::log_limit::LogLimits;
 
 use super::{
     alarm::AlarmSink,
@@ -217,6 +218,7 @@ impl<R: AsyncRuntime> RaftHandle<R> {
                 config.snapshot_idle(),
             ),
             on_the_way,
+            complaints: LogLimits::default(),
             last_leader: Mutex::new(None),
         });
         let in_flight = Arc::default();

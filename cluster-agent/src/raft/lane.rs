@@ -35,7 +35,7 @@ use super::{
     codec::{self, AppendReply},
     network::encode_answer,
     on_the_way::Claim,
-    server::{LANES_PER_PEER_MAX, RpcRefusal, Server, parse},
+    server::{LANES_PER_PEER_MAX, RpcRefusal, Server},
     types::{TypeConfig, vote_to_wire},
 };
 use crate::ports::{Lane, LaneReceiver};
@@ -76,7 +76,7 @@ impl<R: AsyncRuntime> Intake<R> {
         let share = u32::try_from(share).expect("clamped to 2 MiB");
         // Fails only on a closed semaphore, and nobody closes it.
         let bytes = self.room.clone().acquire_many_owned(share).await.ok()?;
-        let admitted = self.server.admit(self.from, |from| parse(from, &body));
+        let admitted = self.server.admit(self.from, |from| self.server.parse(from, &body));
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         match admitted {
             Ok((request, claim)) => {

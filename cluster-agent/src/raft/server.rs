@@ -28,7 +28,7 @@ use std::{
 
 use common::{
     bug::{self, Bug},
-    ids::{DeviceId, Digest, RaftNodeId, Term},
+    ids::{DeviceId, Digest, NodeIdx, RaftNodeId, Term},
 };
 use openraft::{
     async_runtime::WatchReceiver,
@@ -37,6 +37,7 @@ use openraft::{
 };
 use openraft_rt::AsyncRuntime;
 use tokio::sync::Semaphore;
+use transport::log_limit::LogLimits;
 
 use super::{
     alarm::{AlarmSink, RaftAlarm},
@@ -172,6 +173,8 @@ pub(super) struct Server<R: AsyncRuntime> {
     pub appends: Arc<Semaphore>,
     /// The same of lanes, of each peer that has some.
     pub lanes: Mutex<BTreeMap<RaftNodeId, Arc<Semaphore>>>,
+    /// About which device how many lines were written.
+    pub complaints: LogLimits<NodeIdx>,
     /// The greatest leader that sent an append, and whether a second one of its term was told of.
     pub last_leader: Mutex<Option<(WireVote, bool)>>,
 }
@@ -186,18 +189,24 @@ impl<R: AsyncRuntime> Server<R> {
         }
         match kind {
             RaftRpc::Append => self.append(from, body).await.map(codec::encode),
-            RaftRpc::Vote => self.ballot(from, parse(from, body)?, false).await.map(codec::encode),
-            RaftRpc::PreVote => self.ballot(from, parse(from, body)?, true).await.map(codec::encode),
+            RaftRpc::Vote => self
+                .ballot(from, self.parse(from, body)?, false)
+                .await
+                .map(codec::encode),
+            RaftRpc::PreVote => self
+                .ballot(from, self.parse(from, body)?, true)
+                .await
+                .map(codec::encode),
             RaftRpc::Snapshot => {
-                let frame: SnapshotFrame = parse(from, body)?;
+                let frame: SnapshotFrame = self.parse(from, body)?;
                 self.check_vote(from, frame.vote)?;
                 if !frame.vote.is_committed {
-                    return Err(malformed(from, "a snapshot of a candidate"));
+                    return Err(self.malformed(from, "a snapshot of a candidate"));
                 }
                 self.check_is_not_removed(from, frame.vote)?;
                 self.snapshots.frame(from, frame).await.map(codec::encode)
             }
-            RaftRpc::TransferLeader => self.transfer(from, parse(from, body)?).await.map(codec::encode),
+            RaftRpc::TransferLeader => self.transfer(from, self.parse(from, body)?).await.map(codec::encode),
         }
     }
 
@@ -252,7 +261,7 @@ impl<R: AsyncRuntime> Server<R> {
         let request = AppendEntriesRequest {
             vote: vote_from_wire(request.vote),
             prev_log_id: request.previous.map(log_id_from_wire),
-            entries: entries.map_err(|why| malformed(from, why))?,
+            entries: entries.map_err(|why| self.malformed(from, why))?,
             leader_commit,
         };
         if bug::active(Bug::ConflictKept) {
@@ -276,10 +285,21 @@ impl<R: AsyncRuntime> Server<R> {
         request
     }
 
+    pub(super) fn parse<T: codec::Body>(&self, from: RaftNodeId, body: &[u8]) -> Answer<T> {
+        codec::decode(body).map_err(|error| self.malformed(from, error))
+    }
+
+    fn malformed(&self, from: RaftNodeId, why: impl std::fmt::Display) -> RpcRefusal {
+        if let Some(not_logged) = self.complaints.admit(from.idx()) {
+            tracing::warn!(%from, %why, not_logged, "malformed raft request");
+        }
+        RpcRefusal::Malformed
+    }
+
     async fn append(&self, from: RaftNodeId, body: &[u8]) -> Answer<AppendReply> {
         // Fails only on a closed semaphore, and nobody closes it.
         let turn = self.appends.clone().acquire_owned().await;
-        let (request, claim) = self.admit(from, |from| parse(from, body))?;
+        let (request, claim) = self.admit(from, |from| self.parse(from, body))?;
         // A task of its own: who asked may go away, while the claim stands until openraft has answered.
         let raft = self.raft.clone();
         let appending = R::spawn(async move {
@@ -533,15 +553,6 @@ fn check_leaders(request: &AppendRequest) -> Answer<()> {
     } else {
         Ok(())
     }
-}
-
-pub(super) fn parse<T: codec::Body>(from: RaftNodeId, body: &[u8]) -> Answer<T> {
-    codec::decode(body).map_err(|error| malformed(from, error))
-}
-
-pub(super) fn malformed(from: RaftNodeId, why: impl std::fmt::Display) -> RpcRefusal {
-    tracing::warn!(%from, %why, "malformed raft request");
-    RpcRefusal::Malformed
 }
 
 pub(super) fn panicked(error: impl std::fmt::Display) -> RpcRefusal {
