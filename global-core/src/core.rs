@@ -200,7 +200,7 @@ impl<E: Execution> GlobalCore<E> {
             }
             Input::Tick => self.tell(now, consensus::Input::Tick, effects),
             // Two ways lead it to the disk, and the second one may end after its block was executed.
-            Input::BatchStored(stored) if self.admission(&stored.batch) == Some(Admission::Executed) => {}
+            Input::BatchStored(stored) if self.is_past(&stored.batch) => {}
             Input::BatchStored(stored) => self.pool.insert(stored),
             // What would not be stored if its cluster brought it is not fetched either.
             Input::BatchHeard { batch, .. } if self.admission(&batch) != Some(Admission::Store) => {}
@@ -280,6 +280,12 @@ impl<E: Execution> GlobalCore<E> {
         Some(self.pool.admission(batch, cursors.get(&batch.cluster)?))
     }
 
+    /// Whether what the batch says was executed, or never will be.
+    fn is_past(&self, batch: &BatchRef) -> bool {
+        let cursors = self.ledger.executed_state().cursors();
+        cursors.get(&batch.cluster).is_some_and(|cursor| cursor.is_past(batch))
+    }
+
     /// Whether the block that [`Effect::FetchBlock`] asked for is still missed. If not, the request may be given up.
     #[must_use]
     pub fn misses_block(&self, digest: &Digest) -> bool {
@@ -301,8 +307,11 @@ impl<E: Execution> GlobalCore<E> {
         assert!(self.view() > self.tip().view, "the view is above the last final one");
         assert!(self.ledger.executed_height() <= self.tip().height, "executed is final");
         assert!(self.block_fetches.len() <= FETCHES_MAX && self.batch_fetches.len() <= FETCHES_MAX);
-        let held = self.holdings(Height(0));
-        assert!(held.views <= held.views_max(), "too many views are held: {held:?}");
+        let views_max = self.view().0 - self.tip().view.0 + consensus::LOOK_AHEAD;
+        assert!(
+            self.consensus.views_held() as u64 <= views_max,
+            "too many views are held"
+        );
     }
 
     fn tell(&mut self, now: Now, input: consensus::Input, effects: &mut Vec<Effect>) {

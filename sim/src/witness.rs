@@ -1,6 +1,6 @@
 //! The witness of a run: hears everything that the shells show, and asks every checker.
 //!
-//! * `agents`: what they apply and close, when they lead, what their logs' disks hold.
+//! * `agents`: what they apply and close, when they lead, what they answer each other, what their logs' disks hold.
 //! * `validators`: what they send, execute and order, and what their disks hold.
 //! * `chain`: the final blocks, executed once more.
 //!

@@ -96,7 +96,7 @@ impl BatchPool {
     #[must_use]
     pub fn admission(&self, batch: &BatchRef, cursor: &Cursor) -> Admission {
         let place = (batch.cluster, batch.founding);
-        if batch.founding < cursor.founding || (batch.founding == cursor.founding && batch.seq < cursor.next) {
+        if cursor.is_past(batch) {
             return Admission::Executed;
         }
         let full = Admission::Full { next: cursor.next };

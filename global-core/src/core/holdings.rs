@@ -1,4 +1,4 @@
-//! How much a core holds: all that could grow while it runs.
+//! How much a core holds of what follows the chain.
 
 use std::collections::BTreeMap;
 

@@ -19,6 +19,12 @@ pub struct Cursor {
 }
 
 impl Cursor {
+    /// Whether `batch` can be no next one any more: its number was executed, or its founding is over.
+    #[must_use]
+    pub fn is_past(&self, batch: &BatchRef) -> bool {
+        batch.founding < self.founding || (batch.founding == self.founding && batch.seq < self.next)
+    }
+
     /// The cursor after `batch`.
     #[must_use]
     pub fn after(&self, batch: &BatchRef) -> Self {

@@ -91,7 +91,7 @@ fn origin(seen: &Observation) -> (Option<&str>, Option<ClusterId>) {
         | Observation::ReadWithin { agent, cluster, .. }
         | Observation::LinearizableRead { agent, cluster, .. }
         | Observation::Committed { agent, cluster, .. }
-        | Observation::Promised { agent, cluster, .. }
+        | Observation::Pledged { agent, cluster, .. }
         | Observation::Side { agent, cluster, .. } => (Some(agent), Some(*cluster)),
         Observation::Executed { validator, .. }
         | Observation::Root { validator, .. }
@@ -108,7 +108,7 @@ fn origin(seen: &Observation) -> (Option<&str>, Option<ClusterId>) {
 
 #[cfg(test)]
 mod tests {
-    use common::ids::{Digest, Height, LogIndex, LogPosition, Term};
+    use common::ids::{BatchSeq, Digest, Height, LogIndex, LogPosition, Term};
 
     use super::*;
 
@@ -145,5 +145,27 @@ mod tests {
         assert!(!suspects.judges("one-holder", &acts("c1-2")));
         assert!(suspects.judges("one-holder", &acts("c10-2")));
         assert!(!suspects.judges("ends-visibly", &acts("c10-2")));
+    }
+
+    #[test]
+    fn what_a_suspect_cluster_closed_bounds_honest_validators_and_counts_for_nothing_else() {
+        let mut suspects = Suspects::default();
+        suspects.add_cluster(ClusterId(0));
+        suspects.add_process("v1");
+        let closed = Observation::Closed {
+            cluster: ClusterId(0),
+            seq: BatchSeq(1),
+            digest: Digest::default(),
+            entries: Vec::new(),
+        };
+        assert!(suspects.judges("bounded-memory", &closed));
+        assert!(!suspects.judges("exactly-once", &closed));
+        let holds = |validator: &str| Observation::Holds {
+            validator: validator.into(),
+            height: Height(1),
+            holdings: Default::default(),
+        };
+        assert!(suspects.judges("bounded-memory", &holds("v2")));
+        assert!(!suspects.judges("bounded-memory", &holds("v1")));
     }
 }

@@ -1,4 +1,4 @@
-//! durable-before-sent: what a vote, a proposal or an answer promises is on the disk of whoever sends it when it leaves.
+//! durable-before-sent: what a vote, a proposal or an answer pledges is on the disk of whoever sends it when it leaves.
 //!
 //! # Rules
 //! * Of a validator: the record of its vote or proposal, and of a finalize vote the notarization that it answers.
@@ -32,7 +32,7 @@ impl Checker for DurableBeforeSent {
                 format!("a proposal of validator {validator} in view {}", ballot.view),
                 lacks,
             ),
-            Observation::Promised {
+            Observation::Pledged {
                 agent,
                 term,
                 index,
@@ -93,16 +93,16 @@ mod tests {
     }
 
     #[test]
-    fn answer_that_left_before_what_it_promises_was_durable_is_caught() {
-        let promised = |lacks| Observation::Promised {
+    fn answer_that_left_before_what_it_pledges_was_durable_is_caught() {
+        let pledged = |lacks| Observation::Pledged {
             agent: "c1-2".into(),
             cluster: ClusterId(0),
             term: Term(3),
             index: LogIndex(9),
             lacks,
         };
-        assert_eq!(judge(DurableBeforeSent, &[(0, promised(None))]), Ok(()));
-        let told = judge(DurableBeforeSent, &[(0, promised(Some("the entry")))]);
+        assert_eq!(judge(DurableBeforeSent, &[(0, pledged(None))]), Ok(()));
+        let told = judge(DurableBeforeSent, &[(0, pledged(Some("the entry")))]);
         assert!(told.unwrap_err().contains("c1-2 in term 3 for its log up to 9"));
     }
 }

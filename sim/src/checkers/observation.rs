@@ -237,17 +237,17 @@ pub enum Observation {
         /// Whose.
         agent: String,
     },
-    /// A member answered another one's request of Raft, and promised something by that.
-    Promised {
+    /// A member answered another one's request of Raft, and pledged something by that.
+    Pledged {
         /// Who answered.
         agent: String,
         /// Where.
         cluster: ClusterId,
-        /// The term in which it promised it.
+        /// The term in which it pledged it.
         term: Term,
         /// Up to where it says that it holds the log; 0 if it says nothing of that.
         index: LogIndex,
-        /// What its disk lacks of what it promised.
+        /// What its disk lacks of what it pledged.
         lacks: Option<&'static str>,
     },
     /// A member's term and what it takes for committed, now and then and when it begins to lead.

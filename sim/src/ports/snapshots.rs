@@ -20,7 +20,7 @@ pub struct SimSnapshots {
     disk: SimDisk,
     memory: MemorySnapshots,
     begun: Arc<AtomicU64>,
-    /// Up to where the newest one stands for the log.
+    /// Up to where one stood for the log.
     upto: Arc<AtomicU64>,
 }
 
@@ -47,7 +47,7 @@ impl SimSnapshots {
         Arc::new(OnDisk { disk, bytes })
     }
 
-    /// Last index for which the newest durable one stands; 0 without one.
+    /// Last index for which a durable one stood; 0 if there was none.
     #[must_use]
     pub fn upto(&self) -> LogIndex {
         LogIndex(self.upto.load(Ordering::Relaxed))
@@ -107,7 +107,7 @@ impl SnapshotStore for SimSnapshots {
                 return Err(StoreError::Io(error.to_string()));
             }
             let published = store.memory.publish(draft, at).await?;
-            store.upto.store(at.index.0, Ordering::Relaxed);
+            store.upto.fetch_max(at.index.0, Ordering::Relaxed);
             Ok(store.on_the_disk(published))
         })
     }

@@ -21,11 +21,11 @@ use crate::{
 /// Records above what snapshots leave that a log may have: what comes in while one is made on a slow disk, and purged.
 const LOG_SLACK: u64 = 1_000;
 
-/// Bytes that wait to become final: the rows of closed batches are counted here, whatever the batcher takes their sum for.
+/// Bytes of the rows that wait to become final, whatever the batcher takes their sum for.
 fn outbox_bytes(batcher: &Batcher) -> u64 {
     let closed = batcher.outbox().flat_map(|batch| batch.entries.iter());
-    let closed: usize = closed.map(|row| row.encoded_len()).sum();
-    closed as u64 + batcher.pending_bytes().saturating_sub(batcher.outbox_bytes())
+    let rows = closed.chain(batcher.open_rows());
+    rows.map(|row| row.encoded_len() as u64).sum()
 }
 
 /// What became of all tasks.

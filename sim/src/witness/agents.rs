@@ -1,4 +1,4 @@
-//! What agents apply and close, when they lead, and what the disks of their logs hold.
+//! What agents apply and close, when they lead, what they answer each other, and what the disks of their logs hold.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use cluster_agent::{
     agent::AgentHandle,
     peers::MEMBER_BYTES,
     raft::{
-        Promise, RaftRole, RaftRpc, RaftStatus, promise_of,
+        Pledge, RaftRole, RaftRpc, RaftStatus, pledge_of,
         store::{record_command, record_leader, record_vote},
     },
 };
@@ -75,24 +75,24 @@ impl Known {
         new
     }
 
-    /// What a member promised by an answer, and what its disk lacks of that.
-    fn promised(&self, member: NodeIdx, kind: FrameKind, request: &[u8], answer: &[u8]) -> Option<Observation> {
-        let promise = match kind {
-            FrameKind::RaftLane => promise_of(RaftRpc::Append, request, answer),
-            FrameKind::RaftAppend => promise_of(RaftRpc::Append, request.get(MEMBER_BYTES..)?, answer),
+    /// What a member pledged by an answer, and what its disk lacks of that.
+    fn pledged(&self, member: NodeIdx, kind: FrameKind, request: &[u8], answer: &[u8]) -> Option<Observation> {
+        let pledge = match kind {
+            FrameKind::RaftLane => pledge_of(RaftRpc::Append, request, answer),
+            FrameKind::RaftAppend => pledge_of(RaftRpc::Append, request.get(MEMBER_BYTES..)?, answer),
             _ => {
                 let (rpc, request) = request.get(MEMBER_BYTES..)?.split_first()?;
-                promise_of(RaftRpc::from_code(*rpc)?, request, answer)
+                pledge_of(RaftRpc::from_code(*rpc)?, request, answer)
             }
         }?;
         let (cluster, place, snapshots) = self.places.get(&member)?;
         let (agent, log) = self.logs.get(cluster)?.get(*place)?;
-        Some(Observation::Promised {
+        Some(Observation::Pledged {
             agent: agent.clone(),
             cluster: *cluster,
-            term: promise.vote.0,
-            index: promise.entry.map_or(LogIndex(0), |(.., index)| index),
-            lacks: lacks(log, snapshots, &promise),
+            term: pledge.vote.0,
+            index: pledge.entry.map_or(LogIndex(0), |(.., index)| index),
+            lacks: lacks(log, snapshots, &pledge),
         })
     }
 
@@ -154,21 +154,22 @@ impl Known {
     }
 }
 
-/// What a disk lacks of what was promised.
-fn lacks(log: &SimLog, snapshots: &SimSnapshots, promise: &Promise) -> Option<&'static str> {
+/// What a disk lacks of what was pledged.
+fn lacks(log: &SimLog, snapshots: &SimSnapshots, pledge: &Pledge) -> Option<&'static str> {
     let vote = log.vote().and_then(|vote| record_vote(&vote));
-    let Some(vote) = vote.filter(|vote| *vote >= promise.vote) else {
+    let Some(vote) = vote.filter(|vote| *vote >= pledge.vote) else {
         return Some("the vote");
     };
-    let (term, leader, index) = promise.entry?;
+    let (term, leader, index) = pledge.entry?;
     let is_held = match log.kept(index) {
+        // A snapshot that was taken over is durable before the records below it are purged, whatever they are.
+        _ if index <= snapshots.upto() => true,
         Kept::Record(record) => record_leader(&record) == Some((term, leader)),
         Kept::Purged => true,
-        // A snapshot that was taken over is durable before the records below it are purged.
-        Kept::Nothing => index <= snapshots.upto(),
+        Kept::Nothing => false,
     };
     // A later leader may have had it replaced by now.
-    (!is_held && vote == promise.vote).then_some("the entry")
+    (!is_held && vote == pledge.vote).then_some("the entry")
 }
 
 /// Who led when a record was appended.
@@ -200,7 +201,7 @@ impl Witness {
         });
     }
 
-    /// Makes a log known, to be looked at when something is acknowledged.
+    /// Makes a log known, to be looked at when something is acknowledged or a member pledges something.
     pub fn watch_log(&self, cluster: ClusterId, member: NodeIdx, agent: String, kept: (SimLog, SimSnapshots)) {
         let (log, snapshots) = kept;
         let Known { logs, places, .. } = &mut self.lock().agents;
@@ -211,7 +212,7 @@ impl Witness {
 
     /// An honest member of a cluster answers another one.
     pub(super) fn hear_member(&self, member: NodeIdx, kind: FrameKind, request: &[u8], answer: &[u8]) {
-        let promised = {
+        let pledged = {
             let known = &mut self.lock().agents;
             if kind != FrameKind::RaftVote {
                 known.append_answers += 1;
@@ -219,10 +220,10 @@ impl Witness {
                     return;
                 }
             }
-            known.promised(member, kind, request, answer)
+            known.pledged(member, kind, request, answer)
         };
-        if let Some(promised) = promised {
-            self.see(&promised);
+        if let Some(pledged) = pledged {
+            self.see(&pledged);
         }
     }
 

@@ -71,12 +71,16 @@ impl SimTransport {
         }
         let body = request.body.clone();
         // The receiver was killed while it worked, or panicked, which its process remembers.
-        let Ok(handled) = process.spawn(handle(service, peer, kind, request)).await else {
+        let handling = answer_aloud(
+            network.clone(),
+            ends.to,
+            handle(service, peer, kind, request.clone()),
+            request,
+            kind,
+        );
+        let Ok(handled) = process.spawn(handling).await else {
             return Exchange::Silence;
         };
-        if let Ok(answer) = &handled {
-            network.overhear_answer(&ends.to, kind, &body, answer);
-        }
         let answer = match network.tapped_answer(&ends, kind, &body, handled) {
             Ok(body) => Frame::new(ANSWER_KIND, body),
             Err(refusal) => Frame::new(REFUSAL_KIND, common::codec::encode(&refusal).into()),
@@ -156,6 +160,19 @@ async fn handle(service: Arc<dyn Service>, peer: Peer, kind: FrameKind, request:
         Ok((kind, _)) => service.handle(peer, kind, request.body).await,
         Err(error) => panic!("a shell sent what its own protocol refuses: {error}"),
     }
+}
+
+/// What `server` answers, which is heard as it leaves: who asked may be gone or paused by then.
+async fn answer_aloud(
+    network: SimNetwork,
+    server: DeviceId,
+    handled: impl Future<Output = Result<Bytes, Refusal>>,
+    request: Frame,
+    kind: FrameKind,
+) -> Result<Bytes, Refusal> {
+    let answer = handled.await?;
+    network.overhear_answer(&server, kind, &request.body, &answer);
+    Ok(answer)
 }
 
 pub(super) enum Exchange {

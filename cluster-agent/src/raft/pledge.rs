@@ -1,4 +1,6 @@
-//! What a member promises by an answer: what its disk must hold when the answer leaves.
+//! What a member pledges by an answer: what its disk must hold when the answer leaves.
+//!
+//! A snapshot that was taken over is no part of this: its frames do not say where it stands in the log.
 //!
 //! For whoever checks members from outside. A member's own answers wait for its disk in openraft and in
 //! [`log`](super::log).
@@ -12,7 +14,7 @@ use super::{
 
 /// What must outlive a loss of power once the answer was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Promise {
+pub struct Pledge {
     /// The vote: the term, who is to lead in it, and whether that one was elected. A greater one will do.
     pub vote: (Term, RaftNodeId, bool),
     /// The log up to this entry, named by its term, leader and index, as long as the vote is no greater: a later leader may have
@@ -20,7 +22,7 @@ pub struct Promise {
     pub entry: Option<(Term, RaftNodeId, LogIndex)>,
 }
 
-impl Promise {
+impl Pledge {
     fn new(vote: WireVote, entry: Option<WireLogId>) -> Self {
         Self {
             vote: (vote.term, vote.candidate, vote.is_committed),
@@ -29,10 +31,10 @@ impl Promise {
     }
 }
 
-/// What a member promised that was asked `request` and said `answer`, as they crossed the wire without the frame around them and
-/// without the name of the member. `None` if it promised nothing, and for bytes that are neither.
+/// What a member pledged that was asked `request` and said `answer`, as they crossed the wire without the frame around them and
+/// without the name of the member. `None` if it pledged nothing, and for bytes that are neither.
 #[must_use]
-pub fn promise_of(kind: RaftRpc, request: &[u8], answer: &[u8]) -> Option<Promise> {
+pub fn pledge_of(kind: RaftRpc, request: &[u8], answer: &[u8]) -> Option<Pledge> {
     let (0, reply) = answer.split_first()? else {
         return None;
     };
@@ -48,12 +50,12 @@ pub fn promise_of(kind: RaftRpc, request: &[u8], answer: &[u8]) -> Option<Promis
                 AppendReply::PartialSuccess(id) => id,
                 _ => last.or(request.previous),
             };
-            Some(Promise::new(request.vote, entry))
+            Some(Pledge::new(request.vote, entry))
         }
         RaftRpc::Vote => {
             let reply: BallotReply = read(reply)?;
             let request: BallotRequest = read(request)?;
-            reply.is_granted.then(|| Promise::new(request.vote, None))
+            reply.is_granted.then(|| Pledge::new(request.vote, None))
         }
         RaftRpc::PreVote | RaftRpc::Snapshot | RaftRpc::TransferLeader => None,
     }
@@ -92,8 +94,8 @@ mod tests {
         }
     }
 
-    /// What is promised by answering `reply` to an append of so many entries above index 7.
-    fn of_append(entries: u64, reply: AppendReply) -> Option<Promise> {
+    /// What is pledged by answering `reply` to an append of so many entries above index 7.
+    fn of_append(entries: u64, reply: AppendReply) -> Option<Pledge> {
         let entry = |index| WireEntry {
             id: id(index),
             payload: WirePayload::Blank,
@@ -107,15 +109,15 @@ mod tests {
             committed: None,
         };
         let answer = encode_answer(Ok(encode(reply)));
-        promise_of(RaftRpc::Append, &encode(request), &answer)
+        pledge_of(RaftRpc::Append, &encode(request), &answer)
     }
 
     #[test]
-    fn who_takes_an_append_promises_its_leader_and_its_last_entry() {
+    fn who_takes_an_append_pledges_its_leader_and_its_last_entry() {
         let up_to = |index| Some((Term(4), LEADER, LogIndex(index)));
-        let promised = of_append(2, AppendReply::Success).unwrap();
-        assert_eq!(promised.vote, (Term(5), LEADER, true));
-        assert_eq!(promised.entry, up_to(9));
+        let pledged = of_append(2, AppendReply::Success).unwrap();
+        assert_eq!(pledged.vote, (Term(5), LEADER, true));
+        assert_eq!(pledged.entry, up_to(9));
         assert_eq!(
             of_append(0, AppendReply::Success).unwrap().entry,
             up_to(7),
@@ -128,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn who_grants_a_vote_promises_it_and_who_refuses_promises_nothing() {
+    fn who_grants_a_vote_pledges_it_and_who_refuses_pledges_nothing() {
         let told = |kind, is_granted| {
             let request = BallotRequest {
                 vote: vote(false),
@@ -140,14 +142,14 @@ mod tests {
                 is_granted,
                 last: None,
             };
-            promise_of(kind, &encode(request), &encode_answer(Ok(encode(reply))))
+            pledge_of(kind, &encode(request), &encode_answer(Ok(encode(reply))))
         };
         let granted = told(RaftRpc::Vote, true).unwrap();
         assert_eq!((granted.vote, granted.entry), ((Term(5), LEADER, false), None));
         assert_eq!(told(RaftRpc::Vote, false), None);
         assert_eq!(told(RaftRpc::PreVote, true), None, "nothing is written for it");
         let refusal = encode_answer(Err(RpcRefusal::Quarantined));
-        assert_eq!(promise_of(RaftRpc::Vote, &[], &refusal), None);
-        assert_eq!(promise_of(RaftRpc::Append, b"no request", b"no answer"), None);
+        assert_eq!(pledge_of(RaftRpc::Vote, &[], &refusal), None);
+        assert_eq!(pledge_of(RaftRpc::Append, b"no request", b"no answer"), None);
     }
 }
