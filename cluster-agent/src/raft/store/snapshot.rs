@@ -19,7 +19,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use common::ids::{Digest, LogPosition};
+use common::ids::{Digest, LogIndex, LogPosition, Term};
 use futures::{FutureExt, channel::oneshot, future::BoxFuture};
 
 use super::StoreError;
@@ -93,8 +93,9 @@ pub trait SnapshotStore: Send + Sync + 'static {
     /// [`StoreError::Io`].
     fn draft(&self, name: DraftName) -> Result<Box<dyn SnapshotDraft>, StoreError>;
 
-    /// Makes `draft`, which was [synced](SnapshotDraft::sync), the newest snapshot. When this returns it
-    /// survives a loss of power; on an error the one before is whole.
+    /// Makes `draft`, which was [synced](SnapshotDraft::sync), the newest snapshot, unless there is one of a higher place: it may
+    /// have been taken over from a leader meanwhile. When this returns it survives a loss of power; on an error the one before is
+    /// whole.
     fn publish(
         &self,
         draft: Box<dyn SnapshotDraft>,
@@ -167,10 +168,13 @@ impl SnapshotDraft for MemoryBytes {
     }
 }
 
+/// Where a snapshot stands in the log, ordered as the names of files are.
+type Place = (LogIndex, Term);
+
 /// Snapshots in memory: "restart" is to use the same value again.
 #[derive(Clone, Debug, Default)]
 pub struct MemorySnapshots {
-    newest: Arc<Mutex<Option<MemoryBytes>>>,
+    newest: Arc<Mutex<Option<(Place, MemoryBytes)>>>,
     /// The incoming draft.
     incoming: Arc<Mutex<Option<(String, Bytes)>>>,
 }
@@ -190,7 +194,7 @@ impl SnapshotStore for MemorySnapshots {
     }
 
     fn newest(&self) -> Result<Option<Arc<dyn SnapshotBytes>>, StoreError> {
-        Ok(lock(&self.newest).clone().map(|bytes| Arc::new(bytes) as _))
+        Ok(lock(&self.newest).clone().map(|(_, bytes)| Arc::new(bytes) as _))
     }
 
     fn draft(&self, name: DraftName) -> Result<Box<dyn SnapshotDraft>, StoreError> {
@@ -212,7 +216,7 @@ impl SnapshotStore for MemorySnapshots {
     fn publish(
         &self,
         draft: Box<dyn SnapshotDraft>,
-        _at: LogPosition,
+        at: LogPosition,
     ) -> BoxFuture<'static, Result<Arc<dyn SnapshotBytes>, StoreError>> {
         let mut bytes = vec![0; usize::try_from(draft.bytes_len()).unwrap_or(usize::MAX)];
         let read = draft.read_at(0, &mut bytes);
@@ -222,7 +226,11 @@ impl SnapshotStore for MemorySnapshots {
             ..MemoryBytes::default()
         };
         let published = read.map(|()| {
-            *lock(&self.newest) = Some(newest.clone());
+            let place = (at.index, at.term);
+            let mut kept = lock(&self.newest);
+            if kept.as_ref().is_none_or(|(newer, _)| *newer <= place) {
+                *kept = Some((place, newest.clone()));
+            }
             Arc::new(newest) as Arc<dyn SnapshotBytes>
         });
         async { published }.boxed()

@@ -1,5 +1,3 @@
-use common::ids::{LogIndex, Term};
-
 use super::*;
 
 fn at(index: u64, term: u64) -> LogPosition {
@@ -9,14 +7,14 @@ fn at(index: u64, term: u64) -> LogPosition {
     }
 }
 
-async fn save(store: &FileSnapshots, at: LogPosition, text: &str) -> Result<(), StoreError> {
+async fn save(store: &dyn SnapshotStore, at: LogPosition, text: &str) -> Result<(), StoreError> {
     let mut draft = store.draft(DraftName::Own)?;
     draft.append(text.as_bytes())?;
     draft.sync()?;
     store.publish(draft, at).await.map(drop)
 }
 
-fn newest(store: &FileSnapshots) -> Option<String> {
+fn newest(store: &dyn SnapshotStore) -> Option<String> {
     store.newest().unwrap().map(|bytes| text(&*bytes))
 }
 
@@ -39,6 +37,22 @@ async fn newest_snapshot_is_kept_older_ones_are_removed_and_still_readable_for_w
     assert_eq!(names(&dir).unwrap(), ["snap-00000000000000000010-00000000000000000002"]);
     assert_eq!(text(&*read), "nine");
     assert_eq!(newest(&FileSnapshots::open(&dir).unwrap()).as_deref(), Some("ten"));
+}
+
+#[tokio::test]
+async fn own_snapshot_that_is_late_does_not_replace_one_that_was_taken_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let stores: [Box<dyn SnapshotStore>; 2] = [
+        Box::new(FileSnapshots::open(dir.path()).unwrap()),
+        Box::new(MemorySnapshots::default()),
+    ];
+    for store in &stores {
+        save(&**store, at(10, 2), "ten").await.unwrap();
+        save(&**store, at(9, 2), "nine").await.unwrap();
+        assert_eq!(newest(&**store).as_deref(), Some("ten"));
+        save(&**store, at(11, 2), "eleven").await.unwrap();
+        assert_eq!(newest(&**store).as_deref(), Some("eleven"));
+    }
 }
 
 #[tokio::test]
