@@ -78,21 +78,19 @@ impl Checker for BoundedMemory {
                 agent,
                 outbox_bytes,
                 outbox_bytes_max,
-                ..
-            } if outbox_bytes > outbox_bytes_max => {
-                return Err(format!(
-                    "the outbox of {agent} has {outbox_bytes} bytes, its quota is {outbox_bytes_max}"
-                ));
-            }
-            Observation::Sizes {
-                agent,
                 log_records,
                 log_records_max,
-                ..
-            } if log_records > log_records_max => {
-                return Err(format!(
-                    "the log of {agent} has {log_records} records, it should have {log_records_max} at most"
-                ));
+            } => {
+                if outbox_bytes > outbox_bytes_max {
+                    return Err(format!(
+                        "the outbox of {agent} has {outbox_bytes} bytes, its quota is {outbox_bytes_max}"
+                    ));
+                }
+                if log_records > log_records_max {
+                    return Err(format!(
+                        "the log of {agent} has {log_records} records, it should have {log_records_max} at most"
+                    ));
+                }
             }
             _ => {}
         }

@@ -171,10 +171,11 @@ impl Sender {
 
 impl LaneSender for Sender {
     fn send(&mut self, body: Bytes) -> BoxFuture<'_, Result<(), CallError>> {
-        if let Some(server) = &self.way.server
-            && let Some(request) = taken(&self.taken).pop_front()
-        {
-            self.network.overhear_answer(server, self.way.kind, &request, &body);
+        if let Some(server) = &self.way.server {
+            let answered = taken(&self.taken).pop_front();
+            if let Some(request) = answered {
+                self.network.overhear_answer(server, self.way.kind, &request, &body);
+            }
         }
         let body = match &self.way.opener {
             None => Some(body),
